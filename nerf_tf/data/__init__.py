@@ -1,0 +1,1 @@
+"""Files on disk -> Scene -> stream of ray batches."""

@@ -1,0 +1,1 @@
+"""Points and view directions -> raw colour and density."""
