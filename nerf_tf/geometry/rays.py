@@ -56,9 +56,7 @@ def pixel_rays(camera: Camera, c2w: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor)
     return origins, tf.ensure_shape(directions, origins.shape)
 
 
-def ndc_rays(
-    camera: Camera, near: float, origins: tf.Tensor, directions: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def ndc_rays(camera: Camera, near: float, origins: tf.Tensor, directions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Moves rays into normalised device coordinates (paper, appendix C).
 
     Origins first slide to the plane z = -near, which becomes t = 0; infinity becomes t = 1. A step in t is then a

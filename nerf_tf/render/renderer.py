@@ -228,5 +228,5 @@ class Renderer:
         total = sum(camera.height * camera.width for camera in cameras)
         with tqdm(total=total, desc=description, unit="ray", unit_scale=True, dynamic_ncols=True) as bar:
             for i, (camera, c2w) in enumerate(zip(cameras, poses, strict=True)):
-                bar.set_postfix_str(f"view {i + 1}/{len(cameras)}")
+                bar.set_postfix_str(f"view {i + 1}/{len(cameras)}", refresh=False)
                 yield self.image(camera, c2w, None if poses_viewdirs is None else poses_viewdirs[i], bar.update)

@@ -1,0 +1,27 @@
+"""`python -m nerf_tf`, and the console script `nerf-tf`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import app
+
+from nerf_tf import config
+
+
+def _run(argv: list[str]) -> None:
+    # TensorFlow takes seconds to load: not before the flags are known to be good.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    from nerf_tf import app as nerf_app
+
+    sys.exit(nerf_app.main(argv))
+
+
+def main() -> None:
+    """Reads flags and config file, then runs the program."""
+    app.run(_run, flags_parser=config.parse_flags)
+
+
+if __name__ == "__main__":
+    main()

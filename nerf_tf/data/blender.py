@@ -1,0 +1,135 @@
+"""The Blender ("nerf_synthetic") format: transforms_{train,val,test}.json and PNGs with alpha."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from nerf_tf.data import images as image_files
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+
+# These scenes are rendered from a sphere of radius about 4 around an object within radius 2.
+NEAR, FAR = 2.0, 6.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """What one transforms file says: N image paths, poses [N, 3, 4], horizontal angle of view in radians."""
+
+    paths: list[Path]
+    poses: np.ndarray
+    angle: float
+
+
+def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int = 8, white_bkgd: bool = False) -> Scene:
+    """Loads a scene in Blender format.
+
+    Args:
+        datadir: folder of the three transforms files.
+        half_res: halve the sides (odd ones rounded down) by an area mean of colour and alpha.
+        testskip: keep every testskip-th validation and test view; 0 means 1. Training views are all kept.
+        white_bkgd: lay colours on white by their alpha. Otherwise alpha is dropped, not multiplied, as in the original.
+
+    Raises:
+        FileNotFoundError: a transforms file or an image is missing.
+        ValueError: a transforms file is malformed, or images differ in size or channels.
+    """
+    if testskip < 0:
+        raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
+    strides = {"train": 1, "val": testskip or 1, "test": testskip or 1}
+    splits = [read_split(Path(datadir) / f"transforms_{name}.json", stride) for name, stride in strides.items()]
+    paths = [path for split in splits for path in split.paths]
+    height, width = image_files.image_size(paths[0])
+    if half_res and min(height, width) < 2:
+        raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
+    images = image_files.read_images(
+        paths, transform=functools.partial(_prepare, half_res=half_res, white_bkgd=white_bkgd)
+    )
+    cameras = [
+        Camera.centred(*images.shape[1:3], 0.5 * width / math.tan(0.5 * split.angle) / (2 if half_res else 1))
+        for split in splits
+        for _ in split.paths
+    ]
+    starts = np.cumsum([len(split.paths) for split in splits])[:-1]
+    i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
+    return Scene(
+        images=images,
+        poses=np.concatenate([split.poses for split in splits]).astype(np.float32),
+        cameras=tuple(cameras),
+        near=NEAR,
+        far=FAR,
+        ndc=False,
+        i_train=i_train,
+        i_val=i_val,
+        i_test=i_test,
+        render_poses=pose_maths.orbit_path().astype(np.float32),
+    )
+
+
+def _prepare(image: np.ndarray, half_res: bool, white_bkgd: bool) -> np.ndarray:
+    """[H, W, 3 or 4] -> [h, w, 3]. Alpha is resized with the colours and only then used, as in the original."""
+    if half_res:
+        image = image_files.area_resize(image, image.shape[0] // 2, image.shape[1] // 2)
+    return image_files.composite_white(image) if white_bkgd else image[..., :3]
+
+
+def read_split(path: Path, stride: int = 1) -> Split:
+    """Reads every stride-th frame of a transforms file; images are named, not opened.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a Blender scene has transforms_train, _val and _test.json")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    angle = _number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
+    if not 0 < angle < np.pi:
+        raise ValueError(f"{path}: camera_angle_x is {angle}; it must lie between 0 and pi (radians)")
+    frames = _field(meta, "frames", str(path))
+    if not (isinstance(frames, list) and frames):
+        raise ValueError(f"{path}: frames must be a list of at least one view")
+    paths, poses = [], []
+    for index in range(0, len(frames), stride):
+        where = f"{path}: frame {index}"
+        name = str(_field(frames[index], "file_path", where))
+        # The official files leave the ending out; many programs that write this format do not.
+        paths.append(path.parent / (name if name.endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
+        poses.append(_matrix(_field(frames[index], "transform_matrix", where), where))
+    return Split(paths, np.stack(poses), angle)
+
+
+def _field(record: object, key: str, where: str) -> object:
+    if not (isinstance(record, dict) and key in record):
+        raise ValueError(f"{where} lacks {key!r}")
+    return record[key]
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{where} is {value!r}, which is not a number")
+    return float(value)
+
+
+def _matrix(value: object, where: str) -> np.ndarray:
+    """A camera-to-world matrix as [3, 4]."""
+    try:
+        matrix = np.asarray(value, np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: transform_matrix is not a matrix of numbers") from error
+    if matrix.shape not in ((3, 4), (4, 4)):
+        raise ValueError(f"{where}: transform_matrix has shape {matrix.shape}; it must be 4x4 or 3x4")
+    if not np.all(np.isfinite(matrix)):
+        raise ValueError(f"{where}: transform_matrix holds NaN or infinity")
+    return matrix[:3]

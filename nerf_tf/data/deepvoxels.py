@@ -1,0 +1,96 @@
+"""The DeepVoxels format: {train,validation,test}/{shape}/{intrinsics.txt, pose/*.txt, rgb/*.png}."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from nerf_tf.data import images as image_files
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+
+
+def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scene:
+    """Loads one object of a DeepVoxels data set.
+
+    The images are squares cut from photos of the height that intrinsics.txt states, then scaled; focal lengths scale
+    with them. The original assumes a side of 512; any side works here. The world2cam flag, barycentre, near plane and
+    scale in the file are not used, as in the original: near and far are the mean distance of all cameras kept from
+    the origin, less and plus 1.
+
+    Args:
+        datadir: the folder that holds train/, validation/ and test/.
+        shape: name of the object: armchair, cube, greek or vase.
+        testskip: keep every testskip-th validation and test view; 0 means 1. Training views are all kept.
+
+    Raises:
+        FileNotFoundError: a folder, intrinsics.txt or an image is missing.
+        ValueError: a text file is malformed, images and poses differ in number, or images are not squares of one size.
+    """
+    if testskip < 0:
+        raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
+    strides = {"train": 1, "validation": testskip or 1, "test": testskip or 1}
+    splits = [_read_split(Path(datadir) / name / shape, stride) for name, stride in strides.items()]
+    photo_focal, photo_height = read_intrinsics(Path(datadir) / "train" / shape / "intrinsics.txt")
+    paths = [path for split_paths, _ in splits for path in split_paths]
+    poses = np.concatenate([split_poses for _, split_poses in splits]).astype(np.float32)
+    side, width = image_files.image_size(paths[0])
+    if side != width:
+        raise ValueError(f"{paths[0]}: {width}x{side}; DeepVoxels images must be square (the original's are 512x512)")
+    starts = np.cumsum([len(split_paths) for split_paths, _ in splits])[:-1]
+    i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
+    radius = float(np.mean(np.linalg.norm(poses[:, :, 3], axis=-1)))
+    return Scene(
+        images=image_files.read_images(paths, channels=3),
+        poses=poses,
+        cameras=(Camera.centred(side, side, side / photo_height * photo_focal),) * len(paths),
+        near=radius - 1.0,
+        far=radius + 1.0,
+        ndc=False,
+        i_train=i_train,
+        i_val=i_val,
+        i_test=i_test,
+        render_poses=poses[i_test],
+    )
+
+
+def read_intrinsics(path: Path) -> tuple[float, float]:
+    """Focal length and height, in pixels, of the photos the images were cut from: lines 1 and 5 of intrinsics.txt."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        focal, height = float(lines[0].split()[0]), float(lines[4].split()[0])
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{path}: expected numbers, 'focal cx cy 0' in line 1 and 'height width' in line 5") from error
+    if not (0 < focal < np.inf and 0 < height < np.inf):
+        raise ValueError(f"{path}: focal {focal} and height {height} must be positive")
+    return focal, height
+
+
+def read_pose(path: Path) -> np.ndarray:
+    """A camera-to-world pose [3, 4] in OpenGL axes, from a text file of 4x4 numbers in OpenCV axes, rows first."""
+    try:
+        values = np.array(path.read_text(encoding="utf-8").split(), np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: holds something other than numbers") from error
+    if values.size != 16 or not np.all(np.isfinite(values)):
+        raise ValueError(f"{path}: expected the 16 finite numbers of a 4x4 pose, found {values.size} numbers")
+    return pose_maths.opencv_to_opengl(values.reshape(4, 4)[:3])
+
+
+def _read_split(folder: Path, stride: int) -> tuple[list[Path], np.ndarray]:
+    """Image paths and poses [N, 3, 4] of every stride-th view, both in the order of their names."""
+    if not folder.is_dir():
+        shapes = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+        raise FileNotFoundError(f"{folder}: no such folder; shapes found beside it: {', '.join(shapes) or 'none'}")
+    pose_files = sorted((folder / "pose").glob("*.txt"))
+    paths = [path for path in image_files.list_images(folder / "rgb") if path.suffix == ".png"]
+    if len(pose_files) != len(paths) or not paths:
+        raise ValueError(
+            f"{folder}: {len(paths)} PNGs in rgb/, but {len(pose_files)} poses in pose/; each needs the other"
+        )
+    return paths[::stride], np.stack([read_pose(path) for path in pose_files[::stride]])

@@ -1,0 +1,172 @@
+"""The LLFF format: poses_bounds.npy (from COLMAP) and photos."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from nerf_tf.data import images as image_files
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def load(
+    datadir: str | os.PathLike[str],
+    factor: int | None = 8,
+    spherify: bool = False,
+    llffhold: int = 8,
+    no_ndc: bool = False,
+    bd_factor: float | None = 0.75,
+) -> Scene:
+    """Loads photos of a real scene with poses in LLFF format.
+
+    Poses turn to OpenGL axes, are scaled so that the nearest bound lies at 1 / bd_factor, then recentred; so a
+    forward-facing scene lies beyond z = -1, which NDC needs.
+
+    Args:
+        datadir: folder of poses_bounds.npy and images/ or images_{factor}/.
+        factor: use photos shrunk by this; they are made unless images_{factor}/ exists. 0, 1 or None: images/ itself.
+        spherify: for cameras around an object: bring them onto the unit sphere; the path is then a circle.
+        llffhold: every llffhold-th view is for test and validation; 0: the one view nearest the average pose.
+        no_ndc: stay in metric space, with near and far from the bounds; otherwise NDC with near, far = 0, 1.
+        bd_factor: see above; None leaves the scale as it is in the file.
+
+    Raises:
+        FileNotFoundError: poses_bounds.npy or the images are missing.
+        ValueError: poses_bounds.npy is malformed or degenerate, its length differs from the number of images, or an
+            image cannot be used.
+    """
+    datadir = Path(datadir)
+    bounds_file = datadir / "poses_bounds.npy"
+    poses, hwf, bounds = read_poses_bounds(bounds_file)
+    factor = factor or 1
+    if factor < 0 or (bd_factor is not None and bd_factor <= 0):
+        raise ValueError(f"factor {factor} and bd_factor {bd_factor} must be positive")
+    paths = _image_paths(datadir, factor, len(poses))
+    try:
+        poses, bounds, render_poses = _arrange(poses, bounds, spherify, bd_factor)
+    except ValueError as error:
+        raise ValueError(f"{bounds_file}: {error}") from error
+    if not no_ndc:
+        _warn_where_ndc_fails(poses, spherify)
+    images = image_files.read_images(paths, channels=3)
+    camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
+    i_train, i_test = _hold_out(poses, llffhold)
+    return Scene(
+        images=images,
+        poses=poses.astype(np.float32),
+        cameras=(camera,) * len(poses),
+        near=0.9 * float(bounds.min()) if no_ndc else 0.0,
+        far=float(bounds.max()) if no_ndc else 1.0,
+        ndc=not no_ndc,
+        i_train=i_train,
+        i_val=i_test,
+        i_test=i_test,
+        render_poses=render_poses.astype(np.float32),
+    )
+
+
+def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads poses_bounds.npy as it is.
+
+    Returns:
+        poses [N, 3, 4] in LLFF axes (down, right, back); height, width and focal length of the full-size photos
+        [N, 3]; least and greatest depth [N, 2]. All float64.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not a plain array [N, 17] of finite numbers with 0 < near < far and focal > 0.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run COLMAP and LLFF's imgs2poses on the photos to make it")
+    try:
+        with path.open("rb") as file:
+            rows = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npy array ({error})") from error
+    if not (rows.ndim == 2 and rows.shape[1] == 17 and len(rows)):
+        raise ValueError(f"{path}: expected an array [N, 17], found {rows.shape}")
+    if not (np.issubdtype(rows.dtype, np.number) and np.all(np.isfinite(rows))):
+        raise ValueError(f"{path}: holds NaN, infinity or something other than numbers")
+    rows = rows.astype(np.float64)
+    matrices, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
+    wrong = np.flatnonzero((bounds[:, 0] <= 0) | (bounds[:, 0] >= bounds[:, 1]) | (matrices[:, 2, 4] <= 0))
+    if wrong.size:
+        raise ValueError(
+            f"{path}: row {wrong[0]} has focal {matrices[wrong[0], 2, 4]:g} and bounds {bounds[wrong[0]]}; "
+            "focal must be positive, and 0 < near < far"
+        )
+    return matrices[..., :4], matrices[..., 4], bounds
+
+
+def _image_paths(datadir: Path, factor: int, expected: int) -> list[Path]:
+    """The images to load, in the order of the poses: by name."""
+    folder = datadir / "images" if factor == 1 else image_files.minify(datadir, factor)
+    paths = image_files.list_images(folder)
+    if len(paths) != expected:
+        raise ValueError(
+            f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {expected} poses; remove the photos that "
+            "COLMAP could not place, or the folder if it is an incomplete copy of images/"
+        )
+    return paths
+
+
+def _arrange(
+    poses: np.ndarray, bounds: np.ndarray, spherify: bool, bd_factor: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The original's order: axes, scale, recenter, then sphere and circle, or spiral. Poses, bounds, render poses.
+
+    All in float32 as there, so that renders from its weights agree to rounding (see `poses.recenter`).
+    """
+    poses, bounds = pose_maths.llff_to_opengl(poses).astype(np.float32), bounds.astype(np.float32)
+    scale = 1.0 if bd_factor is None else 1.0 / (bounds.min() * np.float32(bd_factor))
+    poses[:, :, 3] *= scale
+    bounds = bounds * scale
+    poses = pose_maths.recenter(poses)
+    if not spherify:
+        return poses, bounds, pose_maths.spiral_path(poses, bounds.min(), bounds.max())
+    poses, sphere_scale = pose_maths.spherify(poses)
+    return poses, bounds * sphere_scale, pose_maths.circle_path(poses)
+
+
+def _warn_where_ndc_fails(poses: np.ndarray, spherify: bool) -> None:
+    """NDC holds only what lies in front of one plane; the original says nothing and learns a broken scene."""
+    backwards = int(np.sum(poses[:, 2, 2] <= 0))
+    if spherify or backwards:
+        _LOGGER.warning(
+            "NDC cannot hold a capture from all around (%s): add --no_ndc --spherify --lindisp",
+            "spherify is on" if spherify else f"{backwards} of {len(poses)} cameras face away from the scene's front",
+        )
+
+
+def _common_focal(focals: np.ndarray, path: Path) -> float:
+    """The first view's focal length, which the original takes for all; NDC needs one frustum for all views."""
+    if np.ptp(focals) > 1e-3 * focals[0]:
+        _LOGGER.warning(
+            "%s: focal lengths run from %g to %g; the first, %g, is used for all views",
+            path,
+            focals.min(),
+            focals.max(),
+            focals[0],
+        )
+    return float(focals[0])
+
+
+def _hold_out(poses: np.ndarray, llffhold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices for training and test."""
+    views = np.arange(len(poses), dtype=np.int64)
+    if llffhold > 0:
+        i_test = views[::llffhold]
+    else:
+        offsets = poses[:, :, 3] - pose_maths.average_pose(poses)[:, 3]
+        i_test = views[[np.argmin(np.sum(np.square(offsets), axis=-1))]]
+    i_train = np.setdiff1d(views, i_test)
+    if not i_train.size:
+        _LOGGER.warning("all %d views are held out (llffhold %d): none is left to train on", len(views), llffhold)
+    return i_train, i_test

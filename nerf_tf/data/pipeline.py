@@ -1,0 +1,145 @@
+"""tf.data: a scene's training photos as an endless stream of ray batches.
+
+The stream is a pure function of (seed, step): nothing is shuffled in memory and there is no iterator state to save, so a
+stream started at step n gives what one started at 0 would have given from its n-th batch on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.rays import Rays, finish_rays, pixel_rays
+
+# With its default of 4 rounds the shuffle's successive indices are visibly correlated.
+SHUFFLE_ROUNDS = 8
+# What a random draw is for.
+EPOCH, IMAGE, PIXELS = range(3)
+
+
+class RayBatch(NamedTuple):
+    """Rays and what they should see.
+
+    Attributes:
+        rays: [N_rand, ...].
+        rgb: [N_rand, 3] in [0, 1].
+    """
+
+    rays: Rays
+    rgb: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """Which rays make a batch.
+
+    Attributes:
+        N_rand: rays in a batch.
+        no_batching: take each batch from one random image, rather than from all of them.
+        precrop_iters: with `no_batching`, steps that look at the centre of images only.
+        precrop_frac: the part of each side that counts as the centre.
+    """
+
+    N_rand: int = 4096
+    no_batching: bool = False
+    precrop_iters: int = 0
+    precrop_frac: float = 0.5
+
+
+def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: int = 0) -> tf.data.Dataset:
+    """Batches for steps first_step, first_step + 1, ...
+
+    By default a batch holds rays of all training images; every ray comes once in an epoch, in an order keyed by
+    (seed, epoch), and the short last batch of an epoch is dropped. With `no_batching` it holds different pixels of one
+    random training image.
+
+    Args:
+        scene: the photos; those in i_train are used.
+        settings: which rays.
+        seed: whole number >= 0 that decides every draw.
+        first_step: the step of the first batch.
+
+    Returns:
+        An endless dataset of `RayBatch` with static shapes, prefetched.
+
+    Raises:
+        ValueError: there are no training images, or fewer pixels to draw from than N_rand.
+    """
+    if len(scene.i_train) == 0:
+        raise ValueError("the scene has no training images: nothing is left after the test views are held out")
+    height, width = scene.images.shape[1:3]
+    choose = _choose_from_one_image if settings.no_batching else _choose_from_all_images
+    choose_rays = choose(len(scene.i_train), height, width, settings, tf.constant([seed, 0], tf.int64))
+    with tf.device("CPU:0"):  # tf.data runs on the host; on a GPU the photos would only take memory
+        images = tf.constant(scene.images[scene.i_train])
+        poses = tf.constant(scene.poses[scene.i_train])
+        cameras = [scene.cameras[i] for i in scene.i_train]
+        intrinsics = tf.constant([[c.fx, c.fy, c.cx, c.cy] for c in cameras], tf.float32)
+
+    def make_batch(step: tf.Tensor) -> RayBatch:
+        image, row, col = choose_rays(step)
+        camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))
+        rays = finish_rays(
+            camera, *pixel_rays(camera, tf.gather(poses, image), row, col), scene.near, scene.far, scene.ndc
+        )
+        rgb = tf.gather_nd(images, tf.stack([image, row, col], axis=-1))
+        return RayBatch(
+            *tf.nest.map_structure(lambda x: tf.ensure_shape(x, [settings.N_rand, x.shape[-1]]), (rays, rgb))
+        )
+
+    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    return steps.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _shuffled(index: tf.Tensor, key: tf.Tensor, purpose: int, round_: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+    """Where `index` of 0 .. count - 1 lands in the permutation keyed by (key, purpose, round_)."""
+    seed = tf.random.fold_in(tf.random.fold_in(key, purpose), round_)
+    # The op wants three words of key; the third adds nothing.
+    seed = tf.concat([seed, [0]], axis=0)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=index, seed=seed, max_index=tf.cast(count - 1, index.dtype), rounds=SHUFFLE_ROUNDS
+    )
+
+
+def _choose_from_all_images(images: int, height: int, width: int, settings: BatchSettings, key: tf.Tensor):
+    total = images * height * width
+    batches = total // settings.N_rand
+    if batches == 0:
+        raise ValueError(f"N_rand {settings.N_rand} is more than the {total} rays of all training images; lower N_rand")
+
+    def choose(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        epoch, batch = step // batches, step % batches
+        index = batch * settings.N_rand + tf.range(settings.N_rand, dtype=tf.int64)
+        ray = _shuffled(index, key, EPOCH, epoch, total)
+        image, pixel = ray // (height * width), ray % (height * width)
+        return image, pixel // width, pixel % width
+
+    return choose
+
+
+def _choose_from_one_image(images: int, height: int, width: int, settings: BatchSettings, key: tf.Tensor):
+    half_rows, half_cols = int(height // 2 * settings.precrop_frac), int(width // 2 * settings.precrop_frac)
+    whole = np.array([0, height, 0, width])
+    centre = np.array([height // 2 - half_rows, 2 * half_rows, width // 2 - half_cols, 2 * half_cols])
+    for name, window in [("an image", whole), ("the centre crop", centre if settings.precrop_iters > 0 else whole)]:
+        if settings.N_rand > window[1] * window[3]:
+            raise ValueError(
+                f"N_rand {settings.N_rand} is more than the {window[1] * window[3]} pixels of {name}; lower N_rand"
+                + (", or raise precrop_frac" if name == "the centre crop" else "")
+            )
+
+    def choose(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        image_seed = tf.random.fold_in(tf.random.fold_in(key, IMAGE), step)
+        image = tf.random.stateless_uniform([], image_seed, maxval=images, dtype=tf.int64)
+        window = tf.cast(tf.where(step < settings.precrop_iters, centre, whole), tf.int64)
+        first_row, rows, first_col, cols = tf.unstack(window)
+        index = tf.range(settings.N_rand, dtype=tf.int64)
+        pixel = _shuffled(index, key, PIXELS, step, rows * cols)
+        return tf.fill([settings.N_rand], image), first_row + pixel // cols, first_col + pixel % cols
+
+    return choose

@@ -1,0 +1,59 @@
+"""Everything that training changes, on disk, so that a run goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import tensorflow as tf
+
+from nerf_tf.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+# The one before the newest is a way back when a machine dies and takes the newest with it.
+KEPT = 2
+
+
+class CheckpointStore:
+    """The checkpoints of one run: networks, optimizer, step and seed."""
+
+    def __init__(self, trainer: Trainer, folder: Path):
+        fine = {"fine": trainer.fine.mlp} if trainer.fine else {}
+        self._checkpoint = tf.train.Checkpoint(
+            coarse=trainer.coarse.mlp, optimizer=trainer.optimizer, step=trainer.step, seed=trainer.seed, **fine
+        )
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(folder), max_to_keep=KEPT, step_counter=trainer.step
+        )
+
+    @property
+    def newest(self) -> str | None:
+        """Path prefix of the newest checkpoint."""
+        return self._manager.latest_checkpoint
+
+    @property
+    def next_step(self) -> int:
+        """The step that the newest checkpoint goes on with; 0 when there is none."""
+        if self.newest is None:
+            return 0
+        return int(tf.train.load_variable(self.newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+
+    def save(self) -> None:
+        """Writes a checkpoint, and removes all but the newest few."""
+        self._manager.save()
+
+    def restore(self) -> None:
+        """Restores the newest checkpoint.
+
+        Raises:
+            ValueError: it does not fit the networks, or cannot be read.
+        """
+        try:
+            self._checkpoint.restore(self.newest).assert_existing_objects_matched()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"{self.newest}: does not fit the networks that the flags describe ({reason}); use the run's own "
+                "args.txt as --config, another expname, or --no_reload to start over"
+            ) from error

@@ -1,0 +1,261 @@
+"""The original's weight files (`model_200000.npy`), in and out.
+
+Such a file is a NumPy object array of float arrays, which NumPy stores as a pickle, and a pickle can carry code. So
+`load` never lets it run: the pickle is read into an inert record of what it asks for, and arrays are built from that
+record only if it asks for nothing but float arrays.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import os
+import pickle
+import pickletools
+import re
+import tokenize
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from nerf_tf.render.outputs import complete_file
+
+# All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
+# `_codecs.encode` is how pickle protocol 2 spells bytes.
+_RECONSTRUCT = "numpy.core.multiarray._reconstruct"
+_NDARRAY = "numpy.ndarray"
+_DTYPE = "numpy.dtype"
+_ENCODE = "_codecs.encode"
+_ADMITTED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
+
+# What numpy's header reader and an unpickler can raise over a damaged or hostile file.
+_READING_ERRORS = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
+
+_FLAGS_HINT = (
+    "check --netdepth, --netwidth, --netdepth_fine, --netwidth_fine, --multires, --multires_views, --i_embed "
+    "and --use_viewdirs against the run that wrote the file"
+)
+
+
+def load(path: str | os.PathLike) -> list[np.ndarray]:
+    """Reads a weight file written by the original code or by `save`, with NumPy 1 or 2; runs nothing that it carries.
+
+    Args:
+        path: the .npy file.
+
+    Returns:
+        The arrays in the file's order: of every layer kernel [in, out], then bias [out].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the file and what was found, where that is not a list of float arrays.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weight file")
+    try:
+        with path.open("rb") as file:
+            count = _read_header(file)
+            payload = file.read()
+        _check_sizes(payload)
+        record = _Recorder(io.BytesIO(payload), encoding="latin1").load()
+        items = _array_items(record, count)
+        return [_float_array(item, f"array {i} of {count}") for i, item in enumerate(items)]
+    except _READING_ERRORS as error:
+        raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
+
+
+def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
+    """Writes weights as the original does, under exactly the given name and only once complete.
+
+    The pickle inside uses protocol 3 and NumPy 1's names, so that the original code's NumPy reads it too.
+
+    Args:
+        path: the file to write.
+        weights: arrays as `model.get_weights()` returns them.
+    """
+    array = np.empty(len(weights), object)
+    for i, weight in enumerate(weights):
+        array[i] = np.ascontiguousarray(weight)
+    # The first name in the stream is that of the outer array; later uses refer back to it, so one replacement does.
+    payload = pickle.dumps(array, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
+            file.write(payload)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fine_path(path: str | os.PathLike) -> Path:
+    """The fine network's file beside a coarse one: model_200000.npy -> model_fine_200000.npy."""
+    path = Path(path)
+    digits = _digits_of(path)
+    return path.with_name(path.name.removesuffix(f"{digits}.npy") + f"fine_{digits}.npy")
+
+
+def step_of(path: str | os.PathLike) -> int:
+    """The training step in a weight file's name, 200000 for model_200000.npy; ValueError where there is none."""
+    return int(_digits_of(Path(path)))
+
+
+def newest(folder: str | os.PathLike) -> Path | None:
+    """The coarse weight file of the largest step in a run's folder, None where there is none."""
+    files = (file for file in Path(folder).glob("model_*.npy") if re.fullmatch(r"model_\d+\.npy", file.name))
+    return max(files, key=step_of, default=None)
+
+
+def assign(model: Any, weights: Sequence[np.ndarray], path: str | os.PathLike) -> None:
+    """Sets a Keras model's weights, in the file's order, which is that of `model.get_weights()`.
+
+    Args:
+        model: a Keras model.
+        weights: what `load` returned.
+        path: where they came from, for the error message.
+
+    Raises:
+        ValueError: number or shapes differ; names the layer, what it expects, what the file holds, and flags to check.
+    """
+    slots = [(layer.name, array.shape) for layer in model.layers for array in layer.get_weights()]
+    for index, (slot, weight) in enumerate(itertools.zip_longest(slots, weights)):
+        if slot is not None and weight is not None and slot[1] == weight.shape:
+            continue
+        expected = "no more layers" if slot is None else f"layer {slot[0]!r} of shape {list(slot[1])}"
+        found = "nothing" if weight is None else f"shape {list(weight.shape)}"
+        raise ValueError(
+            f"{path}: expected {expected}, found {found} at array {index} "
+            f"(network: {len(slots)} arrays, file: {len(weights)}); {_FLAGS_HINT}"
+        )
+    model.set_weights(list(weights))
+
+
+def _digits_of(path: Path) -> str:
+    match = re.search(r"(\d+)\.npy$", path.name)
+    if match is None:
+        raise ValueError(f"{path}: a weight file's name must end in its training step, as in model_200000.npy")
+    return match[1]
+
+
+class _Global:
+    """A name that a pickle refers to, standing in for the thing itself: calling it only records the call."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *args: object) -> _Call:
+        return _Call(self.name, args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError(f"it tries to change {self.name}, so it carries code")
+
+
+class _Call:
+    """The record of a call, and of the state that the pickle would give to its result."""
+
+    __slots__ = ("args", "name", "state")
+
+    def __init__(self, name: str, args: tuple) -> None:
+        self.name, self.args, self.state = name, args, None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Recorder(pickle.Unpickler):
+    """Reads a pickle without importing or calling anything that it names."""
+
+    def find_class(self, module: str, name: str) -> _Global:
+        full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
+        if full_name not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, so it carries code; nothing of it was run")
+        return _Global(full_name)
+
+
+def _read_header(file: io.BufferedReader) -> int:
+    """Reads the header of a one-dimensional object array, and returns its length."""
+    version = npy_format.read_magic(file)
+    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy format {version} does not hold weights")
+    shape, _, dtype = readers[version](file)
+    if dtype.kind != "O" or len(shape) != 1:
+        raise ValueError(f"it holds one array of {dtype} of shape {list(shape)}, not a list of arrays")
+    return shape[0]
+
+
+def _check_sizes(payload: bytes) -> None:
+    """Walks through a pickle without obeying it: a few bytes must not make the unpickler ask for gigabytes."""
+    for opcode, argument, _ in pickletools.genops(payload):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
+            raise ValueError("it is damaged")
+
+
+def _array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
+    """Takes apart the record of one array: shape, dtype, whether in Fortran order, contents."""
+    if not (isinstance(record, _Call) and record.name == _RECONSTRUCT):
+        raise ValueError(f"{what} is not an array")
+    state = record.state
+    if not (isinstance(state, tuple) and len(state) == 5):
+        raise ValueError(f"{what} is not a whole array")
+    _, shape, dtype, fortran, contents = state
+    if not (isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)):
+        raise ValueError(f"{what} has no proper shape")
+    if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
+        raise ValueError(f"{what} has no proper type")
+    return shape, dtype, bool(fortran), contents
+
+
+def _array_items(record: object, count: int) -> list:
+    """The items, still records, of the outer array of `count` objects."""
+    shape, dtype, _, items = _array_state(record, "its content")
+    if not dtype.args[0].startswith("O") or shape != (count,) or not isinstance(items, list) or len(items) != count:
+        raise ValueError(f"its content is not the list of {count} arrays that its header announces")
+    return items
+
+
+def _float_array(record: object, what: str) -> np.ndarray:
+    """Builds a float array, in this machine's byte order, from its record."""
+    shape, dtype, fortran, contents = _array_state(record, what)
+    if dtype.args[0] not in ("f2", "f4", "f8"):
+        raise ValueError(f"{what} is not an array of floats but of type {dtype.args[0][:20]!r}")
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
+    if order not in ("<", ">", "="):
+        raise ValueError(f"{what} has no proper byte order")
+    kind = np.dtype(order + dtype.args[0])
+    content = _content_bytes(contents, what)
+    if len(content) != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"{what} has {len(content)} bytes, which is not {kind.name} of shape {list(shape)}")
+    array = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
+    return np.array(array, kind.newbyteorder("="), order="C")
+
+
+def _content_bytes(contents: object, what: str) -> bytes:
+    """The bytes of an array: plain, spelled as text and encoding, or text of one character a byte (Python 2)."""
+    if isinstance(contents, _Call) and contents.name == _ENCODE and contents.args[1:] in (("latin1",), ("latin-1",)):
+        contents = contents.args[0]
+    if isinstance(contents, str):
+        return contents.encode("latin1")
+    if not isinstance(contents, bytes):
+        raise ValueError(f"{what} holds objects, not numbers")
+    return contents
