@@ -68,7 +68,7 @@ def run() -> None:
     """Loads what the flags name, then renders or trains."""
     run_folder = Path(FLAGS.basedir) / FLAGS.expname
     with explained(ValueError, OSError):
-        scene = load_scene()
+        scene = load_scene(FLAGS)
         trainer = build_trainer()
         store = CheckpointStore(trainer, run_folder / "checkpoints")
         restore(trainer, store, run_folder)
@@ -83,26 +83,28 @@ def run() -> None:
             train_run(scene, trainer, store, renderer, render_poses, run_folder)
 
 
-def load_scene() -> Scene:
+def load_scene(flag_values: flags.FlagValues) -> Scene:
     """The scene that the flags describe, with `--near` and `--far` applied."""
-    if FLAGS.dataset_type == "llff":
-        scene = llff.load(FLAGS.datadir, FLAGS.factor, FLAGS.spherify, FLAGS.llffhold, FLAGS.no_ndc)
-    elif FLAGS.dataset_type == "blender":
-        scene = blender.load(FLAGS.datadir, FLAGS.half_res, FLAGS.testskip, FLAGS.white_bkgd)
+    if flag_values.dataset_type == "llff":
+        scene = llff.load(
+            flag_values.datadir, flag_values.factor, flag_values.spherify, flag_values.llffhold, flag_values.no_ndc
+        )
+    elif flag_values.dataset_type == "blender":
+        scene = blender.load(flag_values.datadir, flag_values.half_res, flag_values.testskip, flag_values.white_bkgd)
     else:
-        scene = deepvoxels.load(FLAGS.datadir, FLAGS.shape, FLAGS.testskip)
-    near = scene.near if FLAGS.near is None else FLAGS.near
-    far = scene.far if FLAGS.far is None else FLAGS.far
-    if scene.ndc and (FLAGS.near is not None or FLAGS.far is not None):
+        scene = deepvoxels.load(flag_values.datadir, flag_values.shape, flag_values.testskip)
+    near = scene.near if flag_values.near is None else flag_values.near
+    far = scene.far if flag_values.far is None else flag_values.far
+    if scene.ndc and (flag_values.near is not None or flag_values.far is not None):
         raise ValueError("--near and --far are distances, and NDC has none: its range is 0 to 1; add --no_ndc")
     if near >= far:
         raise ValueError(f"near {near:g} is not below far {far:g}: check --near and --far")
-    if FLAGS.lindisp and not scene.ndc and near <= 0:
+    if flag_values.lindisp and not scene.ndc and near <= 0:
         raise ValueError(f"--lindisp samples evenly in 1/t, which needs near > 0 (it is {near:g}): give --near")
     height, width = scene.images.shape[1:3]
     logger.info(
         "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s",
-        FLAGS.dataset_type, FLAGS.datadir, len(scene.images), width, height,
+        flag_values.dataset_type, flag_values.datadir, len(scene.images), width, height,
         len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far, ", NDC" if scene.ndc else "",
     )  # fmt: skip
     return dataclasses.replace(scene, near=near, far=far)

@@ -1,7 +1,7 @@
 """tf.data: a scene's training photos as an endless stream of ray batches.
 
-The stream is a pure function of (seed, step): nothing is shuffled in memory and there is no iterator state to save, so a
-stream started at step n gives what one started at 0 would have given from its n-th batch on.
+The stream is a pure function of (seed, step): nothing is shuffled in memory and there is no iterator state to save,
+so a stream started at step n gives what one started at 0 would have given from its n-th batch on.
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from nerf_tf.render.outputs import complete_file
-
 # All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
 # `_codecs.encode` is how pickle protocol 2 spells bytes.
 _RECONSTRUCT = "numpy.core.multiarray._reconstruct"

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from nerf_tf.data import still_life
-from nerf_tf.data.tracing import depth, render
+from nerf_tf.data.procedural import still_life
+from nerf_tf.data.procedural.tracing import depth, render
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nerf_tf.data.solids import Paint, Solid, box, ellipsoid, frustum, rotation
+from nerf_tf.data.procedural.solids import Paint, Solid, box, ellipsoid, frustum, rotation
 
 RADIUS = 1.34
 _TOP = -0.54  # height of the disc that the toys stand on

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nerf_tf.data.solids import Solid, crossing, normals, passing
+from nerf_tf.data.procedural.solids import Solid, crossing, normals, passing
 
 # The key light: a disc in the sky, 5 degrees in radius, as points on a sunflower spiral, which fills it evenly.
 _KEY = np.array([-0.5, -0.55, 0.95]) / np.linalg.norm([-0.5, -0.55, 0.95])

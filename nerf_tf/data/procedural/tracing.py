@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nerf_tf.data import still_life
-from nerf_tf.data.lighting import shade
-from nerf_tf.data.solids import Solid, nearest_hit
+from nerf_tf.data.procedural import still_life
+from nerf_tf.data.procedural.lighting import shade
+from nerf_tf.data.procedural.solids import Solid, nearest_hit
 from nerf_tf.geometry.camera import Camera
 
 # Rays traced at a time: their arrays then stay in a CPU's cache.

@@ -1,0 +1,53 @@
+"""Writes the built-in scene to disk, in any of the three formats that NeRF reads.
+
+    python tools/make_scene.py --format blender --out data/demo --size 100 --train 60 --val 5 --test 10
+
+A folder that is complete and was written with the same settings is kept. Prints the folder last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from nerf_tf.data import procedural
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--format", choices=("blender", "llff", "deepvoxels"), default="blender")
+    parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument(
+        "--size", type=int, default=100, help="side of the images; llff: their height, 3/4 of the width"
+    )
+    parser.add_argument("--train", type=int, default=60, help="training views; llff: all views")
+    parser.add_argument("--val", type=int, default=5, help="validation views (blender, deepvoxels)")
+    parser.add_argument("--test", type=int, default=10, help="test views (blender, deepvoxels)")
+    parser.add_argument("--shape", default="greek", help="the object's name (deepvoxels)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the cameras")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = _arguments(argv)
+    views = {"n_train": args.train, "n_val": args.val, "n_test": args.test}
+    shared = {"seed": args.seed, "workers": args.workers}
+    try:
+        if args.format == "blender":
+            folder = procedural.write_blender(args.out, args.size, args.size, **views, **shared)
+        elif args.format == "llff":
+            folder = procedural.write_llff(args.out, args.size, args.size * 4 // 3 // 2 * 2, args.train, **shared)
+        else:
+            folder = procedural.write_deepvoxels(args.out, args.shape, **views, side=args.size, **shared)
+    except (ValueError, OSError) as error:
+        print(f"make_scene: {error}", file=sys.stderr)
+        return 2
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
