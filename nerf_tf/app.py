@@ -21,8 +21,9 @@ from nerf_tf.data.pipeline import ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.field.query import Field
+from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
-from nerf_tf.render.renderer import Renderer
+from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.metrics import psnr
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     verbosity = FLAGS["verbosity"]
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow's checkpoints chatter there
+    tf.get_logger().setLevel(logging.ERROR)  # its warnings are for those who change the code
     if verbosity.present:
         logging.getLogger().setLevel(logging.getLevelName(verbosity.value) if isinstance(verbosity.value, str) else 20)
     for gpu in tf.config.list_physical_devices("GPU"):
@@ -73,38 +75,37 @@ def run() -> None:
         store = CheckpointStore(trainer, run_folder / "checkpoints")
         restore(trainer, store, run_folder)
         render_poses = load_render_poses(scene)
+        render_cameras = [camera.downscaled(max(FLAGS.render_factor, 1)) for camera in scene.cameras]
     renderer = Renderer(
         trainer.coarse, trainer.fine, config.render_settings(FLAGS, scene.ndc), scene.near, scene.far, scene.ndc
     )
     with explained(OSError):
         if FLAGS.render_only:
-            render_only(scene, renderer, render_poses, run_folder, int(trainer.step.numpy()))
+            render_only(scene, renderer, render_cameras, render_poses, run_folder, int(trainer.step.numpy()))
         else:
             train_run(scene, trainer, store, renderer, render_poses, run_folder)
 
 
-def load_scene(flag_values: flags.FlagValues) -> Scene:
+def load_scene(values: flags.FlagValues) -> Scene:
     """The scene that the flags describe, with `--near` and `--far` applied."""
-    if flag_values.dataset_type == "llff":
-        scene = llff.load(
-            flag_values.datadir, flag_values.factor, flag_values.spherify, flag_values.llffhold, flag_values.no_ndc
-        )
-    elif flag_values.dataset_type == "blender":
-        scene = blender.load(flag_values.datadir, flag_values.half_res, flag_values.testskip, flag_values.white_bkgd)
+    if values.dataset_type == "llff":
+        scene = llff.load(values.datadir, values.factor, values.spherify, values.llffhold, values.no_ndc)
+    elif values.dataset_type == "blender":
+        scene = blender.load(values.datadir, values.half_res, values.testskip, values.white_bkgd)
     else:
-        scene = deepvoxels.load(flag_values.datadir, flag_values.shape, flag_values.testskip)
-    near = scene.near if flag_values.near is None else flag_values.near
-    far = scene.far if flag_values.far is None else flag_values.far
-    if scene.ndc and (flag_values.near is not None or flag_values.far is not None):
+        scene = deepvoxels.load(values.datadir, values.shape, values.testskip)
+    near = scene.near if values.near is None else values.near
+    far = scene.far if values.far is None else values.far
+    if scene.ndc and (values.near is not None or values.far is not None):
         raise ValueError("--near and --far are distances, and NDC has none: its range is 0 to 1; add --no_ndc")
     if near >= far:
         raise ValueError(f"near {near:g} is not below far {far:g}: check --near and --far")
-    if flag_values.lindisp and not scene.ndc and near <= 0:
+    if values.lindisp and not scene.ndc and near <= 0:
         raise ValueError(f"--lindisp samples evenly in 1/t, which needs near > 0 (it is {near:g}): give --near")
     height, width = scene.images.shape[1:3]
     logger.info(
         "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s",
-        flag_values.dataset_type, flag_values.datadir, len(scene.images), width, height,
+        values.dataset_type, values.datadir, len(scene.images), width, height,
         len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far, ", NDC" if scene.ndc else "",
     )  # fmt: skip
     return dataclasses.replace(scene, near=near, far=far)
@@ -176,41 +177,46 @@ def load_render_poses(scene: Scene) -> np.ndarray:
     return poses[:, :3].astype(np.float32)
 
 
-def render_only(scene: Scene, renderer: Renderer, render_poses: np.ndarray, run_folder: Path, step: int) -> None:
-    """Renders the test views or the path into `renderonly_{test,path}_{step:06d}`."""
-    kind = "test" if FLAGS.render_test else "path"
-    folder = run_folder / f"renderonly_{kind}_{step:06d}"
-    if kind == "test" and FLAGS.render_path_file is None:
-        frames = render_test_views(scene, renderer, folder, step, FLAGS.render_factor)
+def render_only(
+    scene: Scene,
+    renderer: Renderer,
+    cameras: Sequence[Camera],
+    render_poses: np.ndarray,
+    run_folder: Path,
+    step: int,
+) -> None:
+    """Renders the test views or the path into `renderonly_{test,path}_{step:06d}`, the path with the first camera."""
+    if FLAGS.render_test and FLAGS.render_path_file is None:
+        folder = run_folder / f"renderonly_test_{step:06d}"
+        frames = render_test_views(scene, renderer, cameras, folder, step)
     else:
-        frames = render_path(scene, renderer, render_poses, folder)
+        folder = run_folder / f"renderonly_path_{step:06d}"
+        images = renderer.path([cameras[0]] * len(render_poses), render_poses, description="path")
+        frames = outputs.write_views(folder, images, FLAGS.save_arrays)
     outputs.write_video(folder / "video.mp4", frames.rgb, FLAGS.fps)
     outputs.write_video(folder / "video_disp.mp4", outputs.normalised_disparity(frames.disp), FLAGS.fps)
     logger.info("%s", folder)
 
 
-def render_path(scene: Scene, renderer: Renderer, poses: np.ndarray, folder: Path) -> outputs.Frames:
-    """Renders views along a path, with the first photo's camera."""
-    camera = scene.cameras[0].downscaled(max(FLAGS.render_factor, 1))
-    return outputs.write_views(folder, renderer.path([camera] * len(poses), poses), FLAGS.save_arrays)
-
-
-def render_test_views(scene: Scene, renderer: Renderer, folder: Path, step: int, render_factor: int) -> outputs.Frames:
+def render_test_views(
+    scene: Scene, renderer: Renderer, cameras: Sequence[Camera], folder: Path, step: int
+) -> outputs.Frames:
     """Renders the test views; at full size also compares them with the photos, in the log and in metrics.json."""
-    cameras = [scene.cameras[i].downscaled(max(render_factor, 1)) for i in scene.i_test]
-    start = time.perf_counter()
-    images = renderer.path(cameras, scene.poses[scene.i_test], description="test views")
     photos = scene.images[scene.i_test]
+    full_size = (cameras[0].height, cameras[0].width) == photos.shape[1:3]
     float_psnrs = []
 
-    def compared():
+    def compared() -> Iterator[Image]:
+        test_cameras = [cameras[i] for i in scene.i_test]
+        images = renderer.path(test_cameras, scene.poses[scene.i_test], description="test views")
         for image, photo in zip(images, photos, strict=True):
-            if render_factor <= 1:
+            if full_size:
                 float_psnrs.append(psnr(image.rgb, photo))
             yield image
 
+    start = time.perf_counter()
     frames = outputs.write_views(folder, compared(), FLAGS.save_arrays)
-    if float_psnrs:
+    if full_size:
         seconds = (time.perf_counter() - start) / len(photos)
         write_metrics(folder.parent / "metrics.json", frames, photos, float_psnrs, step, seconds)
     return frames
@@ -284,7 +290,7 @@ def train_run(
         summaries.scalars(step, psnr_holdout=psnr(image.rgb, scene.images[view]))
 
     def test_set(step: int) -> None:
-        render_test_views(scene, renderer, run_folder / f"testset_{step:06d}", step, 0)
+        render_test_views(scene, renderer, scene.cameras, run_folder / f"testset_{step:06d}", step)
 
     def video(step: int) -> None:
         write_path_videos(scene, renderer, render_poses, run_folder / f"{FLAGS.expname}_spiral_{step:06d}")

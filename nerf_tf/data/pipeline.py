@@ -19,7 +19,7 @@ from nerf_tf.geometry.rays import Rays, finish_rays, pixel_rays
 # With its default of 4 rounds the shuffle's successive indices are visibly correlated.
 SHUFFLE_ROUNDS = 8
 # What a random draw is for.
-EPOCH, IMAGE, PIXELS = range(3)
+EPOCH, IMAGE, PIXELS, OFFSET = range(4)
 
 
 class RayBatch(NamedTuple):
@@ -138,7 +138,11 @@ def _choose_from_one_image(images: int, height: int, width: int, settings: Batch
         image = tf.random.stateless_uniform([], image_seed, maxval=images, dtype=tf.int64)
         window = tf.cast(tf.where(step < settings.precrop_iters, centre, whole), tf.int64)
         first_row, rows, first_col, cols = tf.unstack(window)
-        index = tf.range(settings.N_rand, dtype=tf.int64)
+        # Over many keys the shuffle sends a given index to some places more often than to others. A stretch of indices
+        # that starts anywhere makes every pixel equally likely again, whatever the shuffle.
+        offset_seed = tf.random.fold_in(tf.random.fold_in(key, OFFSET), step)
+        offset = tf.random.stateless_uniform([], offset_seed, maxval=rows * cols, dtype=tf.int64)
+        index = (offset + tf.range(settings.N_rand, dtype=tf.int64)) % (rows * cols)
         pixel = _shuffled(index, key, PIXELS, step, rows * cols)
         return tf.fill([settings.N_rand], image), first_row + pixel // cols, first_col + pixel % cols
 

@@ -55,8 +55,8 @@ def normalised_disparity(disps: Sequence[np.ndarray]) -> list[np.ndarray]:
         disps: maps [H, W]; values that are not finite become black.
     """
     largest = max((disp[np.isfinite(disp)].max(initial=0.0) for disp in disps), default=0.0)
-    scale = 1.0 / largest if largest > 0 else 0.0
-    return [to_8bit(np.where(np.isfinite(disp), disp, 0.0) * scale) for disp in disps]
+    divisor = largest if largest > 0 else 1.0
+    return [to_8bit(np.where(np.isfinite(disp), disp, 0.0) / divisor) for disp in disps]
 
 
 class Frames(NamedTuple):
@@ -131,6 +131,7 @@ class Summaries:
     """TensorBoard's view of a run, under the original's tags."""
 
     def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
         self._writer = tf.summary.create_file_writer(str(folder))
 
     def scalars(self, step: int, **values: tf.Tensor | float | None) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
 from nerf_tf.train.trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 # The one before the newest is a way back when a machine dies and takes the newest with it.
 KEPT = 2
@@ -23,6 +22,7 @@ class CheckpointStore:
         self._checkpoint = tf.train.Checkpoint(
             coarse=trainer.coarse.mlp, optimizer=trainer.optimizer, step=trainer.step, seed=trainer.seed, **fine
         )
+        self._folder = folder
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(folder), max_to_keep=KEPT, step_counter=trainer.step
         )
@@ -34,13 +34,19 @@ class CheckpointStore:
 
     @property
     def next_step(self) -> int:
-        """The step that the newest checkpoint goes on with; 0 when there is none."""
+        """The step that the newest checkpoint goes on with; 0 when there is none.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
         if self.newest is None:
             return 0
-        return int(tf.train.load_variable(self.newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+        with self._readable():
+            return int(tf.train.load_variable(self.newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
 
     def save(self) -> None:
         """Writes a checkpoint, and removes all but the newest few."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._manager.save()
 
     def restore(self) -> None:
@@ -49,11 +55,23 @@ class CheckpointStore:
         Raises:
             ValueError: it does not fit the networks, or cannot be read.
         """
+        with self._readable():
+            try:
+                self._checkpoint.restore(self.newest).assert_existing_objects_matched()
+            except (AssertionError, ValueError) as error:
+                raise ValueError(
+                    f"{self.newest}: does not fit the networks ({_first_line(error)}); use the run's own args.txt "
+                    "as --config, another expname, or --no_reload to start over"
+                ) from error
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            self._checkpoint.restore(self.newest).assert_existing_objects_matched()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"{self.newest}: does not fit the networks that the flags describe ({reason}); use the run's own "
-                "args.txt as --config, another expname, or --no_reload to start over"
-            ) from error
+            yield
+        # What TensorFlow makes of a missing, cut off or overwritten piece.
+        except (tf.errors.OpError, RuntimeError, IndexError) as error:
+            raise ValueError(f"{self.newest}: cannot be read, it is damaged ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160]

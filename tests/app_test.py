@@ -1,0 +1,540 @@
+"""The program as its users run it: commands in, exit codes, lines and files out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nerf_tf import app, config
+from nerf_tf.data import blender
+from nerf_tf.train import tf1_weights
+
+ROOT = Path(__file__).parent.parent
+SCENES = ROOT / "tests" / "data" / "portable" / "scenes"
+# Everything about a network and a step that costs time, made small.
+TINY = "--netdepth=2 --netdepth_fine=2 --netwidth=16 --netwidth_fine=16 --N_samples=8 --N_importance=8 --N_rand=32"
+CONFIGS = ROOT / "configs"
+BLENDER = [f"--config={CONFIGS / 'lego.txt'}", f"--datadir={SCENES / 'blender'}", *TINY.split()]
+LLFF = [f"--config={CONFIGS / 'fern.txt'}", f"--datadir={SCENES / 'llff'}", "--factor=2", *TINY.split()]
+DEEPVOXELS = [f"--config={CONFIGS / 'deepvoxels_greek.txt'}", f"--datadir={SCENES / 'deepvoxels'}", *TINY.split()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run of the program ended, and what it said."""
+
+    code: int
+    stderr: str
+
+    def steps(self, expname: str) -> list[int]:
+        """The steps whose lines were printed."""
+        line = rf"{expname} step (\d+) psnr -?\d+\.\d{{3}} loss \d+\.\d{{6}} \d+\.\d{{3}} s/step"
+        return [int(step) for step in re.findall(line, self.stderr)]
+
+
+def command(*arguments: object) -> Result:
+    """Runs `python -m nerf_tf` as a process of its own."""
+    words = [sys.executable, "-m", "nerf_tf", *map(str, arguments)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == ""
+    return Result(done.returncode, done.stderr)
+
+
+def run(*arguments: object) -> Result:
+    """Runs the program inside this process, which spares the seconds that TensorFlow takes to load."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer("verbosity", 0, "absl's own, which the program asks for", flag_values=values)
+    root, text = logging.getLogger(), io.StringIO()
+    with (
+        mock.patch.object(app, "FLAGS", values),
+        mock.patch.object(root, "handlers", []),  # the program installs its own
+        mock.patch.object(root, "level", root.level),
+        contextlib.redirect_stderr(text),
+    ):
+        try:
+            rest = config.parse_flags(["nerf_tf", *map(str, arguments)], values)
+            code = app.main(rest)
+        except SystemExit as stop:
+            code = stop.code
+    return Result(code, text.getvalue())
+
+
+def files_in(folder: Path) -> set[str]:
+    """Paths of all files below a folder, hidden ones too, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def pair(step: int) -> set[str]:
+    return {f"model_{step:06d}.npy", f"model_fine_{step:06d}.npy"}
+
+
+def weights_in(folder: Path, step: int) -> list[np.ndarray]:
+    return [array for name in sorted(pair(step)) for array in tf1_weights.load(folder / name)]
+
+
+def png(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def saved_psnr(image: np.ndarray, photo: np.ndarray) -> float:
+    """PSNR of two 8-bit images."""
+    return -10 * np.log10(np.mean(((image.astype(float) - photo.astype(float)) / 255) ** 2))
+
+
+def assert_one_line(result: Result, code: int, message: str) -> None:
+    """The program must end with one line that says what is wrong, and nothing more."""
+    assert result.code == code
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if line.startswith("nerf_tf: ")] == lines[-1:], result.stderr
+    assert re.search(message, lines[-1]), lines[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interrupted:
+    """A run that stopped after 6 steps and was taken up again by its own args.txt."""
+
+    basedir: Path
+    first: Result
+    first_config: str
+    second: Result
+    files: set[str]
+    metrics: dict
+
+    @property
+    def folder(self) -> Path:
+        return self.basedir / "t"
+
+    @property
+    def again(self) -> list[str]:
+        """Arguments that give the run its own flags back."""
+        return [f"--config={self.folder / 'args.txt'}"]
+
+    def copy(self, name: str, *patterns: str) -> Path:
+        """Another run's folder, with those of this run's files that match."""
+        for pattern in patterns:
+            for path in self.folder.glob(pattern):
+                target = self.basedir / name / path.relative_to(self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return self.basedir / name
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Interrupted:
+    basedir = tmp_path_factory.mktemp("logs")
+    intervals = ["--i_weights=5", "--i_img=10", "--i_testset=10", "--i_video=11", "--i_print=5"]
+    flags_of_run = [f"--basedir={basedir}", "--expname=t", "--random_seed=3", "--raw_noise_std=1", *intervals]
+    first = command(*BLENDER, *flags_of_run, "--N_iters=6")
+    first_config = (basedir / "t" / "config.txt").read_text()
+    second = command(f"--config={basedir / 't' / 'args.txt'}", "--N_iters=12")
+    metrics = json.loads((basedir / "t" / "metrics.json").read_text())
+    return Interrupted(basedir, first, first_config, second, files_in(basedir / "t"), metrics)
+
+
+# A run, and the same run taken up again
+
+
+def test_a_run_prints_its_steps(interrupted):
+    assert interrupted.first.code == 0
+    assert interrupted.first.steps("t") == list(range(6))
+    assert "5 images of 10x10 (3 train, 1 val, 1 test), near 2, far 6" in interrupted.first.stderr
+    assert "random_seed 3" in interrupted.first.stderr
+    assert "t: trained to step 5" in interrupted.first.stderr
+    assert "Traceback" not in interrupted.first.stderr
+
+
+def test_args_txt_takes_a_run_up_again(interrupted):
+    assert interrupted.second.code == 0
+    assert re.search(r"ckpt-\d+: goes on at step 6, random_seed 3\n", interrupted.second.stderr)
+    assert interrupted.second.steps("t") == [6, 7, 8, 9, 10]
+    assert "t: trained to step 11" in interrupted.second.stderr
+
+
+def test_a_run_leaves_its_files(interrupted):
+    checkpoints = {name for name in interrupted.files if name.startswith("checkpoints/")}
+    assert "checkpoints/checkpoint" in checkpoints
+    assert len(checkpoints) == 5  # index and data of the newest two
+    assert interrupted.files - checkpoints == {
+        "args.txt",
+        "config.txt",
+        "metrics.json",
+        *pair(0),
+        *pair(5),
+        *pair(10),
+        *pair(11),
+        "tboard_val_imgs/000000.png",
+        "tboard_val_imgs/000010.png",
+        "testset_000010/000.png",
+        "t_spiral_000011_rgb.mp4",
+        "t_spiral_000011_disp.mp4",
+        "t_spiral_000011_rgb_still.mp4",
+    }
+    assert interrupted.first_config == (CONFIGS / "lego.txt").read_text()
+    assert list((interrupted.basedir / "summaries" / "t").glob("events.out.tfevents.*"))
+    assert files_in(interrupted.basedir) >= {f"t/{name}" for name in interrupted.files}
+    assert png(interrupted.folder / "testset_000010" / "000.png").shape == (10, 10, 3)
+    still = imageio.mimread(interrupted.folder / "t_spiral_000011_rgb_still.mp4")
+    assert len(still) == 40
+    assert still[0].shape == (10, 10, 3)
+
+
+def test_args_txt_tells_the_flags_of_the_run(interrupted):
+    lines = (interrupted.folder / "args.txt").read_text().splitlines()
+    assert lines == sorted(lines)
+    args = dict(line.split(" = ") for line in lines)
+    assert args["netwidth"] == "16"
+    assert args["N_iters"] == "12"
+    assert args["white_bkgd"] == "True"
+    assert args["ft_path"] == "None"
+    assert set(args) == set(config.OPTIONS)
+
+
+def test_metrics_are_those_of_the_saved_images(interrupted):
+    metrics = interrupted.metrics
+    assert (metrics["step"], metrics["views"], metrics["white_bkgd"]) == (10, 1, True)
+    assert (metrics["height"], metrics["width"]) == (10, 10)
+    scene = blender.load(SCENES / "blender", half_res=True, testskip=8, white_bkgd=True)
+    photo = np.rint(255 * scene.images[scene.i_test[0]])
+    expected = saved_psnr(png(interrupted.folder / "testset_000010" / "000.png"), photo)
+    assert metrics["psnr_8bit"] == {"mean": pytest.approx(expected), "views": [pytest.approx(expected)]}
+    assert metrics["psnr_float"]["mean"] == pytest.approx(expected, abs=0.1)
+    assert f"psnr {metrics['psnr_float']['mean']:.3f} (8-bit {expected:.3f})" in interrupted.second.stderr
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(interrupted):
+    straight = run(
+        *interrupted.again, "--expname=straight", "--i_weights=0", "--i_img=0", "--i_testset=0", "--i_video=0"
+    )
+    assert straight.code == 0
+    assert straight.steps("straight") == list(range(11))
+    ours, theirs = weights_in(interrupted.basedir / "straight", 11), weights_in(interrupted.folder, 11)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(ours, weights_in(interrupted.folder, 5), strict=True))
+
+
+def test_a_finished_run_does_nothing(interrupted):
+    before = {name: (interrupted.folder / name).stat().st_mtime_ns for name in interrupted.files}
+    result = run(*interrupted.again)
+    assert result.code == 0
+    assert "t is at step 12 already; raise --N_iters to go on" in result.stderr
+    assert {name: (interrupted.folder / name).stat().st_mtime_ns for name in interrupted.files} == before
+
+
+# Where weights come from
+
+
+def test_the_newest_weights_are_found_without_a_checkpoint(interrupted):
+    interrupted.copy("npy_only", "model_*.npy")
+    result = run(*interrupted.again, "--expname=npy_only")
+    assert "model_000011.npy: weights; goes on at step 12" in result.stderr
+    assert "npy_only is at step 12 already" in result.stderr
+
+
+def test_weights_newer_than_the_checkpoint_win(interrupted):
+    folder = interrupted.copy("newer", "checkpoints/*", "model_*000011.npy")
+    (folder / "model_000011.npy").rename(folder / "model_000020.npy")
+    (folder / "model_fine_000011.npy").rename(folder / "model_fine_000020.npy")
+    assert "newer is at step 21 already" in run(*interrupted.again, "--expname=newer").stderr
+
+
+def test_a_checkpoint_alone_is_enough(interrupted):
+    interrupted.copy("checkpoint_only", "checkpoints/*")
+    assert "goes on at step 12, random_seed 3" in run(*interrupted.again, "--expname=checkpoint_only").stderr
+
+
+def test_a_new_seed_replaces_the_old_one(interrupted):
+    assert "goes on at step 12, random_seed 8" in run(*interrupted.again, "--random_seed=8").stderr
+
+
+def test_no_reload_starts_afresh(interrupted):
+    folder = interrupted.copy("afresh", "checkpoints/*", "model_*.npy")
+    quiet = ["--i_weights=0", "--i_img=0", "--i_testset=0", "--i_video=0"]
+    result = run(*interrupted.again, "--expname=afresh", "--no_reload", "--N_iters=1", *quiet)
+    assert result.code == 0
+    assert result.steps("afresh") == [0]
+    assert "goes on" not in result.stderr
+    for a, b in zip(weights_in(folder, 0), weights_in(interrupted.folder, 0), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Rendering
+
+
+def test_render_test(interrupted):
+    result = command(
+        *interrupted.again, "--render_only", "--render_test", "--save_arrays", "--testskip=2", "--half_res=False"
+    )
+    assert result.code == 0
+    folder = interrupted.folder / "renderonly_test_000012"
+    arrays, images = {f"{i:03d}.npz" for i in range(3)}, {f"{i:03d}.png" for i in range(3)}
+    assert files_in(folder) == {*arrays, *images, "video.mp4", "video_disp.mp4"}
+    assert result.stderr.splitlines()[-1] == str(folder)
+    psnrs = []
+    for i in range(3):
+        with np.load(folder / f"{i:03d}.npz", allow_pickle=False) as npz:
+            assert {name: npz[name].shape for name in npz.files} == {
+                "rgb": (20, 20, 3),
+                **dict.fromkeys(("disp", "acc", "depth"), (20, 20)),
+            }
+            np.testing.assert_array_equal(png(folder / f"{i:03d}.png"), np.floor(255 * npz["rgb"].clip(0, 1)))
+        rgba = png(SCENES / "blender" / "test" / f"r_{2 * i}.png") / np.float32(255)
+        photo = np.rint(255 * (rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])))
+        psnrs.append(saved_psnr(png(folder / f"{i:03d}.png"), photo))
+    metrics = json.loads((interrupted.folder / "metrics.json").read_text())
+    assert (metrics["step"], metrics["views"]) == (12, 3)
+    assert metrics["psnr_8bit"]["views"] == pytest.approx(psnrs)
+    assert metrics["psnr_8bit"]["mean"] == pytest.approx(np.mean(psnrs))
+
+
+def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path):
+    poses = np.tile(np.eye(4), [3, 1, 1])
+    poses[:, 2, 3] = [3.5, 4.0, 4.5]
+    np.save(tmp_path / "poses.npy", poses)
+    path = ["--render_only", f"--render_path_file={tmp_path / 'poses.npy'}", "--render_factor=2"]
+    own = run(*interrupted.again, *path)
+    weights = f"--ft_path={interrupted.folder / 'model_000011.npy'}"
+    other = run(*interrupted.again, *path, "--expname=other", weights)
+    assert (own.code, other.code) == (0, 0)
+    assert "model_000011.npy: weights; goes on at step 12" in other.stderr
+    folders = [interrupted.basedir / name / "renderonly_path_000012" for name in ("t", "other")]
+    expected = {"000.png", "001.png", "002.png", "video.mp4", "video_disp.mp4"}
+    assert [files_in(folder) for folder in folders] == [expected, expected]
+    images = [[png(folder / f"{i:03d}.png") for i in range(3)] for folder in folders]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert images[0][0].shape == (5, 5, 3)
+    assert (images[0][0] != images[0][2]).any()
+    assert [frame.shape for frame in imageio.mimread(folders[0] / "video.mp4")] == [(6, 6, 3)] * 3
+    assert files_in(interrupted.basedir / "other") == {f"renderonly_path_000012/{name}" for name in expected}
+
+
+# The other kinds of scene
+
+
+@pytest.fixture(scope="module")
+def forward_facing(tmp_path_factory) -> tuple[Path, Result]:
+    """A finished run on photos, and what it said."""
+    basedir = tmp_path_factory.mktemp("llff")
+    intervals = ["--i_weights=2", "--i_img=2", "--i_testset=2", "--i_video=2", "--i_print=2"]
+    return basedir, command(*LLFF, f"--basedir={basedir}", "--expname=f", "--N_iters=3", *intervals)
+
+
+def test_llff(forward_facing):
+    basedir, result = forward_facing
+    assert result.code == 0
+    assert "9 images of 16x12 (7 train, 2 val, 2 test), near 0, far 1, NDC" in result.stderr
+    assert result.steps("f") == [0, 1, 2]
+    videos = {f"f_spiral_000002_{kind}.mp4" for kind in ("rgb", "disp", "rgb_still")}
+    images = {"testset_000002/000.png", "testset_000002/001.png"}
+    holdout = {"tboard_val_imgs/000000.png", "tboard_val_imgs/000002.png"}
+    files = {name for name in files_in(basedir / "f") if not name.startswith("checkpoints/")}
+    assert files == {"args.txt", "config.txt", "metrics.json", *pair(0), *pair(2), *videos, *images, *holdout}
+    assert len(imageio.mimread(basedir / "f" / "f_spiral_000002_rgb.mp4")) == 120
+
+
+def test_llff_metrics(forward_facing):
+    folder = forward_facing[0] / "f"
+    photos = [png(SCENES / "llff" / "images_2" / name)[..., :3] for name in ("im00.png", "im08.png")]
+    psnrs = [saved_psnr(png(folder / "testset_000002" / f"{i:03d}.png"), photos[i]) for i in range(2)]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["psnr_8bit"]["views"] == pytest.approx(psnrs)
+
+
+def test_summaries_have_the_originals_tags(forward_facing):
+    events = EventAccumulator(str(forward_facing[0] / "summaries" / "f"), size_guidance={"tensors": 0})
+    events.Reload()
+    steps = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    scalars = ["loss", "psnr", "psnr0", "psnr_holdout", "learning_rate", "rays_per_second"]
+    images = ["rgb", "disp", "acc", "rgb_holdout", "rgb0", "disp0", "z_std"]
+    assert steps == {tag: [0, 2] for tag in [*scalars, "tran", *images]}
+
+
+def test_deepvoxels(tmp_path):
+    flags_of_run = [*DEEPVOXELS, f"--basedir={tmp_path}", "--expname=d", "--N_iters=2", "--i_img=0"]
+    trained = command(*flags_of_run)
+    assert trained.code == 0
+    assert "5 images of 512x512 (3 train, 1 val, 1 test), near 2, far 4" in trained.stderr
+    assert trained.steps("d") == [0, 1]
+    rendered = run(*flags_of_run, "--render_only", "--render_test", "--render_factor=64", "--testskip=2")
+    assert rendered.code == 0
+    folder = tmp_path / "d" / "renderonly_test_000002"
+    assert files_in(folder) == {"000.png", "001.png", "002.png", "video.mp4", "video_disp.mp4"}
+    assert png(folder / "000.png").shape == (8, 8, 3)
+    assert not (tmp_path / "d" / "metrics.json").exists()  # there are no photos of that size to compare with
+
+
+# Users' mistakes
+
+
+def test_a_mistake_in_a_flag_is_one_line():
+    result = command("--expname=x", "--dataset_type=lego")
+    assert_one_line(result, 2, "dataset_type")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_mistake_in_the_data_is_one_line(tmp_path):
+    result = command(*BLENDER, f"--basedir={tmp_path}", "--expname=x", f"--datadir={tmp_path / 'nowhere'}")
+    assert_one_line(result, 1, "nowhere")
+    assert files_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([*BLENDER, "--datadir=nowhere"], 1, "nowhere"),
+        ([*BLENDER, "--dataset_type=nowhere"], 2, "dataset_type"),
+        ([*BLENDER, "--dataset_type=deepvoxels"], 1, "train/greek"),
+        ([*BLENDER, "--dataset_type=llff"], 1, "poses_bounds.npy"),
+        ([*BLENDER, "--render_only"], 1, "no weights to render.*--ft_path"),
+        ([*BLENDER, "--ft_path=model_000001.npy"], 1, "model_000001.npy: no such"),
+        ([*LLFF, "--near=1"], 1, "--near.*--no_ndc"),
+        ([*BLENDER, "--near=6.5"], 1, "near 6.5.*far 6"),
+        ([*LLFF, "--no_ndc", "--lindisp", "--near=0"], 1, "--lindisp.*--near"),
+        ([*BLENDER, "--N_rand=101"], 1, "N_rand 101.*100 pixels"),
+        ([*BLENDER, "--no_batching=False", "--N_rand=301"], 1, "N_rand 301.*300 rays"),
+        ([*BLENDER, "--render_path_file=nowhere.npy"], 1, "nowhere.npy"),
+    ],
+)
+def test_mistakes(tmp_path, arguments, code, message):
+    assert_one_line(run(f"--basedir={tmp_path}", "--expname=x", *arguments), code, message)
+    assert files_in(tmp_path) == set()
+
+
+def test_weights_of_another_width(interrupted):
+    weights = f"--ft_path={interrupted.folder / 'model_000011.npy'}"
+    message = r"model_000011.npy.*layer 'trunk_0'.*\[63, 12\].*\[63, 16\].*--netwidth"
+    assert_one_line(run(*interrupted.again, "--expname=x", "--netwidth=12", weights), 1, message)
+    message = r"model_fine_000011.npy.*layer 'trunk_0'.*\[63, 12\].*\[63, 16\].*--netwidth_fine"
+    assert_one_line(run(*interrupted.again, "--expname=x", "--netwidth_fine=12", weights), 1, message)
+
+
+def test_fine_weights_are_missing(interrupted):
+    folder = interrupted.copy("coarse_only", "model_000011.npy")
+    weights = f"--ft_path={folder / 'model_000011.npy'}"
+    assert_one_line(run(*interrupted.again, "--expname=x", weights), 1, "model_fine_000011.npy: no such")
+
+
+def test_a_checkpoint_of_another_width(interrupted):
+    message = "ckpt.*does not fit"
+    assert_one_line(run(*interrupted.again, "--netwidth=12", "--N_iters=20"), 1, message)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def overwrite(path: Path) -> None:
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
+
+
+@pytest.mark.parametrize("damage", [cut_short, overwrite, Path.unlink])
+@pytest.mark.parametrize("part", ["index", "data"])
+def test_a_damaged_checkpoint(interrupted, part, damage):
+    folder = interrupted.copy(f"{damage.__name__}_{part}", "checkpoints/*", "model_*.npy")
+    for path in folder.glob(f"checkpoints/ckpt-*.{part}*"):
+        damage(path)
+    assert_one_line(run(*interrupted.again, f"--expname={folder.name}"), 1, "ckpt")
+
+
+class Payload:
+    """An object whose unpickling leaves a trace."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def write_pickle(path: Path) -> None:
+    array = np.empty(1, object)
+    array[0] = Payload(path.with_name("harm"))
+    np.save(path, array, allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_pickle, "not an npy file of plain numbers"),
+        (lambda path: path.write_bytes(b""), "not an npy file"),
+        (lambda path: path.write_text("1 0 0 0"), "not an npy file"),
+        (lambda path: np.save(path, np.eye(4)), r"\(4, 4\).*\[M, 3, 4\]"),
+        (lambda path: np.save(path, np.zeros([0, 3, 4])), "at least one"),
+        (lambda path: np.save(path, np.full([2, 3, 4], np.nan)), "finite"),
+        (lambda path: np.savez(path.open("wb"), np.zeros([2, 3, 4])), "several arrays"),
+    ],
+)
+def test_a_bad_render_path_file(tmp_path, write, message):
+    path = tmp_path / "poses.npy"
+    write(path)
+    result = run(*BLENDER, f"--basedir={tmp_path / 'logs'}", "--expname=x", f"--render_path_file={path}")
+    assert_one_line(result, 1, f"poses.npy.*{message}")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_render_factor_that_leaves_no_pixels(interrupted):
+    result = run(*interrupted.again, "--render_only", "--render_factor=11")
+    assert_one_line(result, 1, "render_factor 11")
+
+
+@pytest.mark.parametrize("name", ["logs", "logs/x", "logs/x/checkpoints", "logs/summaries", "logs/x/tboard_val_imgs"])
+def test_a_file_where_a_folder_has_to_be(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    result = run(*BLENDER, f"--basedir={tmp_path / 'logs'}", "--expname=x", "--N_iters=1")
+    assert_one_line(result, 1, path.name)
+
+
+# The authors' own data, with the original's config files as they are
+
+
+@pytest.fixture
+def loaded_once(monkeypatch):
+    """Reads each scene once, whatever number of runs there are."""
+    monkeypatch.setattr(app.blender, "load", _load_blender)
+
+
+_load_blender = functools.cache(blender.load)
+
+
+def test_the_authors_data(real_data, loaded_once, tmp_path):
+    quick = [f"--basedir={tmp_path}", "--N_iters=2", "--N_rand=64", "--i_img=0", "--testskip=200"]
+    fern = run(f"--config={CONFIGS / 'fern.txt'}", f"--datadir={real_data / 'data/nerf_llff_data/fern'}", *quick)
+    assert fern.code == 0
+    assert fern.steps("fern_test") == [0, 1]
+    lego = [f"--config={CONFIGS / 'lego.txt'}", f"--datadir={real_data / 'data/nerf_synthetic/lego'}"]
+    for expname, batching in [("one", "--no_batching"), ("all", "--no_batching=False")]:
+        result = run(*lego, *quick, f"--expname={expname}", batching)
+        assert result.code == 0
+        assert result.steps(expname) == [0, 1]
+        assert pair(1) <= files_in(tmp_path / expname)
+
+    weights = f"--ft_path={real_data / 'weights/lego_example/model_200000.npy'}"
+    result = run(*lego, *quick, weights, "--render_only", "--render_test", "--render_factor=20")
+    assert result.code == 0
+    image = png(tmp_path / "lego_test" / "renderonly_test_200001" / "000.png")
+    # A ray at a 20th of the size goes through the corner that every 20th pixel's ray goes through.
+    scene = _load_blender(str(real_data / "data/nerf_synthetic/lego"), True, 200, True)
+    photo = np.rint(255 * scene.images[scene.i_test[0], ::20, ::20])
+    assert image.shape == photo.shape == (20, 20, 3)
+    assert saved_psnr(image, photo) > 25

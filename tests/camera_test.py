@@ -1,0 +1,51 @@
+"""The pinhole camera."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from nerf_tf.geometry.camera import Camera
+
+
+def test_centred_camera_has_square_pixels_and_its_principal_point_in_the_middle():
+    assert Camera.centred(6, 9, 7.5) == Camera(6, 9, 7.5, 7.5, 4.5, 3.0)
+
+
+def test_camera_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Camera.centred(6, 9, 7.5).fx = 1.0
+
+
+def test_factor_one_changes_nothing():
+    camera = Camera(6, 9, 7.5, 7.0, 4.1, 3.2)
+    assert dataclasses.astuple(camera.downscaled(1)) == pytest.approx(dataclasses.astuple(camera))
+
+
+def test_downscaled_sides_round_down_and_focal_does_not():
+    # The fern's test views under --factor 8 --render_factor 4.
+    small = Camera.centred(378, 504, 407.5658).downscaled(4)
+    assert (small.height, small.width) == (94, 126)
+    assert small.fx == small.fy == 407.5658 / 4
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5])
+def test_downscaled_centred_camera_stays_centred(factor):
+    small = Camera.centred(30, 41, 50.0).downscaled(factor)
+    assert (small.cx, small.cy) == pytest.approx((small.width / 2, small.height / 2))
+
+
+def test_downscaled_keeps_unequal_focals_and_the_place_of_the_principal_point():
+    small = Camera(40, 80, 100.0, 90.0, 20.0, 30.0).downscaled(4)
+    assert small == Camera(10, 20, 25.0, 22.5, 5.0, 7.5)
+
+
+def test_largest_factor_leaves_one_pixel_in_the_smaller_side():
+    assert (Camera.centred(6, 9, 7.5).downscaled(6).height, Camera.centred(6, 9, 7.5).downscaled(6).width) == (1, 1)
+
+
+@pytest.mark.parametrize("factor", [-1, 0, 7])
+def test_a_factor_that_leaves_no_pixels_says_what_would_do(factor):
+    with pytest.raises(ValueError, match=f"render_factor {factor} leaves no pixels of a 9x6 image.*from 1 to 6"):
+        Camera.centred(6, 9, 7.5).downscaled(factor)

@@ -1,0 +1,47 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Read by TensorFlow when it is imported: its start-up notices only bury what a failing test has to say.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session")
+def portable() -> Path:
+    """Inputs that we generated, and what the original code computed from them."""
+    return Path(__file__).parent / "data" / "portable"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The authors' scenes and weights, and what the original code computed from them."""
+    folder = os.environ.get("NERF_TF_REAL_DATA")
+    if not folder:
+        pytest.skip("NERF_TF_REAL_DATA, the folder of the authors' scenes, weights and goldens, is not set")
+    path = Path(folder).resolve()
+    # A misspelt folder must not pass for a machine without the data.
+    assert path.is_dir(), f"NERF_TF_REAL_DATA={folder}: no such folder"
+    return path
+
+
+@pytest.fixture
+def peak_memory() -> Callable[[Callable[[], object]], int]:
+    """A function that runs another and returns the most bytes TensorFlow held meanwhile, over what it held before."""
+    import tensorflow as tf
+
+    def measure(run: Callable[[], object]) -> int:
+        try:
+            tf.config.experimental.reset_memory_stats("CPU:0")
+            before = tf.config.experimental.get_memory_info("CPU:0")["current"]
+        except ValueError as error:
+            pytest.skip(f"this TensorFlow keeps no memory statistics on the CPU: {error}")
+        run()
+        return tf.config.experimental.get_memory_info("CPU:0")["peak"] - before
+
+    return measure

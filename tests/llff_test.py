@@ -1,0 +1,224 @@
+"""The LLFF loader, against what the original loaded from the same files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nerf_tf.data import llff
+
+SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
+REAL = os.environ.get("NERF_TF_REAL_DATA")
+needs_real_data = pytest.mark.skipif(not REAL, reason="NERF_TF_REAL_DATA is not set")
+
+
+@pytest.fixture
+def scene_dir(tmp_path):
+    return Path(shutil.copytree(SCENES / "llff", tmp_path / "scene"))
+
+
+def edit_rows(folder: Path, change) -> None:
+    rows = np.load(folder / "poses_bounds.npy")
+    np.save(folder / "poses_bounds.npy", change(rows))
+
+
+@pytest.mark.parametrize(("spherify", "prefix"), [(False, "llff_"), (True, "llff_spherify_")])
+def test_matches_the_original(spherify, prefix):
+    scene = llff.load(SCENES / "llff", factor=2, spherify=spherify, llffhold=0, no_ndc=True)
+    with np.load(SCENES / "loaded.npz") as arrays:
+        golden = {name: arrays[prefix + name] for name in ("images", "poses", "bds", "render_poses", "i_test")}
+    np.testing.assert_array_equal(scene.images, golden["images"])
+    np.testing.assert_allclose(scene.poses, golden["poses"][..., :4], atol=1e-6)
+    np.testing.assert_allclose(scene.render_poses, golden["render_poses"][..., :4], atol=1e-6)
+    np.testing.assert_allclose(scene.near, 0.9 * golden["bds"].min(), rtol=1e-6)
+    np.testing.assert_allclose(scene.far, golden["bds"].max(), rtol=1e-6)
+    assert not scene.ndc
+    np.testing.assert_array_equal(scene.i_test, [golden["i_test"]])
+    np.testing.assert_array_equal(scene.i_val, scene.i_test)
+    np.testing.assert_array_equal(np.sort([*scene.i_train, *scene.i_test]), np.arange(9))
+    height, width, focal = golden["poses"][0, :, 4]
+    assert len(scene.cameras) == 9
+    for camera in scene.cameras:
+        assert (camera.height, camera.width, camera.cx, camera.cy) == (height, width, width / 2, height / 2)
+        np.testing.assert_allclose([camera.fx, camera.fy], focal, rtol=1e-6)
+    assert all(getattr(scene, name).dtype == np.float32 for name in ("images", "poses", "render_poses"))
+
+
+def test_ndc_has_its_own_near_and_far():
+    scene = llff.load(SCENES / "llff", factor=2)
+    assert (scene.near, scene.far, scene.ndc) == (0.0, 1.0, True)
+
+
+@pytest.mark.parametrize(("llffhold", "test"), [(8, [0, 8]), (3, [0, 3, 6]), (100, [0])])
+def test_every_llffhold_th_view_is_held_out(llffhold, test):
+    scene = llff.load(SCENES / "llff", factor=2, llffhold=llffhold)
+    np.testing.assert_array_equal(scene.i_test, test)
+    np.testing.assert_array_equal(scene.i_val, test)
+    np.testing.assert_array_equal(scene.i_train, [i for i in range(9) if i not in test])
+    assert scene.i_train.dtype == scene.i_test.dtype == np.int64
+
+
+def test_bd_factor_sets_the_nearest_bound():
+    for bd_factor, nearest in (
+        (0.75, 1 / 0.75),
+        (0.5, 2.0),
+        (None, np.load(SCENES / "llff/poses_bounds.npy")[:, 15].min()),
+    ):
+        scene = llff.load(SCENES / "llff", factor=2, no_ndc=True, bd_factor=bd_factor)
+        np.testing.assert_allclose(scene.near, 0.9 * nearest, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0, 1, None])
+def test_full_size(factor):
+    scene = llff.load(SCENES / "llff", factor=factor)
+    assert scene.images.shape == (9, 24, 32, 3)
+    np.testing.assert_allclose(scene.cameras[0].fx, np.load(SCENES / "llff" / "poses_bounds.npy")[0, 14])
+
+
+def test_missing_sizes_are_made_once(scene_dir):
+    scene = llff.load(scene_dir, factor=4)
+    assert scene.images.shape == (9, 6, 8, 3)
+    np.testing.assert_allclose(scene.cameras[0].fx, np.load(scene_dir / "poses_bounds.npy")[0, 14] / 4)
+    full = llff.load(scene_dir, factor=1).images
+    np.testing.assert_allclose(scene.images.mean(axis=(1, 2)), full.mean(axis=(1, 2)), atol=0.02)
+    shutil.rmtree(scene_dir / "images")
+    np.testing.assert_array_equal(llff.load(scene_dir, factor=4).images, scene.images)
+
+
+def test_alpha_is_dropped(scene_dir):
+    expected = llff.load(scene_dir, factor=2).images
+    for path in sorted((scene_dir / "images_2").iterdir())[::2]:
+        image = Image.open(path)
+        image.putalpha(100)
+        image.save(path)
+    np.testing.assert_array_equal(llff.load(scene_dir, factor=2).images, expected)
+
+
+def test_single_view_loads(scene_dir, caplog):
+    edit_rows(scene_dir, lambda rows: rows[:1])
+    for path in sorted((scene_dir / "images_2").iterdir())[1:]:
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        scene = llff.load(scene_dir, factor=2)
+    np.testing.assert_allclose(scene.poses, np.eye(4)[None, :3], atol=1e-6)
+    assert scene.i_train.size == 0
+    assert "none is left to train on" in caplog.text
+    with pytest.raises(ValueError, match=r"poses_bounds\.npy: spherify needs"):
+        llff.load(scene_dir, factor=2, spherify=True, no_ndc=True)
+
+
+def test_warns_where_ndc_cannot_hold(scene_dir, caplog):
+    with caplog.at_level(logging.WARNING):
+        llff.load(scene_dir, factor=2)
+        llff.load(scene_dir, factor=2, spherify=True, no_ndc=True)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        llff.load(scene_dir, factor=2, spherify=True)
+    assert "NDC cannot hold" in caplog.text
+
+    def turn_first_camera(rows):
+        matrix = rows[0, :15].reshape(3, 5)
+        matrix[:, 1:3] *= -1
+        return rows
+
+    caplog.clear()
+    edit_rows(scene_dir, turn_first_camera)
+    with caplog.at_level(logging.WARNING):
+        llff.load(scene_dir, factor=2)
+    assert "1 of 9 cameras" in caplog.text
+
+
+def test_unequal_focal_lengths_warn_and_the_first_counts(scene_dir, caplog):
+    def zoom(rows):
+        rows[1:, 14] *= 1.5
+        return rows
+
+    expected = llff.load(scene_dir, factor=2).cameras[0]
+    edit_rows(scene_dir, zoom)
+    with caplog.at_level(logging.WARNING):
+        assert set(llff.load(scene_dir, factor=2).cameras) == {expected}
+    assert "focal lengths run from" in caplog.text
+
+
+def with_value(index, value):
+    def change(rows):
+        rows[index] = value
+        return rows
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:-2], r"images_2: holds 9 images, but poses_bounds\.npy has 7 poses"),
+        (lambda rows: rows[:, :15], r"expected an array \[N, 17\], found \(9, 15\)"),
+        (lambda rows: rows[:0], r"found \(0, 17\)"),
+        (lambda rows: rows.astype(str), "other than numbers"),
+        (with_value((3, 2), np.nan), "holds NaN"),
+        (with_value((3, 15), -1.0), r"row 3 .*0 < near < far"),
+        (with_value((4, 16), 0.1), r"row 4 .*0 < near < far"),
+        (with_value((5, 14), 0.0), r"row 5 has focal 0"),
+    ],
+)
+def test_malformed_poses_are_explained(scene_dir, change, message):
+    edit_rows(scene_dir, change)
+    with pytest.raises(ValueError, match=message):
+        llff.load(scene_dir, factor=2)
+
+
+def test_cameras_that_cancel_out_are_explained(scene_dir):
+    def opposite(rows):
+        matrix = np.array([[0, 1, 0, 0, 24], [-1, 0, 0, 0, 32], [0, 0, 1, 0, 30.0]])
+        turned = matrix * [[1, -1, -1, 1, 1]]
+        return np.stack([np.append(m, [1.0, 2.0]) for m in (matrix, turned)])
+
+    edit_rows(scene_dir, opposite)
+    for path in sorted((scene_dir / "images_2").iterdir())[2:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"poses_bounds\.npy: .*cancel out"):
+        llff.load(scene_dir, factor=2)
+
+
+def test_pickled_poses_are_not_executed(scene_dir):
+    np.save(scene_dir / "poses_bounds.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"poses_bounds\.npy: not a readable"):
+        llff.load(scene_dir, factor=2)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01", b"PK\x03\x04 no zip"])
+def test_damaged_poses_are_explained(scene_dir, content):
+    (scene_dir / "poses_bounds.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"poses_bounds\.npy: not a readable"):
+        llff.load(scene_dir, factor=2)
+
+
+def test_missing_files_are_named(scene_dir):
+    with pytest.raises(ValueError, match="must be positive"):
+        llff.load(scene_dir, factor=-2)
+    shutil.rmtree(scene_dir / "images")
+    with pytest.raises(FileNotFoundError, match="images_8: no such folder"):
+        llff.load(scene_dir, factor=8)
+    (scene_dir / "poses_bounds.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"poses_bounds\.npy: no such file"):
+        llff.load(scene_dir, factor=2)
+
+
+@needs_real_data
+def test_fern_matches_the_original():
+    scene = llff.load(Path(REAL) / "data" / "nerf_llff_data" / "fern", factor=8, llffhold=0, no_ndc=True)
+    with np.load(Path(REAL) / "golden" / "llff_fern_f8_forward.npz") as golden:
+        np.testing.assert_allclose(scene.poses, golden["poses"][..., :4], atol=1e-6)
+        np.testing.assert_allclose(scene.render_poses, golden["render_poses"][..., :4], atol=1e-6)
+        np.testing.assert_array_equal(scene.i_test, [golden["i_test"]])
+        np.testing.assert_allclose([scene.near, scene.far], [0.9 * golden["bds"].min(), golden["bds"].max()], rtol=1e-6)
+        camera = scene.cameras[0]
+        np.testing.assert_allclose([camera.height, camera.width, camera.fx], golden["poses"][0, :, 4], rtol=1e-6)
+        np.testing.assert_array_equal(scene.images[0][::16, ::16], golden["image0"])
+        np.testing.assert_allclose(scene.images.mean(axis=(1, 2)), golden["image_mean"], atol=1e-6)

@@ -1,0 +1,306 @@
+"""Rendered views as files."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image as PILImage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nerf_tf.render import outputs
+from nerf_tf.render.renderer import Image
+
+
+def names(folder: Path) -> list[str]:
+    """All names in a folder, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make_image(seed: int, height: int = 4, width: int = 6, fine: bool = True) -> Image:
+    rng = np.random.default_rng(seed)
+
+    def plane(*channels: int) -> np.ndarray:
+        return rng.random([height, width, *channels], np.float32)
+
+    image = Image(plane(3), plane(), plane(), plane())
+    return image._replace(rgb0=plane(3), disp0=plane(), acc0=plane(), z_std=plane()) if fine else image
+
+
+# Complete files
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with outputs.complete_file(path) as temporary:
+        temporary.write_text("text")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "text"
+    assert names(path.parent) == ["file.txt"]
+
+
+def test_a_failing_block_leaves_nothing(tmp_path):
+    path = tmp_path / "file.txt"
+    with pytest.raises(RuntimeError, match="midway"), outputs.complete_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise RuntimeError("midway")
+    assert names(tmp_path) == []
+
+
+def test_a_failing_block_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), outputs.complete_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_complete_file_replaces_the_old_one(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old, and longer")
+    outputs.write_text(path, "new: ä")
+    assert path.read_text(encoding="utf-8") == "new: ä"
+    assert names(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_files_have_the_usual_mode(tmp_path):
+    old = os.umask(0o022)
+    try:
+        outputs.write_text(tmp_path / "file.txt", "")
+        assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o644
+        os.umask(0o077)
+        outputs.write_text(tmp_path / "private.txt", "")
+        assert (tmp_path / "private.txt").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(old)
+
+
+# 8 bits
+
+
+def test_to_8bit_cuts_decimals_off():
+    values = np.array([-1.0, 0.0, 0.9999 / 255, 1.0001 / 255, 127.9 / 255, 0.9999, 1.0, 7.0], np.float32)
+    image = outputs.to_8bit(values)
+    assert image.dtype == np.uint8
+    assert image.tolist() == [0, 0, 0, 1, 127, 254, 255, 255]
+
+
+def test_disparities_are_scaled_together():
+    maps = outputs.normalised_disparity([np.array([[0.0, 1.0]], np.float32), np.array([[2.0, 4.0]], np.float32)])
+    assert [disp.tolist() for disp in maps] == [[[0, 63]], [[127, 255]]]
+    assert {disp.dtype.name for disp in maps} == {"uint8"}
+
+
+def test_the_largest_disparity_is_white():
+    for largest in np.random.default_rng(0).random(50, np.float32):
+        (image,) = outputs.normalised_disparity([np.array([[0.0, largest]], np.float32)])
+        assert image.tolist() == [[0, 255]], largest
+
+
+def test_what_is_not_finite_becomes_black_and_does_not_count():
+    disp = np.array([[np.nan, np.inf], [-np.inf, 2.0], [1.0, 0.0]], np.float32)
+    (image,) = outputs.normalised_disparity([disp])
+    assert image.tolist() == [[0, 0], [0, 255], [127, 0]]
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -1.0])
+def test_disparities_without_a_maximum_are_black(value):
+    maps = outputs.normalised_disparity([np.full([2, 3], value, np.float32)] * 2)
+    assert len(maps) == 2
+    assert not np.any(maps)
+
+
+def test_no_disparities():
+    assert outputs.normalised_disparity([]) == []
+
+
+# Views
+
+
+@pytest.mark.parametrize("save_arrays", [False, True])
+def test_write_views(tmp_path, save_arrays):
+    images = [make_image(i) for i in range(2)]
+    frames = outputs.write_views(tmp_path / "views", iter(images), save_arrays)
+    arrays = ["000.npz", "001.npz"] if save_arrays else []
+    assert names(tmp_path / "views") == sorted(["000.png", "001.png", *arrays])
+    for i, image in enumerate(images):
+        png = np.asarray(PILImage.open(tmp_path / "views" / f"{i:03d}.png"))
+        np.testing.assert_array_equal(png, np.floor(255 * image.rgb))
+        np.testing.assert_array_equal(frames.rgb[i], png)
+        np.testing.assert_array_equal(frames.disp[i], image.disp)
+        if save_arrays:
+            with np.load(tmp_path / "views" / f"{i:03d}.npz", allow_pickle=False) as npz:
+                assert sorted(npz.files) == ["acc", "depth", "disp", "rgb"]
+                for name in npz.files:
+                    assert npz[name].dtype == np.float32
+                    np.testing.assert_array_equal(npz[name], getattr(image, name))
+
+
+def test_views_are_written_one_by_one(tmp_path):
+    def images():
+        yield make_image(0)
+        assert names(tmp_path) == ["000.png"]
+        raise RuntimeError("the second view fails")
+
+    with pytest.raises(RuntimeError, match="second view"):
+        outputs.write_views(tmp_path, images(), save_arrays=False)
+    assert names(tmp_path) == ["000.png"]
+
+
+# Video
+
+
+def gradient(height: int, width: int, count: int = 3) -> list[np.ndarray]:
+    """Smooth frames, which a codec keeps nearly as they are; each brighter than the one before."""
+    rows, cols = np.linspace(0, 100, height)[:, None], np.linspace(0, 100, width)[None]
+    planes = [rows + 0 * cols, cols + 0 * rows, (rows + cols) / 2]
+    return [(np.stack(planes, axis=-1) + 50 * i).astype(np.uint8) for i in range(count)]
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (34, 50), (33, 48), (32, 49), (31, 47)])
+def test_video_frames_keep_their_size(tmp_path, height, width):
+    frames = gradient(height, width)
+    outputs.write_video(tmp_path / "video.mp4", frames, fps=10)
+    assert names(tmp_path) == ["video.mp4"]
+    with imageio.get_reader(tmp_path / "video.mp4") as reader:
+        assert reader.get_meta_data()["fps"] == 10
+    read = imageio.mimread(tmp_path / "video.mp4")
+    assert len(read) == len(frames)
+    for frame, expected in zip(read, frames, strict=True):
+        assert frame.shape == (height + height % 2, width + width % 2, 3)
+        difference = np.abs(frame[:height, :width].astype(float) - expected)
+        assert difference.mean() < 6
+        if height % 2:
+            assert np.abs(frame[-1].astype(float) - frame[-2]).mean() < 6
+
+
+def test_grey_frames(tmp_path):
+    frames = [frame[..., 0] for frame in gradient(20, 31)]
+    outputs.write_video(tmp_path / "grey.mp4", frames, fps=30)
+    read = imageio.mimread(tmp_path / "grey.mp4")
+    assert [frame.shape for frame in read] == [(20, 32, 3)] * 3
+    for frame, expected in zip(read, frames, strict=True):
+        assert np.abs(frame[:, :31].astype(float) - expected[..., None]).mean() < 6
+
+
+class BrokenWriter:
+    """A writer whose program dies after the first frame."""
+
+    def __init__(self):
+        self.frames = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def append_data(self, frame):
+        self.frames += 1
+        if self.frames > 1:
+            raise OSError("Broken pipe\n\nFFMPEG LOG:\nno space left")
+
+
+def no_ffmpeg(*args, **kwargs):
+    raise RuntimeError("No ffmpeg exe could be found. Install ffmpeg on your system.")
+
+
+@pytest.mark.parametrize("get_writer", [no_ffmpeg, lambda *args, **kwargs: BrokenWriter()])
+def test_a_failing_video_keeps_its_frames_and_warns(tmp_path, monkeypatch, caplog, get_writer):
+    monkeypatch.setattr(imageio, "get_writer", get_writer)
+    frames = gradient(7, 5)
+    with caplog.at_level(logging.WARNING):
+        outputs.write_video(tmp_path / "run_spiral_rgb.mp4", frames, fps=30)
+    assert names(tmp_path) == ["run_spiral_rgb"]
+    assert names(tmp_path / "run_spiral_rgb") == ["000.png", "001.png", "002.png"]
+    for i, frame in enumerate(frames):
+        np.testing.assert_array_equal(np.asarray(PILImage.open(tmp_path / "run_spiral_rgb" / f"{i:03d}.png")), frame)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "run_spiral_rgb.mp4: no video" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_a_missing_ffmpeg_program_is_survived(tmp_path, monkeypatch, caplog):
+    import imageio_ffmpeg
+
+    monkeypatch.setattr(imageio_ffmpeg._utils, "get_ffmpeg_exe", no_ffmpeg)
+    monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", no_ffmpeg)
+    with caplog.at_level(logging.WARNING):
+        outputs.write_video(tmp_path / "video.mp4", gradient(4, 4), fps=30)
+    assert names(tmp_path) == ["video"]
+    assert "ffmpeg" in caplog.text
+
+
+def test_a_failing_video_keeps_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(imageio, "get_writer", no_ffmpeg)
+    outputs.write_video(path, gradient(4, 4), fps=30)
+    assert path.read_bytes() == b"old"
+
+
+# TensorBoard
+
+
+def read_summaries(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return events
+
+
+def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
+
+
+def image_summary(events: EventAccumulator, tag: str) -> np.ndarray:
+    (event,) = events.Tensors(tag)
+    width, height, *pngs = tf.make_ndarray(event.tensor_proto)
+    assert len(pngs) == 1
+    image = np.asarray(PILImage.open(io.BytesIO(pngs[0])))
+    assert image.shape[:2] == (int(height), int(width))
+    return image
+
+
+def test_scalars_and_histograms(tmp_path):
+    summaries = outputs.Summaries(tmp_path / "summaries")
+    for step in (0, 100):
+        summaries.histogram(step, "tran", tf.range(6.0) + step)
+        summaries.scalars(step, loss=tf.constant(0.5 + step), psnr=3, psnr0=None)
+    events = read_summaries(tmp_path / "summaries")  # complete while the run is still on
+    assert sorted(events.Tags()["tensors"]) == ["loss", "psnr", "tran"]
+    assert scalars(events, "loss") == [(0, 0.5), (100, 100.5)]
+    assert scalars(events, "psnr") == [(0, 3.0), (100, 3.0)]
+    first, second = (tf.make_ndarray(event.tensor_proto) for event in events.Tensors("tran"))  # [left, right, count]
+    assert first[:, 2].sum() == 6
+    assert (first[0, 0], first[-1, 1]) == (0.0, 5.0)
+    assert (second[0, 0], second[-1, 1]) == (100.0, 105.0)
+
+
+def test_a_view_beside_its_photo(tmp_path):
+    image, photo = make_image(0), make_image(1).rgb
+    outputs.Summaries(tmp_path).view(20, image, photo)
+    events = read_summaries(tmp_path)
+    assert sorted(events.Tags()["tensors"]) == ["acc", "disp", "disp0", "rgb", "rgb0", "rgb_holdout", "z_std"]
+    assert events.Tensors("rgb")[0].step == 20
+    expected = {"rgb": image.rgb, "rgb0": image.rgb0, "rgb_holdout": photo, "acc": image.acc}
+    for tag, values in expected.items():
+        np.testing.assert_array_equal(image_summary(events, tag), np.floor(255 * values))
+    for tag, values in {"disp": image.disp, "disp0": image.disp0, "z_std": image.z_std}.items():
+        np.testing.assert_allclose(image_summary(events, tag), 255 * values / values.max(), atol=1)
+
+
+def test_a_view_without_a_fine_network(tmp_path):
+    outputs.Summaries(tmp_path).view(0, make_image(0, fine=False), make_image(1).rgb)
+    assert sorted(read_summaries(tmp_path).Tags()["tensors"]) == ["acc", "disp", "rgb", "rgb_holdout"]

@@ -1,0 +1,220 @@
+"""The plotting programs: what they compute against closed forms, and that they write pictures worth looking at."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
+from PIL import Image
+
+from nerf_tf import config
+from nerf_tf.field.mlp import build_mlp
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.rays import Rays
+from nerf_tf.render.renderer import RenderSettings, render_rays
+from nerf_tf.train import tf1_weights
+
+pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install 'nerf_tf[plots]'")
+
+SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Imports a program of tools/ by name, as Python finds what lies beside a program that it runs."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    return importlib.import_module
+
+
+def assert_picture(path: Path, width: int, height: int) -> None:
+    """The PNG has that size in pixels, and several colours in every quarter."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.size == (width, height)
+        pixels = np.asarray(image.convert("RGB"))
+    for rows in np.array_split(pixels, 2):
+        for quarter in np.array_split(rows, 2, axis=1):
+            assert len(np.unique(quarter.reshape(-1, 3), axis=0)) > 10
+
+
+def a_ray(near: float, far: float) -> Rays:
+    return Rays(
+        tf.constant([[0.1, 0.2, 0.0]]),
+        tf.constant([[0.1, -0.2, 1.3]]),
+        tf.constant([[0.0, 0.0, 1.0]]),
+        tf.constant([[near]]),
+        tf.constant([[far]]),
+    )
+
+
+def test_drawn_cdf_maps_u_to_the_samples_that_the_library_takes(tool):
+    trace = tool("plot_sampling").built_in_trace()
+    assert trace.cdf[0] == 0.0
+    np.testing.assert_allclose(trace.cdf[-1], 1.0, atol=1e-6)
+    np.testing.assert_allclose(np.diff(trace.cdf), trace.pdf, atol=1e-6)
+    # At u = 1 rounding decides which edge is last, so the arrow there is left out.
+    np.testing.assert_allclose(np.interp(trace.u, trace.cdf, trace.edges)[:-1], trace.fine_t[:-1], atol=2e-4)
+    np.testing.assert_array_equal(trace.merged_t, np.sort(np.concatenate([trace.coarse_t, trace.fine_t])))
+
+
+def test_traced_ray_is_the_one_that_render_rays_renders(tool):
+    plot_sampling = tool("plot_sampling")
+    settings = RenderSettings(N_samples=12, N_importance=9, lindisp=True).deterministic()
+    rays = a_ray(1.0, 6.0)
+    field = plot_sampling.leaf_and_wall
+    trace = plot_sampling.trace_ray(field, field, rays, settings)
+    expected = render_rays(field, None, rays, settings)
+    np.testing.assert_allclose(trace.weights, expected.coarse.weights[0], rtol=1e-6)
+    np.testing.assert_allclose(trace.merged_weights, expected.fine.weights[0], rtol=1e-6)
+
+
+def test_most_fine_samples_lie_at_the_leaf_and_the_wall(tool):
+    plot_sampling = tool("plot_sampling")
+    trace = plot_sampling.built_in_trace()
+    at_leaf = np.abs(trace.fine_t - plot_sampling.LEAF) < 0.5
+    at_wall = np.abs(trace.fine_t - plot_sampling.WALL) < 0.5
+    assert at_leaf.sum() >= 7
+    assert at_wall.sum() >= 7
+    assert (at_leaf | at_wall).mean() >= 0.85
+
+
+def test_plot_sampling_writes_its_picture(tool, tmp_path, capsys):
+    out = tmp_path / "new" / "sampling.png"
+    assert tool("plot_sampling").main(["--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert_picture(out, 1080, 1380)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Arguments that name the Blender scene and a small network with fresh weights; flags are put back afterwards."""
+    config.define_flags()
+    text = (
+        "expname = tiny\nbasedir = {}\ndataset_type = blender\nuse_viewdirs = True\nN_samples = 8\nN_importance = 6\n"
+        "netdepth = 2\nnetwidth = 8\nnetdepth_fine = 2\nnetwidth_fine = 8\ntestskip = 1\n"
+    )
+    (tmp_path / "tiny.txt").write_text(text.format(tmp_path / "logs"), encoding="utf-8")
+    with flagsaver.flagsaver():
+        arguments = ["--config", str(tmp_path / "tiny.txt"), "--datadir", str(SCENES / "blender")]
+        config.parse_flags(["test", *arguments])
+        weights = tmp_path / "model_000007.npy"
+        for fine, path in ((False, weights), (True, tf1_weights.fine_path(weights))):
+            tf1_weights.save(path, build_mlp(config.field_settings(config.flags.FLAGS, fine), 3).get_weights())
+        yield [*arguments, "--weights", str(weights), "--out", str(tmp_path / "ray.png")]
+
+
+def test_plot_sampling_draws_a_ray_of_a_trained_network(tool, trained, tmp_path):
+    assert tool("plot_sampling").main([*trained, "--view", "1", "--pixel", "2", "3"]) == 0
+    assert_picture(tmp_path / "ray.png", 1080, 1380)
+
+
+def test_plot_sampling_names_the_views_and_pixels_there_are(tool, trained, tmp_path, capsys):
+    assert tool("plot_sampling").main([*trained, "--view", "5"]) == 2
+    assert "test views 0 to 4" in capsys.readouterr().err
+    assert tool("plot_sampling").main([*trained, "--pixel", "0", "1000"]) == 2
+    assert "columns" in capsys.readouterr().err
+    assert not (tmp_path / "ray.png").exists()
+
+
+def test_frustum_of_a_camera_at_the_origin(tool):
+    camera = Camera.centred(40, 80, 20.0)
+    corners = tool("plot_cameras").frustum(camera, np.eye(4)[:3], 0.5)
+    expected = [[0, 0, 0], [-1, 0.5, -0.5], [1, 0.5, -0.5], [1, -0.5, -0.5], [-1, -0.5, -0.5]]
+    np.testing.assert_allclose(corners, expected, atol=1e-6)
+
+
+def test_drawn_samples_in_space_and_in_ndc_are_the_same_points(tool):
+    plot_cameras = tool("plot_cameras")
+    camera = Camera.centred(30, 40, 25.0)
+    c2w = pose_maths.look_at([0.1, -0.05, 1.0], [0.0, 1.0, 0.0], [0.3, -0.2, 0.1])
+    cols, t_vals = np.array([0.0, 13.0, 40.0]), np.array([0.0, 0.25, 0.5, 0.9])
+    x, y, z = np.moveaxis(plot_cameras.metric_samples(camera, c2w, cols, t_vals), -1, 0)
+    np.testing.assert_allclose(-1.0 / z, np.tile(1.0 - t_vals, (3, 1)), rtol=1e-4)
+    # Appendix C's projection of a point, with the near plane at 1.
+    projected = np.stack([-25.0 / 20.0 * x / z, -25.0 / 15.0 * y / z, 1.0 + 2.0 / z], axis=-1)
+    np.testing.assert_allclose(plot_cameras.ndc_samples(camera, c2w, cols, t_vals), projected, atol=2e-5)
+    at_infinity = plot_cameras.ndc_samples(camera, c2w, cols, np.array([1.0]))
+    np.testing.assert_allclose(at_infinity[..., 2], 1.0, atol=1e-6)
+
+
+def test_axis_conventions_say_what_the_columns_are(tool):
+    meaning = {"right": [1, 0, 0], "down": [0, -1, 0], "up": [0, 1, 0], "back": [0, 0, 1], "forward": [0, 0, -1]}
+    for words, convert in tool("plot_cameras").CONVENTIONS.values():
+        np.testing.assert_array_equal(convert(np.eye(4)[:3])[:, :3].T, [meaning[word] for word in words])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "height"),
+    [
+        (["--datadir", str(SCENES / "llff")], 1320),
+        (["--datadir", str(SCENES / "llff"), "--spherify"], 720),
+        (["--dataset_type", "blender", "--datadir", str(SCENES / "blender")], 720),
+        (["--dataset_type", "deepvoxels", "--datadir", str(SCENES / "deepvoxels"), "--testskip", "2"], 720),
+        (["--axes"], 504),
+    ],
+)
+def test_plot_cameras_writes_its_picture(tool, tmp_path, arguments, height):
+    out = tmp_path / "cameras.png"
+    assert tool("plot_cameras").main([*arguments, "--out", str(out)]) == 0
+    assert_picture(out, 1440, height)
+
+
+def test_plot_cameras_says_what_is_missing(tool, tmp_path, capsys):
+    assert tool("plot_cameras").main(["--datadir", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
+    assert str(tmp_path / "poses_bounds.npy") in capsys.readouterr().err
+
+
+def write_run(basedir: Path, name: str, values: dict[int, float]) -> Path:
+    with tf.summary.create_file_writer(str(basedir / "summaries" / name)).as_default():
+        for step, value in values.items():
+            tf.summary.scalar("psnr", value, step=step)
+            tf.summary.scalar("loss", 10 ** (-value / 10), step=step)
+            tf.summary.scalar("psnr_holdout", value - 1.0, step=step)
+    (basedir / name).mkdir(exist_ok=True)
+    return basedir / name
+
+
+def test_curves_are_the_scalars_written_and_a_resumed_run_counts_last(tool, tmp_path):
+    plot_curve = tool("plot_curve")
+    run = write_run(tmp_path, "run", {0: 10.0, 100: 15.0, 200: 99.0})
+    write_run(tmp_path, "run", {200: 20.0, 300: 22.0})
+    curves = plot_curve.read_curves(plot_curve.summaries_folder(run))
+    np.testing.assert_array_equal(curves["psnr"][0], [0, 100, 200, 300])
+    np.testing.assert_allclose(curves["psnr"][1], [10.0, 15.0, 20.0, 22.0])
+    np.testing.assert_allclose(curves["psnr_holdout"][1], [9.0, 14.0, 19.0, 21.0])
+
+
+def test_smoothing_keeps_lines_and_quiets_noise(tool):
+    smooth = tool("plot_curve").smooth
+    line = np.linspace(3.0, 7.0, 101)
+    np.testing.assert_allclose(smooth(line), line, rtol=1e-12)
+    np.testing.assert_allclose(smooth(np.array([4.0])), [4.0])
+    noise = np.random.default_rng(0).normal(size=400)
+    assert smooth(noise).std() < 0.3 * noise.std()
+    gap = np.where(np.arange(101) == 50, np.nan, 1.0)
+    np.testing.assert_allclose(smooth(gap), 1.0)
+
+
+def test_plot_curve_draws_several_runs_into_the_first_ones_folder(tool, tmp_path, capsys):
+    values = {step: 20.0 - 10.0 * 0.9**step for step in range(30)}
+    runs = [write_run(tmp_path, name, values) for name in ("first", "second")]
+    assert tool("plot_curve").main([str(run) for run in runs]) == 0
+    assert capsys.readouterr().out == f"{runs[0] / 'curve.png'}\n"
+    assert_picture(runs[0] / "curve.png", 1320, 504)
+
+
+def test_plot_curve_says_where_it_looked(tool, tmp_path, capsys):
+    assert tool("plot_curve").main([str(tmp_path / "nothing")]) == 2
+    assert str(tmp_path / "summaries" / "nothing") in capsys.readouterr().err
+
+
+def test_missing_matplotlib_names_the_remedy(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert tool("plot_cameras").main(["--axes", "--out", str(tmp_path / "axes.png")]) == 2
+    assert "pip install 'nerf_tf[plots]'" in capsys.readouterr().err

@@ -1,0 +1,329 @@
+"""One optimisation step, and the loop around it."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.field.mlp import FieldSettings, build_mlp
+from nerf_tf.field.query import Field
+from nerf_tf.geometry.rays import Rays
+from nerf_tf.render.renderer import RenderSettings
+from nerf_tf.train import trainer as trainer_module
+from nerf_tf.train.trainer import Event, Speedometer, StepResult, Trainer, TrainSettings, train
+
+MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
+RANDOM = RenderSettings(N_samples=6, N_importance=4, perturb=1.0, raw_noise_std=1.0)
+RAYS = 16
+
+
+def make_trainer(rendering=RANDOM, seed=0, netchunk=1000) -> Trainer:
+    fields = [Field(build_mlp(MLP, [5, i]), MLP, netchunk) for i in range(2 if rendering.N_importance else 1)]
+    return Trainer(fields[0], fields[1] if rendering.N_importance else None, rendering, TrainSettings(lrate=1e-2), seed)
+
+
+def make_batch(step: int, rgb: np.ndarray | None = None) -> RayBatch:
+    """Rays from around the origin in all directions; colours at random unless given."""
+    rng = np.random.default_rng(step)
+    origins, directions = rng.normal(size=(2, RAYS, 3)).astype(np.float32)
+    viewdirs = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    ones = np.ones([RAYS, 1], np.float32)
+    rgb = rng.random([RAYS, 3], np.float32) if rgb is None else rgb
+    return tf.nest.map_structure(
+        tf.constant, RayBatch(Rays(origins, directions, viewdirs, 2 * ones, 6 * ones), np.float32(rgb))
+    )
+
+
+def state_of(trainer: Trainer) -> list[np.ndarray]:
+    """All weights and moments, as numpy copies."""
+    networks = [field.mlp for field in (trainer.coarse, trainer.fine) if field]
+    variables = [v for network in networks for v in network.weights] + trainer.optimizer.variables
+    return [v.numpy().copy() for v in variables] + [trainer.step.numpy(), trainer.seed.numpy()]
+
+
+def set_state(trainer: Trainer, state: list[np.ndarray]) -> None:
+    networks = [field.mlp for field in (trainer.coarse, trainer.fine) if field]
+    variables = [v for network in networks for v in network.weights] + trainer.optimizer.variables
+    for variable, value in zip([*variables, trainer.step, trainer.seed], state, strict=True):
+        variable.assign(value)
+
+
+def run(trainer: Trainer, steps: int) -> tuple[list[np.ndarray], list[float]]:
+    """Trains on, and returns the state and the losses."""
+    losses = [float(trainer.train_step(make_batch(int(trainer.step.numpy()))).loss) for _ in range(steps)]
+    return state_of(trainer), losses
+
+
+def assert_equal_states(a: list[np.ndarray], b: list[np.ndarray]) -> None:
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """One trainer for the tests that only look at what its step does, and the state it was born with."""
+    trainer = make_trainer()
+    return trainer, state_of(trainer)
+
+
+@pytest.fixture
+def fresh(traced) -> Trainer:
+    trainer, born = traced
+    set_state(trainer, born)
+    return trainer
+
+
+# A step
+
+
+def test_one_trace_serves_all_steps(fresh):
+    run(fresh, 5)
+    set_state(fresh, [*state_of(fresh)[:-2], np.int64(100_000), np.int64(2**32 - 1)])
+    run(fresh, 2)
+    assert fresh.train_step.experimental_get_tracing_count() == 1
+
+
+def test_a_step_counts_and_moves_all_weights(fresh):
+    before = state_of(fresh)
+    after, _ = run(fresh, 1)
+    assert fresh.step.numpy() == 1
+    weights = len(fresh.coarse.mlp.weights) + len(fresh.fine.mlp.weights)
+    for old, new in zip(before[:weights], after[:weights], strict=True):
+        assert (old != new).any()
+
+
+def test_a_step_reports_what_it_saw(fresh):
+    result = fresh.train_step(make_batch(0))
+    fine_mse, coarse_mse = 10 ** (-result.psnr / 10), 10 ** (-result.psnr0 / 10)
+    np.testing.assert_allclose(result.loss, fine_mse + coarse_mse, rtol=1e-5)
+    assert result.sigma.shape == [RAYS, RANDOM.N_samples + RANDOM.N_importance]
+    assert float(tf.math.reduce_std(result.sigma)) > 0
+
+
+def test_steps_are_a_function_of_seed_step_and_weights(fresh):
+    born = state_of(fresh)
+    first, losses = run(fresh, 4)
+    set_state(fresh, born)
+    second, losses_again = run(fresh, 4)
+    assert losses == losses_again
+    assert_equal_states(first, second)
+
+
+@pytest.mark.parametrize("what", ["seed", "step"])
+def test_seed_and_step_decide_the_draws(fresh, what):
+    born = state_of(fresh)
+    loss = float(fresh.train_step(make_batch(0)).loss)
+    set_state(fresh, born)
+    getattr(fresh, what).assign(1)
+    assert float(fresh.train_step(make_batch(0)).loss) != loss
+
+
+def test_two_trainers_of_one_seed_agree_bit_for_bit(fresh):
+    born = state_of(fresh)
+    state, losses = run(fresh, 3)
+    other = make_trainer()
+    assert_equal_states(born, state_of(other))
+    other_state, other_losses = run(other, 3)
+    assert losses == other_losses
+    assert_equal_states(state, other_state)
+
+
+def test_eager_equals_graph(fresh):
+    born = state_of(fresh)
+    state, losses = run(fresh, 3)
+    set_state(fresh, born)
+    tf.config.run_functions_eagerly(True)
+    try:
+        eager_state, eager_losses = run(fresh, 3)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    np.testing.assert_allclose(eager_losses, losses, rtol=1e-5)
+    for a, b in zip(eager_state, state, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_loss_falls(fresh):
+    colour = np.tile([[0.9, 0.5, 0.1]], [RAYS, 1])
+    losses = [float(fresh.train_step(make_batch(step, colour)).loss) for step in range(60)]
+    assert np.mean(losses[-10:]) < 0.25 * np.mean(losses[:5])
+
+
+def test_without_a_fine_network():
+    trainer = make_trainer(RenderSettings(N_samples=6, N_importance=0), seed=2)
+    result = trainer.train_step(make_batch(0))
+    assert result.psnr0 is None
+    np.testing.assert_allclose(result.loss, 10 ** (-result.psnr / 10), rtol=1e-5)
+    assert result.sigma.shape == [RAYS, 6]
+    assert len(trainer.optimizer.variables) == 2 + 2 * len(trainer.coarse.mlp.weights)
+
+
+def test_chunks_do_not_change_training():
+    rendering = {"N_samples": 6, "N_importance": 4, "perturb": 0.0}
+    reference, losses = run(make_trainer(RenderSettings(**rendering), netchunk=10**6), 3)
+    for chunk, netchunk in [(32768, 7), (5, 64)]:
+        trainer = make_trainer(RenderSettings(**rendering, chunk=chunk), netchunk=netchunk)
+        state, chunked_losses = run(trainer, 3)
+        np.testing.assert_allclose(chunked_losses, losses, rtol=1e-5)
+        weights = len(trainer.coarse.mlp.weights) + len(trainer.fine.mlp.weights)
+        for a, b in zip(state[:weights], reference[:weights], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+# Learning rate
+
+
+@pytest.mark.parametrize(
+    ("decay", "step", "expected"),
+    [(250, 0, 5e-4), (250, 250_000, 5e-5), (250, 125_000, 5e-4 * 10**-0.5), (500, 1_000_000, 5e-6), (0, 10**9, 5e-4)],
+)
+def test_learning_rate(decay, step, expected):
+    rate = TrainSettings(lrate=5e-4, lrate_decay=decay).learning_rate(tf.constant(step, tf.int64))
+    assert float(rate) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_learning_rate_reaches_the_weights(fresh):
+    fresh.step.assign(500_000)  # 250 thousand steps for a tenth: a hundredth of lrate
+    kernel = fresh.coarse.mlp.weights[0]
+    before = kernel.numpy().copy()
+    result = fresh.train_step(make_batch(0))
+    moved = np.abs(kernel.numpy() - before)
+    assert float(result.learning_rate) == pytest.approx(1e-4, rel=1e-4)
+    # Adam's first step is the learning rate, whatever the gradient, where that is not tiny.
+    assert np.median(moved[moved > 0]) == pytest.approx(1e-4, rel=0.05)
+
+
+# The loop
+
+
+def test_when_events_are_due():
+    assert [step for step in range(7) if Event(3, print).due(step)] == [0, 3, 6]
+    assert [step for step in range(7) if Event(3, print, at_zero=False).due(step)] == [3, 6]
+    assert not any(Event(0, print).due(step) for step in range(7))
+
+
+class FakeTrainer:
+    """Stands in for a `Trainer`: counts steps, and tells which batches it was given."""
+
+    def __init__(self, step: int = 0):
+        self.step = tf.Variable(step, dtype=tf.int64)
+        self.seen: list[int] = []
+
+    def train_step(self, batch: SimpleNamespace) -> StepResult:
+        self.seen.append(batch.number)
+        self.step.assign_add(1)
+        return StepResult(tf.constant(0.5), tf.constant(3.0), None, tf.constant(1e-3), tf.zeros([8, 2]))
+
+
+class Batches:
+    """An endless stream of batches of 8 rays, which remembers how many were taken."""
+
+    def __init__(self):
+        self.taken = 0
+
+    def __iter__(self):
+        while True:
+            self.taken += 1
+            yield SimpleNamespace(number=self.taken - 1, rgb=np.zeros([8, 3]))
+
+
+def run_loop(trainer, N_iters, i_print=0, events=(), report=lambda *_: None):
+    batches = Batches()
+    train(trainer, batches, N_iters, "name", i_print, report, events)
+    return batches
+
+
+def test_the_loop_stops_before_N_iters():
+    trainer = FakeTrainer()
+    assert run_loop(trainer, 7).taken == 7
+    assert trainer.seen == list(range(7))
+
+
+def test_the_loop_goes_on_from_the_trainers_step():
+    trainer, steps = FakeTrainer(step=5), []
+    batches = run_loop(trainer, 9, events=[Event(1, steps.append)])
+    assert steps == [5, 6, 7, 8]
+    assert batches.taken == 4
+
+
+def test_a_finished_run_does_nothing():
+    trainer = FakeTrainer(step=9)
+    run_loop(trainer, 9)
+    assert trainer.seen == []
+
+
+def test_events_and_reports_come_at_their_steps_and_in_order():
+    log = []
+
+    def note(name):
+        def action(step, *_):
+            log.append((step, name))
+
+        return action
+
+    run_loop(FakeTrainer(), 7, 3, [Event(3, note("a")), Event(2, note("b"), at_zero=False)], note("report"))
+    assert log == [
+        (0, "report"),
+        (0, "a"),
+        (2, "b"),
+        (3, "report"),
+        (3, "a"),
+        (4, "b"),
+        (6, "report"),
+        (6, "a"),
+        (6, "b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("i_print", "printed"), [(5, [*range(10), 10, 15, 20]), (0, list(range(10))), (8, [*range(10), 16])]
+)
+def test_first_steps_and_every_i_print_are_printed(caplog, i_print, printed):
+    with caplog.at_level(logging.INFO):
+        run_loop(FakeTrainer(), 21, i_print)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(" psnr")[0] for line in lines] == [f"name step {step}" for step in printed]
+    assert all("psnr 3.000 loss 0.500000" in line and line.endswith("s/step") for line in lines)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until told otherwise."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_speedometer(clock):
+    speed = Speedometer()
+    speed.add(30)
+    speed.add(30)
+    clock.now += 3
+    assert speed.read() == pytest.approx(20)
+    speed.add(10)
+    clock.now += 5
+    speed.leave_out(4)
+    assert speed.read() == pytest.approx(10)
+
+
+def test_the_loop_does_not_count_time_spent_on_reports_and_events(clock):
+    rates = []
+
+    class SlowTrainer(FakeTrainer):
+        def train_step(self, batch):
+            clock.now += 0.5
+            return super().train_step(batch)
+
+    def pause(seconds):
+        clock.now += seconds
+
+    def report(step, result, rate):
+        rates.append(rate)
+        pause(1000)
+
+    run_loop(SlowTrainer(), 41, 20, [Event(7, lambda step: pause(50))], report)
+    assert rates == pytest.approx([16, 16, 16])

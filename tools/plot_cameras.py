@@ -1,0 +1,261 @@
+"""Draws a scene's cameras: poses and frusta in 3-D, and what NDC makes of their rays.
+
+    python tools/plot_cameras.py --dataset_type llff --datadir data/room
+    python tools/plot_cameras.py --dataset_type blender --datadir data/nerf_synthetic/lego --out cameras.png
+    python tools/plot_cameras.py --axes
+
+An LLFF scene is drawn before and after it is recentred (or, with --spherify, brought onto the unit sphere), then its
+rays in space and in NDC. The other kinds are drawn as their files have them, then with the path for videos. --axes
+draws the axis conventions instead of a scene. Prints the picture's path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import drawing
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
+
+BD_FACTOR = 0.75  # as `llff.load` has it
+NDC_STEPS = np.linspace(0.0, 1.0, 9)  # t of the samples drawn
+# The other levels lie too close together in space for a note each.
+_LEVEL_NOTES = {
+    0.0: "t = 0, near plane",
+    0.5: "t = 0.5",
+    0.75: "t = 0.75",
+    0.875: "t = 0.875",
+    1.0: "t = 1, infinity",
+}
+RAY_COLOURS = (drawing.BLUE, drawing.GREEN, drawing.ORANGE)
+
+# A camera's own axes, the columns of its rotation, in the words of the guide's table.
+CONVENTIONS = {
+    "OpenCV, COLMAP": (("right", "down", "forward"), pose_maths.opengl_to_opencv),
+    "LLFF (poses_bounds.npy)": (("down", "right", "back"), pose_maths.opengl_to_llff),
+    "OpenGL, Blender, nerf_tf": (("right", "up", "back"), lambda poses: poses),
+}
+
+
+def frustum(camera: Camera, c2w: np.ndarray, depth: float) -> np.ndarray:
+    """Corners [5, 3] of a camera's pyramid: its centre, then the image's corners in order at `depth`."""
+    rows, cols = [0, 0, camera.height, camera.height], [0, camera.width, camera.width, 0]
+    origins, directions = pixel_rays(camera, tf.constant(c2w, tf.float32), tf.constant(rows), tf.constant(cols))
+    return np.concatenate([c2w[None, :, 3], (origins + depth * directions).numpy()])
+
+
+def metric_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
+    """Where samples that NDC spaces by `t_vals` [S] lie in space, for rays of the middle row: [R, S, 3].
+
+    By appendix C of the paper, depth is near / (1 - t): equal steps in t are equal steps in 1 / depth. t = 1, which is
+    infinitely far, is left to the caller.
+    """
+    origins, directions = _middle_row(camera, c2w, cols)
+    depth = NDC_NEAR / (1.0 - t_vals)
+    along = (-depth - origins[:, None, 2]) / directions[:, None, 2]
+    return origins[:, None] + along[..., None] * directions[:, None]
+
+
+def ndc_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
+    """The same samples in NDC, as the program makes them: [R, S, 3] in the cube [-1, 1]^3 as far as the image goes."""
+    origins, directions = ndc_rays(camera, NDC_NEAR, *(tf.constant(x) for x in _middle_row(camera, c2w, cols)))
+    return (origins[:, None] + directions[:, None] * tf.constant(t_vals, tf.float32)[:, None]).numpy()
+
+
+def _middle_row(camera: Camera, c2w: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = tf.fill([len(cols)], camera.height / 2)
+    origins, directions = pixel_rays(camera, tf.constant(c2w, tf.float32), rows, tf.constant(cols, tf.float32))
+    return origins.numpy(), directions.numpy()
+
+
+def _draw_frusta(axes, camera: Camera, poses: np.ndarray, size: float, colour: str, label: str | None = None) -> None:
+    """Pyramids of `size` along the optical axis; the image's upper edge is dark, so that up can be told from down."""
+    for i, c2w in enumerate(poses):
+        tip, *corners = frustum(camera, c2w, size)
+        a, b, c, d = corners
+        axes.plot(*np.array([a, tip, b, c, tip, d, a]).T, color=colour, lw=0.8, label=None if i else label)
+        axes.plot(*np.array([c, d]).T, color=colour, lw=0.8)
+        axes.plot(*np.array([a, b]).T, color=drawing.INK, lw=1.5)
+
+
+def _draw_world(axes, size: float) -> None:
+    for tip, name, colour in zip(size * np.eye(3), "xyz", (drawing.RED, drawing.GREEN, drawing.BLUE), strict=True):
+        axes.quiver(0, 0, 0, *tip, color=colour, lw=1.8, arrow_length_ratio=0.2)
+        axes.text(*(1.25 * tip), name, color=colour, ha="center", va="center")
+
+
+def _add_space(figure, place, title: str, poses: np.ndarray, shown: np.ndarray):
+    """A 3-D panel with one scale for all axes, large enough for `shown` [N, 3]; the cameras' up is upwards."""
+    axes = figure.add_subplot(place, projection="3d")
+    axes.locator_params(nbins=5)
+    axes.set_title(title, loc="left", color=drawing.INK)
+    middle, half = (shown.min(0) + shown.max(0)) / 2, np.ptp(shown, axis=0).max() / 2
+    axes.set(**{f"{name}lim": (c - half, c + half) for name, c in zip("xyz", middle, strict=True)})
+    axes.set_box_aspect((1, 1, 1), zoom=1.15)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_pane_color((0.97, 0.975, 0.98, 1.0))
+    up = "xyz"[np.argmax(np.abs(poses[:, :, 1].sum(axis=0)))]
+    axes.view_init(22, {"x": -60, "y": 40, "z": -60}[up], vertical_axis=up)
+    return axes
+
+
+def _draw_cameras(
+    figure, place, title: str, camera: Camera, groups: dict[str, np.ndarray], path: np.ndarray | None = None
+) -> None:
+    """A 3-D panel of frusta, in a colour for each group of poses, the world's axes and the path's centres."""
+    poses = np.concatenate(list(groups.values()))
+    centres = poses[:, :, 3]
+    spread = np.ptp(centres, axis=0).max() or 1.0
+    size = 0.14 * spread
+    corners = np.concatenate([frustum(camera, c2w, size) for c2w in poses])
+    shown = np.concatenate([corners, np.zeros([1, 3]), 0.3 * spread * np.eye(3)])
+    axes = _add_space(figure, place, title, poses, shown)
+    _draw_world(axes, 0.3 * spread)
+    for (label, group), colour in zip(groups.items(), RAY_COLOURS, strict=False):
+        _draw_frusta(axes, camera, group, size, colour, label)
+    if path is not None:
+        axes.plot(*path[:, :, 3].T, color=drawing.PALE, lw=1.2, label="path for videos")
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
+
+
+def _draw_level(axes, height: float, note: str) -> None:
+    axes.axhline(height, color=drawing.GRID, lw=1, zorder=0)
+    axes.text(1.01, height, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def _draw_metric_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) -> None:
+    drawing.tidy(axes, "Rays in space, seen from above: even steps of t are even steps of 1/depth")
+    finite = NDC_STEPS[:-1]
+    deepest = NDC_NEAR / (1.0 - finite[-1])
+    half = camera.width / (2.0 * camera.fx)
+    edge = np.array([0.0, deepest * 1.1])
+    axes.fill_betweenx(edge, -half * edge, half * edge, color=drawing.PALE, alpha=0.12, lw=0)
+    for t in finite:
+        _draw_level(axes, NDC_NEAR / (1.0 - t), _LEVEL_NOTES.get(t, ""))
+    for c2w, colour in zip(poses, RAY_COLOURS, strict=False):
+        samples = metric_samples(camera, c2w, cols, finite)
+        for ray in samples:
+            axes.plot([c2w[0, 3], ray[-1, 0]], [-c2w[2, 3], -ray[-1, 2]], color=colour, lw=0.8, alpha=0.7)
+            axes.plot(ray[:, 0], -ray[:, 2], "o", color=colour, ms=4)
+        axes.plot(c2w[0, 3], -c2w[2, 3], "^", color=drawing.INK, ms=7)
+    axes.set(
+        xlabel="x", ylabel="depth, -z", ylim=(-0.6, deepest * 1.1), xlim=(-1.2 * half * deepest, 1.2 * half * deepest)
+    )
+
+
+def _draw_ndc_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) -> None:
+    drawing.tidy(axes, "The same rays in NDC: the near plane is t = 0, infinity is t = 1")
+    axes.fill_between([-1, 1], -1, 1, color=drawing.PALE, alpha=0.12, lw=0)
+    for t in NDC_STEPS:
+        _draw_level(axes, 2.0 * t - 1.0, _LEVEL_NOTES.get(t, f"t = {t:g}"))
+    for c2w, colour in zip(poses, RAY_COLOURS, strict=False):
+        for ray in ndc_samples(camera, c2w, cols, NDC_STEPS):
+            axes.plot(ray[:, 0], ray[:, 2], "-o", color=colour, lw=0.8, ms=4)
+    axes.set(xlabel="x in NDC", ylabel="z in NDC")
+
+
+def draw_llff(datadir: Path, spherify: bool):
+    """Cameras of an LLFF scene as in its file and as they are used, and NDC unless they surround the scene."""
+    poses, hwf, bounds = llff.read_poses_bounds(datadir / "poses_bounds.npy")
+    height, width, focal = hwf[0]
+    camera = Camera.centred(round(height), round(width), focal)
+    scale = 1.0 / (bounds.min() * BD_FACTOR)
+    before = pose_maths.llff_to_opengl(poses)
+    before[:, :, 3] *= scale
+    after = pose_maths.recenter(before)
+    if spherify:
+        after, _ = pose_maths.spherify(after)
+        path, title = pose_maths.circle_path(after), "On the unit sphere: its centre is what the cameras look at"
+    else:
+        path = pose_maths.spiral_path(after, bounds.min() * scale, bounds.max() * scale)
+        title = "Recentred: the average camera is the origin, and looks along -z"
+    figure = drawing.new_figure(12.0, 6.0 if spherify else 11.0)
+    grid = figure.add_gridspec(1 if spherify else 2, 2, wspace=0.38, hspace=0.2)
+    _draw_cameras(figure, grid[0, 0], "As in the file, but for axes and scale", camera, {"cameras": before})
+    _draw_cameras(figure, grid[0, 1], title, camera, {"cameras": after}, path)
+    if not spherify:
+        outermost = after[[np.argmin(after[:, 0, 3]), np.argmax(after[:, 0, 3])]]
+        cols = np.linspace(0.0, width, 4)
+        _draw_metric_rays(figure.add_subplot(grid[1, 0]), camera, outermost, cols)
+        _draw_ndc_rays(figure.add_subplot(grid[1, 1]), camera, outermost, cols)
+    figure.subplots_adjust(left=0.06, right=0.9, bottom=0.06, top=0.95)
+    return figure
+
+
+def draw_scene(scene: Scene):
+    """Cameras of a scene in metric space, by split, and its path for videos."""
+    figure = drawing.new_figure(12.0, 6.0)
+    groups = {"train": scene.i_train, "validation": scene.i_val, "test": scene.i_test}
+    poses = {f"{name}, {len(chosen)}": scene.poses[chosen] for name, chosen in groups.items()}
+    places = figure.add_gridspec(1, 2)
+    _draw_cameras(figure, places[0], "Cameras", scene.cameras[0], poses)
+    path = scene.render_poses
+    _draw_cameras(figure, places[1], "Path for videos", scene.cameras[0], {f"path, {len(path)}": path})
+    figure.subplots_adjust(left=0.03, right=0.95, bottom=0.05, top=0.92, wspace=0.1)
+    return figure
+
+
+def draw_axes():
+    """One camera, and what each convention calls its axes."""
+    figure = drawing.new_figure(12.0, 4.2)
+    camera, pose = Camera.centred(30, 40, 32.0), np.eye(4)[:3]
+    for place, (name, (words, convert)) in zip(figure.add_gridspec(1, 3), CONVENTIONS.items(), strict=True):
+        shown = 0.95 * np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+        axes = _add_space(figure, place, name, pose[None], shown)
+        axes.set_axis_off()
+        _draw_frusta(axes, camera, pose[None], 0.5, drawing.PALE)
+        columns = convert(pose)[:, :3].T
+        for i, (column, word) in enumerate(zip(columns, words, strict=True)):
+            colour = (drawing.RED, drawing.GREEN, drawing.BLUE)[i]
+            axes.quiver(0, 0, 0, *column, color=colour, lw=2.2, arrow_length_ratio=0.15)
+            axes.text(*(1.28 * column), f"{i}: {word}", color=colour, ha="center", va="center", fontsize=11)
+    figure.subplots_adjust(left=0.02, right=0.97, bottom=0.02, top=0.9, wspace=0.0)
+    return figure
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_type", choices=("llff", "blender", "deepvoxels"), default="llff")
+    parser.add_argument("--datadir", type=Path, help="folder of the scene")
+    parser.add_argument("--spherify", action="store_true", help="llff: cameras around an object")
+    parser.add_argument("--shape", default="greek", help="deepvoxels: the object")
+    parser.add_argument("--testskip", type=int, default=8, help="blender, deepvoxels: keep every n-th test view")
+    parser.add_argument("--axes", action="store_true", help="draw the axis conventions instead")
+    parser.add_argument("--out", type=Path, help="the picture; docs/cameras.png or docs/axes.png if not given")
+    args = parser.parse_args(argv)
+    if not args.axes and args.datadir is None:
+        parser.error("give --datadir, or --axes")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = _arguments(argv)
+    out = args.out or Path("docs/axes.png" if args.axes else "docs/cameras.png")
+    try:
+        if args.axes:
+            figure = draw_axes()
+        elif args.dataset_type == "llff":
+            figure = draw_llff(args.datadir, args.spherify)
+        elif args.dataset_type == "blender":
+            figure = draw_scene(blender.load(args.datadir, half_res=True, testskip=args.testskip))
+        else:
+            figure = draw_scene(deepvoxels.load(args.datadir, args.shape, args.testskip))
+        drawing.save(figure, out)
+    except (ValueError, OSError) as error:
+        print(f"plot_cameras: {error}", file=sys.stderr)
+        return 2
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
