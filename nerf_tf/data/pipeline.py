@@ -19,7 +19,7 @@ from nerf_tf.geometry.rays import Rays, finish_rays, pixel_rays
 # With its default of 4 rounds the shuffle's successive indices are visibly correlated.
 SHUFFLE_ROUNDS = 8
 # What a random draw is for.
-EPOCH, IMAGE, PIXELS, OFFSET = range(4)
+EPOCH, IMAGE, PIXELS = range(3)
 
 
 class RayBatch(NamedTuple):
@@ -99,8 +99,9 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 def _shuffled(index: tf.Tensor, key: tf.Tensor, purpose: int, round_: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
     """Where `index` of 0 .. count - 1 lands in the permutation keyed by (key, purpose, round_)."""
     seed = tf.random.fold_in(tf.random.fold_in(key, purpose), round_)
-    # The op wants three words of key; the third adds nothing.
-    seed = tf.concat([seed, [0]], axis=0)
+    # The shuffle mixes keys badly: under keys that are but counted up, as `fold_in` makes them, it sends an index to some
+    # places far more often than to others. Three words drawn at random from such a key do not show that.
+    seed = tf.random.stateless_uniform([3], seed, minval=None, maxval=None, dtype=tf.int32)
     return tf.raw_ops.RandomIndexShuffle(
         index=index, seed=seed, max_index=tf.cast(count - 1, index.dtype), rounds=SHUFFLE_ROUNDS
     )
@@ -138,11 +139,7 @@ def _choose_from_one_image(images: int, height: int, width: int, settings: Batch
         image = tf.random.stateless_uniform([], image_seed, maxval=images, dtype=tf.int64)
         window = tf.cast(tf.where(step < settings.precrop_iters, centre, whole), tf.int64)
         first_row, rows, first_col, cols = tf.unstack(window)
-        # Over many keys the shuffle sends a given index to some places more often than to others. A stretch of indices
-        # that starts anywhere makes every pixel equally likely again, whatever the shuffle.
-        offset_seed = tf.random.fold_in(tf.random.fold_in(key, OFFSET), step)
-        offset = tf.random.stateless_uniform([], offset_seed, maxval=rows * cols, dtype=tf.int64)
-        index = (offset + tf.range(settings.N_rand, dtype=tf.int64)) % (rows * cols)
+        index = tf.range(settings.N_rand, dtype=tf.int64)
         pixel = _shuffled(index, key, PIXELS, step, rows * cols)
         return tf.fill([settings.N_rand], image), first_row + pixel // cols, first_col + pixel % cols
 
