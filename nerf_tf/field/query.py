@@ -44,6 +44,8 @@ class Field:
             [R, S, 4] colour before the sigmoid, density before the ReLU.
         """
         samples = points.shape[1]
+        if self.settings.use_viewdirs:  # once for each ray, not for each of its samples
+            viewdirs = positional_encoding(viewdirs, self.settings.multires_views)
         weights = [tf.convert_to_tensor(variable.value) for variable in self.mlp.trainable_variables]
 
         @tf.custom_gradient
@@ -61,7 +63,7 @@ class Field:
     def _tile(self, points: tf.Tensor, viewdirs: tf.Tensor, weights: list[tf.Tensor]) -> tf.Tensor:
         inputs = [positional_encoding(points, self.settings.multires)]
         if self.settings.use_viewdirs:
-            inputs.append(positional_encoding(viewdirs, self.settings.multires_views))
+            inputs.append(viewdirs)
         raw, _ = self.mlp.stateless_call(weights, [], inputs)
         return raw
 
