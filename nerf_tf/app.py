@@ -8,16 +8,17 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from absl import flags
+from absl.logging import converter
 
 from nerf_tf import config
 from nerf_tf.data import blender, deepvoxels, llff
-from nerf_tf.data.pipeline import ray_batches
+from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.field.query import Field
@@ -26,7 +27,7 @@ from nerf_tf.render import outputs
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.metrics import psnr
+from nerf_tf.train.metrics import psnr, psnr_8bit
 from nerf_tf.train.trainer import Event, StepResult, Trainer, train
 
 FLAGS = flags.FLAGS
@@ -49,41 +50,48 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
 def main(argv: Sequence[str]) -> int:
     """Runs the program on parsed flags, and returns its exit code."""
     del argv
-    verbosity = FLAGS["verbosity"]
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    if FLAGS["verbosity"].present:
+        logging.getLogger().setLevel(converter.absl_to_standard(FLAGS.verbosity))
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow's checkpoints chatter there
     tf.get_logger().setLevel(logging.ERROR)  # its warnings are for those who change the code
-    if verbosity.present:
-        logging.getLogger().setLevel(logging.getLevelName(verbosity.value) if isinstance(verbosity.value, str) else 20)
     for gpu in tf.config.list_physical_devices("GPU"):
         # TensorFlow would otherwise take the whole GPU at once, and leave nothing to measure.
         tf.config.experimental.set_memory_growth(gpu, True)
+    # On recent GPUs float32 products would keep 10 bits, and renders would miss the original's by far.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
-        run()
+        run(FLAGS)
     except UserError as error:
         logger.error("nerf_tf: %s", error)
+        return 1
+    except tf.errors.ResourceExhaustedError as error:
+        reason = str(error).partition("\n")[0]
+        logger.error("nerf_tf: out of memory (%s): lower --netchunk; then --N_rand to train, --chunk to render", reason)
         return 1
     return 0
 
 
-def run() -> None:
+def run(values: flags.FlagValues) -> None:
     """Loads what the flags name, then renders or trains."""
-    run_folder = Path(FLAGS.basedir) / FLAGS.expname
+    folder = Path(values.basedir) / values.expname
     with explained(ValueError, OSError):
-        scene = load_scene(FLAGS)
-        trainer = build_trainer()
-        store = CheckpointStore(trainer, run_folder / "checkpoints")
-        restore(trainer, store, run_folder)
-        render_poses = load_render_poses(scene)
-        render_cameras = [camera.downscaled(max(FLAGS.render_factor, 1)) for camera in scene.cameras]
-    renderer = Renderer(
-        trainer.coarse, trainer.fine, config.render_settings(FLAGS, scene.ndc), scene.near, scene.far, scene.ndc
-    )
-    with explained(OSError):
-        if FLAGS.render_only:
-            render_only(scene, renderer, render_cameras, render_poses, run_folder, int(trainer.step.numpy()))
+        scene = load_scene(values)
+        trainer = build_trainer(values, scene.ndc)
+        store = CheckpointStore(trainer, folder / "checkpoints")
+        restore(values, trainer, store, folder)
+        settings = config.render_settings(values, scene.ndc)
+        renderer = Renderer(trainer.coarse, trainer.fine, settings, scene.near, scene.far, scene.ndc)
+        this = Run(values, folder, scene, trainer, store, renderer, load_render_poses(values, scene))
+        if values.render_only:
+            cameras = this.render_only_cameras()
         else:
-            train_run(scene, trainer, store, renderer, render_poses, run_folder)
+            batches = ray_batches(scene, config.batch_settings(values), this.seed, this.start)
+    with explained(OSError):
+        if values.render_only:
+            this.render_only(cameras)
+        else:
+            this.train(batches)
 
 
 def load_scene(values: flags.FlagValues) -> Scene:
@@ -111,58 +119,57 @@ def load_scene(values: flags.FlagValues) -> Scene:
     return dataclasses.replace(scene, near=near, far=far)
 
 
-def build_trainer() -> Trainer:
+def build_trainer(values: flags.FlagValues, ndc: bool) -> Trainer:
     """Networks with fresh weights, and an optimizer for them."""
-    seed = secrets.randbelow(2**31) if FLAGS.random_seed is None else FLAGS.random_seed
-    logger.info("random_seed %d", seed)
+    seed = secrets.randbelow(2**31) if values.random_seed is None else values.random_seed
 
     def field(fine: bool) -> Field:
-        settings = config.field_settings(FLAGS, fine)
-        return Field(build_mlp(settings, [seed, int(fine)]), settings, FLAGS.netchunk)
+        settings = config.field_settings(values, fine)
+        return Field(build_mlp(settings, [seed, int(fine)]), settings, values.netchunk)
 
-    fine = field(True) if FLAGS.N_importance > 0 else None
-    ndc = FLAGS.dataset_type == "llff" and not FLAGS.no_ndc
-    return Trainer(field(False), fine, config.render_settings(FLAGS, ndc), config.train_settings(FLAGS), seed)
+    fine = field(True) if values.N_importance > 0 else None
+    return Trainer(field(False), fine, config.render_settings(values, ndc), config.train_settings(values), seed)
 
 
-def restore(trainer: Trainer, store: CheckpointStore, run_folder: Path) -> None:
+def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
     """Gives the trainer the weights that the original would start from, and where there is a checkpoint all the rest.
 
-    That is `--ft_path`, or else the newest checkpoint or `model_*.npy` in the run's folder; nothing with `--no_reload`.
+    That is `--ft_path`, or else the newest checkpoint in the run's folder, or else, in a folder that the original
+    wrote, the newest `model_*.npy`; nothing with `--no_reload`.
     """
-    newest = tf1_weights.newest(run_folder)
-    if FLAGS.no_reload or (FLAGS.ft_path is None and newest is None and store.newest is None):
-        if FLAGS.render_only:
-            raise ValueError(
-                f"{run_folder}: no weights to render; train first, or give --ft_path (without --no_reload)"
-            )
-        return
-    if FLAGS.ft_path is None and (newest is None or store.next_step > tf1_weights.step_of(newest)):
+    newest = tf1_weights.newest(folder)
+    if values.no_reload or (values.ft_path is None and newest is None and store.newest is None):
+        if values.render_only:
+            raise ValueError(f"{folder}: no weights to render; train first, or give --ft_path (without --no_reload)")
+        if newest is not None:
+            logger.warning("%s holds an earlier run, up to %s: files of equal names are replaced", folder, newest.name)
+    elif values.ft_path is None and store.newest is not None:
         store.restore()
-        if FLAGS.random_seed is not None:
-            trainer.seed.assign(FLAGS.random_seed)
-        logger.info("%s: goes on at step %d, random_seed %d", store.newest, trainer.step.numpy(), trainer.seed.numpy())
-        return
-    path = Path(FLAGS.ft_path) if FLAGS.ft_path is not None else newest
-    trainer.step.assign(tf1_weights.step_of(path) + 1)
-    tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
-    if trainer.fine is not None:
-        fine_path = tf1_weights.fine_path(path)
-        tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
-    logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
-    if FLAGS.ft_path is not None and store.next_step > trainer.step.numpy() and not FLAGS.render_only:
-        logger.warning("--ft_path goes before the newer %s; leave it out to resume from there", store.newest)
+        if values.random_seed is not None:
+            trainer.seed.assign(values.random_seed)
+        logger.info("%s: goes on at step %d", store.newest, trainer.step.numpy())
+    else:
+        path = newest if values.ft_path is None else Path(values.ft_path)
+        trainer.step.assign(tf1_weights.step_of(path) + 1)
+        tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
+        if trainer.fine is not None:
+            fine_path = tf1_weights.fine_path(path)
+            tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
+        logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
+        if store.newest is not None and not values.render_only:
+            logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)
+    logger.info("random_seed %d", trainer.seed.numpy())
 
 
-def load_render_poses(scene: Scene) -> np.ndarray:
+def load_render_poses(values: flags.FlagValues, scene: Scene) -> np.ndarray:
     """Poses [M, 3, 4] to render as the path: of `--render_path_file`, of the test views, or the scene's own.
 
     Raises:
         ValueError: the file does not hold M camera-to-world matrices.
     """
-    if FLAGS.render_path_file is None:
-        return scene.poses[scene.i_test] if FLAGS.render_test else scene.render_poses
-    path = Path(FLAGS.render_path_file)
+    if values.render_path_file is None:
+        return scene.poses[scene.i_test] if values.render_test else scene.render_poses
+    path = Path(values.render_path_file)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --render_path_file takes an npy file of poses")
     try:
@@ -177,152 +184,173 @@ def load_render_poses(scene: Scene) -> np.ndarray:
     return poses[:, :3].astype(np.float32)
 
 
-def render_only(
-    scene: Scene,
-    renderer: Renderer,
-    cameras: Sequence[Camera],
-    render_poses: np.ndarray,
-    run_folder: Path,
-    step: int,
-) -> None:
-    """Renders the test views or the path into `renderonly_{test,path}_{step:06d}`, the path with the first camera."""
-    if FLAGS.render_test and FLAGS.render_path_file is None:
-        folder = run_folder / f"renderonly_test_{step:06d}"
-        frames = render_test_views(scene, renderer, cameras, folder, step)
-    else:
-        folder = run_folder / f"renderonly_path_{step:06d}"
-        images = renderer.path([cameras[0]] * len(render_poses), render_poses, description="path")
-        frames = outputs.write_views(folder, images, FLAGS.save_arrays)
-    outputs.write_video(folder / "video.mp4", frames.rgb, FLAGS.fps)
-    outputs.write_video(folder / "video_disp.mp4", outputs.normalised_disparity(frames.disp), FLAGS.fps)
-    logger.info("%s", folder)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One run of the program: what its parts share.
 
-
-def render_test_views(
-    scene: Scene, renderer: Renderer, cameras: Sequence[Camera], folder: Path, step: int
-) -> outputs.Frames:
-    """Renders the test views; at full size also compares them with the photos, in the log and in metrics.json."""
-    photos = scene.images[scene.i_test]
-    full_size = (cameras[0].height, cameras[0].width) == photos.shape[1:3]
-    float_psnrs = []
-
-    def compared() -> Iterator[Image]:
-        test_cameras = [cameras[i] for i in scene.i_test]
-        images = renderer.path(test_cameras, scene.poses[scene.i_test], description="test views")
-        for image, photo in zip(images, photos, strict=True):
-            if full_size:
-                float_psnrs.append(psnr(image.rgb, photo))
-            yield image
-
-    start = time.perf_counter()
-    frames = outputs.write_views(folder, compared(), FLAGS.save_arrays)
-    if full_size:
-        seconds = (time.perf_counter() - start) / len(photos)
-        write_metrics(folder.parent / "metrics.json", frames, photos, float_psnrs, step, seconds)
-    return frames
-
-
-def write_metrics(
-    path: Path, frames: outputs.Frames, photos: np.ndarray, float_psnrs: list[float], step: int, seconds: float
-) -> None:
-    """Writes PSNR of the test views: of the 8-bit images as saved, which is what the paper reports, and of floats."""
-    psnrs = [
-        psnr(frame, np.rint(255 * photo).astype(np.uint8)) for frame, photo in zip(frames.rgb, photos, strict=True)
-    ]
-    for view, (saved, exact) in enumerate(zip(psnrs, float_psnrs, strict=True)):
-        logger.info("test view %03d: psnr %.3f (8-bit %.3f)", view, exact, saved)
-    logger.info("mean of %d test views: psnr %.3f (8-bit %.3f)", len(psnrs), np.mean(float_psnrs), np.mean(psnrs))
-    values = {
-        "step": step,
-        "views": len(psnrs),
-        "height": photos.shape[1],
-        "width": photos.shape[2],
-        "white_bkgd": FLAGS.white_bkgd,
-        "seconds_per_view": seconds,
-        "psnr_8bit": {"mean": float(np.mean(psnrs)), "views": psnrs},
-        "psnr_float": {"mean": float(np.mean(float_psnrs)), "views": float_psnrs},
-    }
-    outputs.write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def train_run(
-    scene: Scene,
-    trainer: Trainer,
-    store: CheckpointStore,
-    renderer: Renderer,
-    render_poses: np.ndarray,
-    run_folder: Path,
-) -> None:
-    """Trains up to `--N_iters`, writing what the original writes, when it writes it."""
-    start = int(trainer.step.numpy())
-    if start >= FLAGS.N_iters:
-        logger.info("%s is at step %d already; raise --N_iters to go on", FLAGS.expname, start)
-        return
-    with explained(ValueError):
-        batches = ray_batches(scene, config.batch_settings(FLAGS), int(trainer.seed.numpy()), start)
-    outputs.write_text(run_folder / "args.txt", config.args_text(FLAGS))
-    if FLAGS.config is not None:
-        outputs.write_text(run_folder / "config.txt", config.config_text(FLAGS))
-    summaries = outputs.Summaries(Path(FLAGS.basedir) / "summaries" / FLAGS.expname)
-
-    def report(step: int, result: StepResult, rays_per_second: float) -> None:
-        summaries.histogram(step, "tran", result.sigma)
-        summaries.scalars(
-            step,
-            loss=result.loss,
-            psnr=result.psnr,
-            psnr0=result.psnr0,
-            learning_rate=result.learning_rate,
-            rays_per_second=rays_per_second,
-        )
-
-    def save(step: int) -> None:
-        tf1_weights.save(run_folder / f"model_{step:06d}.npy", trainer.coarse.mlp.get_weights())
-        if trainer.fine is not None:
-            tf1_weights.save(run_folder / f"model_fine_{step:06d}.npy", trainer.fine.mlp.get_weights())
-        store.save()
-
-    def holdout(step: int) -> None:
-        view = int(np.random.default_rng([int(trainer.seed.numpy()), step]).choice(scene.i_val))
-        image = renderer.image(scene.cameras[view], scene.poses[view])
-        outputs.write_png(run_folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
-        summaries.view(step, image, scene.images[view])
-        summaries.scalars(step, psnr_holdout=psnr(image.rgb, scene.images[view]))
-
-    def test_set(step: int) -> None:
-        render_test_views(scene, renderer, scene.cameras, run_folder / f"testset_{step:06d}", step)
-
-    def video(step: int) -> None:
-        write_path_videos(scene, renderer, render_poses, run_folder / f"{FLAGS.expname}_spiral_{step:06d}")
-
-    events = [
-        Event(FLAGS.i_weights, save),
-        Event(FLAGS.i_video, video, at_zero=False),
-        Event(FLAGS.i_testset, test_set, at_zero=False),
-        Event(FLAGS.i_img if len(scene.i_val) else 0, holdout),
-    ]
-    train(trainer, batches, FLAGS.N_iters, FLAGS.expname, FLAGS.i_print, report, events)
-    last = FLAGS.N_iters - 1
-    if not events[0].due(last):
-        save(last)
-    logger.info("%s: trained to step %d", run_folder, last)
-
-
-def write_path_videos(scene: Scene, renderer: Renderer, poses: np.ndarray, stem: Path) -> None:
-    """Writes `{stem}_rgb.mp4` and `{stem}_disp.mp4`; with viewdirs also `{stem}_rgb_still.mp4`.
-
-    In the last the camera stands still at the path's first pose while view directions come from the moving one, so that
-    whatever changes is view-dependent colour.
+    Attributes:
+        values: the flags.
+        folder: where its files go.
+        scene: photos and cameras.
+        trainer: networks, optimizer, step and seed.
+        store: its checkpoints.
+        renderer: renders the trainer's networks.
+        render_poses: [M, 3, 4] the path for videos.
     """
-    cameras = [scene.cameras[0]] * len(poses)
-    frames = outputs.Frames([], [])
-    for image in renderer.path(cameras, poses, description="path"):
-        frames.rgb.append(outputs.to_8bit(image.rgb))
-        frames.disp.append(image.disp)
-    outputs.write_video(stem.with_name(f"{stem.name}_rgb.mp4"), frames.rgb, FLAGS.fps)
-    outputs.write_video(stem.with_name(f"{stem.name}_disp.mp4"), outputs.normalised_disparity(frames.disp), FLAGS.fps)
-    if FLAGS.use_viewdirs:
-        still = renderer.path(cameras, np.repeat(poses[:1], len(poses), axis=0), poses, description="still path")
-        outputs.write_video(
-            stem.with_name(f"{stem.name}_rgb_still.mp4"), [outputs.to_8bit(image.rgb) for image in still], FLAGS.fps
-        )
+
+    values: flags.FlagValues
+    folder: Path
+    scene: Scene
+    trainer: Trainer
+    store: CheckpointStore
+    renderer: Renderer
+    render_poses: np.ndarray
+
+    @property
+    def start(self) -> int:
+        """The step that comes next."""
+        return int(self.trainer.step.numpy())
+
+    @property
+    def seed(self) -> int:
+        """What decides all random draws."""
+        return int(self.trainer.seed.numpy())
+
+    def render_only_cameras(self) -> list[Camera]:
+        """The photos' cameras at `--render_factor`.
+
+        Raises:
+            ValueError: there is nothing to render, or nothing left of an image.
+        """
+        if not len(self.render_poses):
+            raise ValueError(f"{self.values.datadir}: no views to render; give --render_path_file, or more test images")
+        return [camera.downscaled(max(self.values.render_factor, 1)) for camera in self.scene.cameras]
+
+    def render_only(self, cameras: Sequence[Camera]) -> None:
+        """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
+        self.write_settings(replace=False)
+        if self.values.render_test and self.values.render_path_file is None:
+            folder = self.folder / f"renderonly_test_{self.start:06d}"
+            frames = self.render_test_views(cameras, folder, self.start)
+        else:
+            folder = self.folder / f"renderonly_path_{self.start:06d}"
+            images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
+            frames = outputs.write_views(folder, images, self.values.save_arrays)
+        outputs.write_video(folder / "video.mp4", frames.rgb, self.values.fps)
+        disparities = outputs.normalised_disparity(frames.disp)
+        outputs.write_video(folder / "video_disp.mp4", disparities, self.values.fps)
+        logger.info("%s", folder)
+
+    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> outputs.Frames:
+        """Renders the test views; at full size also compares them with the photos, in the log and in metrics.json."""
+        scene = self.scene
+        full_size = (cameras[0].height, cameras[0].width) == scene.images.shape[1:3]
+        float_psnrs = []
+
+        def compared() -> Iterator[Image]:
+            test_cameras = [cameras[i] for i in scene.i_test]
+            images = self.renderer.path(test_cameras, scene.poses[scene.i_test], description="test views")
+            for i, image in zip(scene.i_test, images, strict=True):
+                if full_size:
+                    float_psnrs.append(psnr(image.rgb, scene.images[i]))
+                yield image
+
+        start = time.perf_counter()
+        frames = outputs.write_views(folder, compared(), self.values.save_arrays)
+        if full_size:
+            seconds = (time.perf_counter() - start) / len(scene.i_test)
+            psnrs = [psnr_8bit(frame, scene.images[i]) for i, frame in zip(scene.i_test, frames.rgb, strict=True)]
+            self.write_metrics(step, seconds, psnrs, float_psnrs)
+        return frames
+
+    def write_metrics(self, step: int, seconds: float, psnrs: list[float], float_psnrs: list[float]) -> None:
+        """Logs, and writes to metrics.json, PSNR of the test views: of the saved 8-bit images, and before rounding."""
+        for view, (saved, exact) in enumerate(zip(psnrs, float_psnrs, strict=True)):
+            logger.info("test view %03d: psnr %.3f (8-bit %.3f)", view, exact, saved)
+        logger.info("mean of %d test views: psnr %.3f (8-bit %.3f)", len(psnrs), np.mean(float_psnrs), np.mean(psnrs))
+        metrics = {
+            "step": step,
+            "views": len(psnrs),
+            "height": self.scene.images.shape[1],
+            "width": self.scene.images.shape[2],
+            "white_bkgd": self.values.white_bkgd,
+            "seconds_per_view": seconds,
+            "psnr_8bit": {"mean": float(np.mean(psnrs)), "views": psnrs},
+            "psnr_float": {"mean": float(np.mean(float_psnrs)), "views": float_psnrs},
+        }
+        outputs.write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def train(self, batches: Iterable[RayBatch]) -> None:
+        """Trains up to `--N_iters`, writing what the original writes, when it writes it."""
+        values, last = self.values, self.values.N_iters - 1
+        if self.start > last:
+            logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
+            return
+        self.write_settings(replace=True)
+        summaries = outputs.Summaries(Path(values.basedir) / "summaries" / values.expname)
+
+        def report(step: int, result: StepResult, rays_per_second: float) -> None:
+            scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
+            summaries.scalars(step, rays_per_second=rays_per_second, **scalars)
+            summaries.histogram(step, "tran", result.sigma)
+
+        save = Event(values.i_weights, self.save)
+        events = [
+            save,
+            Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
+            Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
+            Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, summaries)),
+        ]
+        train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events)
+        if not save.due(last):
+            self.save(last)
+        logger.info("%s: trained to step %d", self.folder, last)
+
+    def write_settings(self, replace: bool) -> None:
+        """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""
+        if replace or not (self.folder / "args.txt").exists():
+            outputs.write_text(self.folder / "args.txt", config.args_text(self.values))
+            if self.values.config is not None:
+                outputs.write_text(self.folder / "config.txt", config.config_text(self.values))
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint, then the weights in the original's format."""
+        # In this order: what a start looks for first is never older than the rest, wherever a machine dies.
+        self.store.save()
+        if self.trainer.fine is not None:
+            tf1_weights.save(self.folder / f"model_fine_{step:06d}.npy", self.trainer.fine.mlp.get_weights())
+        tf1_weights.save(self.folder / f"model_{step:06d}.npy", self.trainer.coarse.mlp.get_weights())
+
+    def show_holdout(self, step: int, summaries: outputs.Summaries) -> None:
+        """Renders a random validation view for TensorBoard and into `tboard_val_imgs`."""
+        view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
+        image, photo = self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
+        outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
+        summaries.view(step, image, photo)
+        summaries.scalars(step, psnr_holdout=psnr(image.rgb, photo))
+
+    def render_test_set(self, step: int) -> None:
+        """Renders the test views at full size into `testset_{step}`."""
+        self.render_test_views(self.scene.cameras, self.folder / f"testset_{step:06d}", step)
+
+    def write_path_videos(self, step: int) -> None:
+        """Writes `{expname}_spiral_{step}_rgb.mp4` and `_disp.mp4`; with viewdirs also `_rgb_still.mp4`.
+
+        In the last the camera stands still at the path's first pose while view directions come from the moving one, so
+        that whatever changes is view-dependent colour.
+        """
+        poses, fps = self.render_poses, self.values.fps
+        cameras = [self.scene.cameras[0]] * len(poses)
+        stem = f"{self.values.expname}_spiral_{step:06d}"
+        frames = outputs.Frames([], [])
+        for image in self.renderer.path(cameras, poses):
+            frames.rgb.append(outputs.to_8bit(image.rgb))
+            frames.disp.append(image.disp)
+        outputs.write_video(self.folder / f"{stem}_rgb.mp4", frames.rgb, fps)
+        outputs.write_video(self.folder / f"{stem}_disp.mp4", outputs.normalised_disparity(frames.disp), fps)
+        if self.values.use_viewdirs:
+            still_poses = np.repeat(poses[:1], len(poses), axis=0)
+            still = self.renderer.path(cameras, still_poses, poses, description="still path")
+            outputs.write_video(
+                self.folder / f"{stem}_rgb_still.mp4", [outputs.to_8bit(image.rgb) for image in still], fps
+            )

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -52,7 +53,9 @@ class Result:
 def command(*arguments: object) -> Result:
     """Runs `python -m nerf_tf` as a process of its own."""
     words = [sys.executable, "-m", "nerf_tf", *map(str, arguments)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    # What other projects of the user may have set must not matter.
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == ""
     return Result(done.returncode, done.stderr)
 
@@ -60,7 +63,7 @@ def command(*arguments: object) -> Result:
 def run(*arguments: object) -> Result:
     """Runs the program inside this process, which spares the seconds that TensorFlow takes to load."""
     values = flags.FlagValues()
-    flags.DEFINE_integer("verbosity", 0, "absl's own, which the program asks for", flag_values=values)
+    flags.DEFINE_integer("verbosity", -1, "absl's own, which the program asks for", flag_values=values)
     root, text = logging.getLogger(), io.StringIO()
     with (
         mock.patch.object(app, "FLAGS", values),
@@ -163,7 +166,7 @@ def test_a_run_prints_its_steps(interrupted):
 
 def test_args_txt_takes_a_run_up_again(interrupted):
     assert interrupted.second.code == 0
-    assert re.search(r"ckpt-\d+: goes on at step 6, random_seed 3\n", interrupted.second.stderr)
+    assert re.search(r"ckpt-\d+: goes on at step 6\nrandom_seed 3\n", interrupted.second.stderr)
     assert interrupted.second.steps("t") == [6, 7, 8, 9, 10]
     assert "t: trained to step 11" in interrupted.second.stderr
 
@@ -249,20 +252,32 @@ def test_the_newest_weights_are_found_without_a_checkpoint(interrupted):
     assert "npy_only is at step 12 already" in result.stderr
 
 
-def test_weights_newer_than_the_checkpoint_win(interrupted):
-    folder = interrupted.copy("newer", "checkpoints/*", "model_*000011.npy")
+def test_a_checkpoint_goes_before_weight_files(interrupted):
+    """Those of an earlier run in the same folder, say, that had come further before it was started over."""
+    folder = interrupted.copy("older", "checkpoints/*", "model_*000011.npy")
     (folder / "model_000011.npy").rename(folder / "model_000020.npy")
-    (folder / "model_fine_000011.npy").rename(folder / "model_fine_000020.npy")
-    assert "newer is at step 21 already" in run(*interrupted.again, "--expname=newer").stderr
+    assert "older is at step 12 already" in run(*interrupted.again, "--expname=older").stderr
+
+
+def test_a_death_between_two_files_of_a_save_loses_nothing(interrupted, monkeypatch):
+    def die(path, weights):
+        raise KeyboardInterrupt
+
+    quiet = ["--i_weights=3", "--i_img=0", "--i_testset=0", "--i_video=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tf1_weights, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(*interrupted.again, "--expname=dead", "--no_reload", *quiet)
+    assert "goes on at step 1\n" in run(*interrupted.again, "--expname=dead", "--N_iters=1").stderr
 
 
 def test_a_checkpoint_alone_is_enough(interrupted):
     interrupted.copy("checkpoint_only", "checkpoints/*")
-    assert "goes on at step 12, random_seed 3" in run(*interrupted.again, "--expname=checkpoint_only").stderr
+    assert "goes on at step 12\nrandom_seed 3" in run(*interrupted.again, "--expname=checkpoint_only").stderr
 
 
 def test_a_new_seed_replaces_the_old_one(interrupted):
-    assert "goes on at step 12, random_seed 8" in run(*interrupted.again, "--random_seed=8").stderr
+    assert "goes on at step 12\nrandom_seed 8" in run(*interrupted.again, "--random_seed=8").stderr
 
 
 def test_no_reload_starts_afresh(interrupted):
@@ -274,6 +289,13 @@ def test_no_reload_starts_afresh(interrupted):
     assert "goes on" not in result.stderr
     for a, b in zip(weights_in(folder, 0), weights_in(interrupted.folder, 0), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert "afresh holds an earlier run, up to model_000011.npy" in result.stderr
+    assert "goes on at step 1\n" in run(*interrupted.again, "--expname=afresh", "--N_iters=1").stderr
+
+
+def test_verbosity(interrupted):
+    assert "random_seed" not in run(*interrupted.again, "--verbosity=-1").stderr
+    assert "random_seed" in run(*interrupted.again, "--verbosity=0").stderr
 
 
 # Rendering
@@ -323,7 +345,9 @@ def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path
     assert images[0][0].shape == (5, 5, 3)
     assert (images[0][0] != images[0][2]).any()
     assert [frame.shape for frame in imageio.mimread(folders[0] / "video.mp4")] == [(6, 6, 3)] * 3
-    assert files_in(interrupted.basedir / "other") == {f"renderonly_path_000012/{name}" for name in expected}
+    written = {f"renderonly_path_000012/{name}" for name in expected}
+    assert files_in(interrupted.basedir / "other") == written | {"args.txt", "config.txt"}
+    assert "render_only = False" in (interrupted.folder / "args.txt").read_text()  # training's own, left alone
 
 
 # The other kinds of scene

@@ -251,6 +251,17 @@ def test_a_failing_video_keeps_the_old_one(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
 
 
+def test_neither_video_nor_frames_end_a_run(tmp_path, monkeypatch, caplog):
+    def full(path, image):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(imageio, "get_writer", no_ffmpeg)
+    monkeypatch.setattr(outputs, "write_png", full)
+    with caplog.at_level(logging.WARNING):
+        outputs.write_video(tmp_path / "video.mp4", gradient(4, 4), fps=30)
+    assert "nor its frames (No space left on device)" in caplog.text
+
+
 # TensorBoard
 
 

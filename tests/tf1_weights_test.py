@@ -44,7 +44,7 @@ def test_round_trip_under_exactly_the_given_name(tmp_path):
     tf1_weights.save(tmp_path / "model_000001.npy", some_weights())
     assert [file.name for file in tmp_path.iterdir()] == ["model_000001.npy"]
     assert_equal(tf1_weights.load(tmp_path / "model_000001.npy"), some_weights())
-    tf1_weights.save(tmp_path / "odd", some_weights())
+    tf1_weights.save(str(tmp_path / "odd"), some_weights())
     assert_equal(tf1_weights.load(str(tmp_path / "odd")), some_weights())
 
 

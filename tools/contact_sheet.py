@@ -82,7 +82,7 @@ def read_views(folder: Path, photos: np.ndarray) -> list[View]:
         with np.load(npz) as arrays:
             disp, acc = arrays["disp"], arrays["acc"]
         shown = np.uint8(np.rint(255.0 * np.clip(photo, 0.0, 1.0)))
-        views.append(View(shown, render, disp, acc, metrics.psnr(render, photo)))
+        views.append(View(shown, render, disp, acc, metrics.psnr_8bit(render, photo)))
     return views
 
 

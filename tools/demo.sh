@@ -3,21 +3,18 @@
 # Needs python3 with venv. What an earlier call has made is kept; the path printed last is the picture to look at.
 cd "$(dirname "$0")/.."
 . tools/venv.sh plots
-
-config=configs/demo.txt
-steps=$(printf %06d "$(sed -n 's/^N_iters *= *//p' "$config")")
 run=logs/demo
+nerf() { "$PYTHON" -m nerf_tf --config configs/demo.txt "$@"; }
 
 "$PYTHON" tools/make_scene.py --format blender --out data/demo --size 100 --train 60 --val 4 --test 8
-"$PYTHON" -m nerf_tf --config "$config"
-if [ ! -f "$run/renderonly_test_$steps/video_disp.mp4" ]; then
-    "$PYTHON" -m nerf_tf --config "$config" --render_only --render_test --save_arrays
-fi
-if [ ! -f "$run/renderonly_path_$steps/video_disp.mp4" ]; then
-    "$PYTHON" -m nerf_tf --config "$config" --render_only
-fi
+nerf
+# Renders are named after the step that comes next, weights after the last.
+last=$(ls "$run" | sed -n 's/^model_\([0-9]*\)\.npy$/\1/p' | sort | tail -n 1)
+step=$(printf %06d $((10#$last + 1)))
+[ -f "$run/renderonly_test_$step/video_disp.mp4" ] || nerf --render_only --render_test --save_arrays
+[ -f "$run/renderonly_path_$step/video_disp.mp4" ] || nerf --render_only
 "$PYTHON" tools/plot_curve.py "$run" --out "$run/curve.png"
-echo "test views, PSNR:       $run/metrics.json"
-echo "orbit, rgb and depth:   $run/renderonly_path_$steps/video.mp4, video_disp.mp4"
-echo "loss and PSNR:          $run/curve.png"
+echo "test views, PSNR:     $run/metrics.json"
+echo "orbit:                $run/renderonly_path_$step/video.mp4 and video_disp.mp4 (disparity)"
+echo "loss and PSNR:        $run/curve.png"
 "$PYTHON" tools/contact_sheet.py --run "$run" --out "$run/contact_sheet.png"

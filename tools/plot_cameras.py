@@ -229,7 +229,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", default="greek", help="deepvoxels: the object")
     parser.add_argument("--testskip", type=int, default=8, help="blender, deepvoxels: keep every n-th test view")
     parser.add_argument("--axes", action="store_true", help="draw the axis conventions instead")
-    parser.add_argument("--out", type=Path, help="the picture; docs/cameras.png or docs/axes.png if not given")
+    parser.add_argument("--out", type=Path, help="the picture; cameras.png or axes.png if not given")
     args = parser.parse_args(argv)
     if not args.axes and args.datadir is None:
         parser.error("give --datadir, or --axes")
@@ -239,7 +239,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
-    out = args.out or Path("docs/axes.png" if args.axes else "docs/cameras.png")
+    out = args.out or Path("axes.png" if args.axes else "cameras.png")
     try:
         if args.axes:
             figure = draw_axes()

@@ -124,9 +124,10 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
     values = flags.FLAGS
     if values.N_importance == 0:
         raise ValueError(f"{args.config}: N_importance is 0, so there is no fine pass to draw")
-    scene, trainer = app.load_scene(values), app.build_trainer()
+    scene = app.load_scene(values)
+    trainer = app.build_trainer(values, scene.ndc)
     run_folder = Path(values.basedir) / values.expname
-    app.restore(trainer, CheckpointStore(trainer, run_folder / "checkpoints"), run_folder)
+    app.restore(values, trainer, CheckpointStore(trainer, run_folder / "checkpoints"), run_folder)
     if not 0 <= args.view < len(scene.i_test):
         raise ValueError(f"--view {args.view}: there are test views 0 to {len(scene.i_test) - 1}")
     view = scene.i_test[args.view]
@@ -225,7 +226,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pixel", type=int, nargs=2, metavar=("ROW", "COL"), help="which pixel of it; the middle if not given"
     )
-    parser.add_argument("--out", type=Path, default=Path("docs/sampling.png"), help="the picture")
+    parser.add_argument("--out", type=Path, default=Path("sampling.png"), help="the picture")
     args = parser.parse_args(argv)
     if args.config is None and (args.weights or args.datadir):
         parser.error("--weights and --datadir need --config: it says what network and scene they belong to")

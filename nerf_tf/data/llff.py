@@ -13,7 +13,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -139,7 +139,7 @@ def _warn_where_ndc_fails(poses: np.ndarray, spherify: bool) -> None:
     """NDC holds only what lies in front of one plane; the original says nothing and learns a broken scene."""
     backwards = int(np.sum(poses[:, 2, 2] <= 0))
     if spherify or backwards:
-        _LOGGER.warning(
+        logger.warning(
             "NDC cannot hold a capture from all around (%s): add --no_ndc --spherify --lindisp",
             "spherify is on" if spherify else f"{backwards} of {len(poses)} cameras face away from the scene's front",
         )
@@ -148,7 +148,7 @@ def _warn_where_ndc_fails(poses: np.ndarray, spherify: bool) -> None:
 def _common_focal(focals: np.ndarray, path: Path) -> float:
     """The first view's focal length, which the original takes for all; NDC needs one frustum for all views."""
     if np.ptp(focals) > 1e-3 * focals[0]:
-        _LOGGER.warning(
+        logger.warning(
             "%s: focal lengths run from %g to %g; the first, %g, is used for all views",
             path,
             focals.min(),
@@ -168,5 +168,5 @@ def _hold_out(poses: np.ndarray, llffhold: int) -> tuple[np.ndarray, np.ndarray]
         i_test = views[[np.argmin(np.sum(np.square(offsets), axis=-1))]]
     i_train = np.setdiff1d(views, i_test)
     if not i_train.size:
-        _LOGGER.warning("all %d views are held out (llffhold %d): none is left to train on", len(views), llffhold)
+        logger.warning("all %d views are held out (llffhold %d): none is left to train on", len(views), llffhold)
     return i_train, i_test

@@ -74,8 +74,8 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
         raise ValueError("the scene has no training images: nothing is left after the test views are held out")
     height, width = scene.images.shape[1:3]
     choose = _choose_from_one_image if settings.no_batching else _choose_from_all_images
-    choose_rays = choose(len(scene.i_train), height, width, settings, tf.constant([seed, 0], tf.int64))
     with tf.device("CPU:0"):  # tf.data runs on the host; on a GPU the photos would only take memory
+        choose_rays = choose(len(scene.i_train), height, width, settings, tf.constant([seed, 0], tf.int64))
         images = tf.constant(scene.images[scene.i_train])
         poses = tf.constant(scene.poses[scene.i_train])
         cameras = [scene.cameras[i] for i in scene.i_train]
@@ -99,8 +99,8 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 def _shuffled(index: tf.Tensor, key: tf.Tensor, purpose: int, round_: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
     """Where `index` of 0 .. count - 1 lands in the permutation keyed by (key, purpose, round_)."""
     seed = tf.random.fold_in(tf.random.fold_in(key, purpose), round_)
-    # The shuffle mixes keys badly: under keys that are but counted up, as `fold_in` makes them, it sends an index to some
-    # places far more often than to others. Three words drawn at random from such a key do not show that.
+    # The shuffle mixes keys badly: under keys that are but counted up, as `fold_in` makes them, it sends an index to
+    # some places far more often than to others. Three words drawn at random from such a key do not show that.
     seed = tf.random.stateless_uniform([3], seed, minval=None, maxval=None, dtype=tf.int32)
     return tf.raw_ops.RandomIndexShuffle(
         index=index, seed=seed, max_index=tf.cast(count - 1, index.dtype), rounds=SHUFFLE_ROUNDS

@@ -215,7 +215,7 @@ class Renderer:
         cameras: Sequence[Camera],
         poses: np.ndarray,
         poses_viewdirs: np.ndarray | None = None,
-        description: str = "render",
+        description: str = "path",
     ) -> Iterator[Image]:
         """Renders views one after the other, with a progress bar in rays.
 

@@ -23,9 +23,7 @@ class CheckpointStore:
             coarse=trainer.coarse.mlp, optimizer=trainer.optimizer, step=trainer.step, seed=trainer.seed, **fine
         )
         self._folder = folder
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, str(folder), max_to_keep=KEPT, step_counter=trainer.step
-        )
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=KEPT)
 
     @property
     def newest(self) -> str | None:
@@ -45,9 +43,16 @@ class CheckpointStore:
             return int(tf.train.load_variable(self.newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
 
     def save(self) -> None:
-        """Writes a checkpoint, and removes all but the newest few."""
+        """Writes a checkpoint, and removes all but the newest few.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._manager.save()
+        try:
+            self._manager.save()
+        except tf.errors.OpError as error:
+            raise OSError(f"{self._folder}: no checkpoint ({_first_line(error)})") from error
 
     def restore(self) -> None:
         """Restores the newest checkpoint.

@@ -21,3 +21,8 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     image, reference = (x / np.float64(255.0) if x.dtype == np.uint8 else np.float64(x) for x in (image, reference))
     error = np.mean(np.square(image - reference))
     return float("inf") if error == 0 else float(-10.0 * np.log10(error))
+
+
+def psnr_8bit(image: np.ndarray, photo: np.ndarray) -> float:
+    """PSNR in dB of an 8-bit image [H, W, 3], as saved, and a photo in [0, 1], rounded to 8 bits as a file would be."""
+    return psnr(image, np.rint(255.0 * np.clip(photo, 0.0, 1.0)).astype(np.uint8))

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
+from nerf_tf.render.outputs import complete_file
+
 # All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
 # `_codecs.encode` is how pickle protocol 2 spells bytes.
 _RECONSTRUCT = "numpy.core.multiarray._reconstruct"
@@ -94,14 +96,9 @@ def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
         array[i] = np.ascontiguousarray(weight)
     # The first name in the stream is that of the outer array; later uses refer back to it, so one replacement does.
     payload = pickle.dumps(array, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
-            file.write(payload)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_file(Path(path)) as temporary, temporary.open("wb") as file:
+        npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
+        file.write(payload)
 
 
 def fine_path(path: str | os.PathLike) -> Path:

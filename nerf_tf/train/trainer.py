@@ -179,10 +179,12 @@ def train(
                 bar.set_postfix_str(f"loss {loss:.4f}, psnr {psnr:.2f}, {rays_per_second:,.0f} rays/s", refresh=False)
                 seconds = batch.rgb.shape[0] / rays_per_second
                 logger.info("%s step %d psnr %.3f loss %.6f %.3f s/step", name, step, psnr, loss, seconds)
-            paused = time.perf_counter()
-            if reporting:
-                report(step, result, rays_per_second)
-            for event in events:
-                if event.due(step):
+            due = [event for event in events if event.due(step)]
+            if reporting or due:
+                float(result.loss)  # a GPU may still be at it, and its time is not a pause
+                paused = time.perf_counter()
+                if reporting:
+                    report(step, result, rays_per_second)
+                for event in due:
                     event.action(step)
-            speed.leave_out(time.perf_counter() - paused)
+                speed.leave_out(time.perf_counter() - paused)

@@ -22,7 +22,7 @@ from nerf_tf.data.procedural.tracing import depth, render
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Recorded with every folder written: a folder from another revision of the scene is not taken for this one's.
 _REVISION = 1
@@ -108,7 +108,7 @@ def _write_once(datadir: str | Path, settings: dict, make: Callable[[Path], None
         stamp = datadir / _STAMP
         if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != settings:
             raise ValueError(f"{datadir}: exists and was not written with {settings}; remove it or name another folder")
-        _LOGGER.info("%s: is there already, with the same settings", datadir)
+        logger.info("%s: is there already, with the same settings", datadir)
         return datadir
     datadir.parent.mkdir(parents=True, exist_ok=True)
     # One level down, since the temporary folder itself is closed to other users.
