@@ -92,17 +92,27 @@ class Trainer:
         The loss is the sum of both passes' mean squared errors (paper, equation 6).
         """
         seed = tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             fine, coarse, _, raw = render_rays(self.coarse, self.fine, batch.rays, self._rendering, seed, keep_raw=True)
             fine_loss = mse(fine.rgb, batch.rgb)
             coarse_loss = mse(coarse.rgb, batch.rgb) if coarse else None
-            loss = fine_loss + coarse_loss if coarse else fine_loss
+        loss = fine_loss + coarse_loss if coarse else fine_loss
+        # No gradient flows from one pass to the other's network, so each loss is taken by itself, and one after the
+        # other: at once, they would need the memory of two tiles.
+        gradients = tape.gradient(fine_loss, _values(self.fine or self.coarse))
+        if coarse:
+            with tf.control_dependencies(gradients):
+                gradients = tape.gradient(coarse_loss, _values(self.coarse)) + gradients
         learning_rate = self._training.learning_rate(self.step)
         self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply(tape.gradient(loss, [v.value for v in self._variables]), self._variables)
+        self.optimizer.apply(gradients, self._variables)
         self.step.assign_add(1)
         psnr0 = mse_to_psnr(coarse_loss) if coarse else None
         return StepResult(loss, mse_to_psnr(fine_loss), psnr0, learning_rate, raw[..., 3])
+
+
+def _values(field: Field) -> list[tf.Variable]:
+    return [variable.value for variable in field.mlp.trainable_variables]
 
 
 class Event(NamedTuple):
