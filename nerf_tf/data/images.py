@@ -167,7 +167,7 @@ def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized.numpy().reshape(*batch, height, width, channels)
 
 
-def minify(datadir: str | os.PathLike[str], factor: float | None = None, size: tuple[int, int] | None = None) -> Path:
+def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
     """Makes smaller PNG copies of `datadir`/images, unless they are there; the original calls mogrify for this.
 
     Lanczos is the filter that comes nearest to `mogrify -resize`: 51 dB, where an area mean reaches 35 to 38 dB. The
@@ -175,21 +175,19 @@ def minify(datadir: str | os.PathLike[str], factor: float | None = None, size: t
 
     Args:
         datadir: the scene's folder.
-        factor: divides both sides, rounded to the nearest pixel: folder images_{factor}.
-        size: (width, height) instead of a factor: folder images_{width}x{height}.
+        factor: divides both sides, rounded to the nearest pixel; the folder is images_{factor}.
 
     Returns:
         The folder of the smaller images.
 
     Raises:
         FileNotFoundError: there is nothing to shrink.
-        ValueError: not exactly one of factor and size is given, one is not positive, an image cannot be read, or two
-            images differ in their ending only.
+        ValueError: the factor is not positive, an image cannot be read, or two images differ in their ending only.
     """
-    if (factor is None) == (size is None) or min([factor] if size is None else size) <= 0:
-        raise ValueError(f"minify: give one of factor ({factor}) and size ({size}), in positive numbers")
+    if factor <= 0:
+        raise ValueError(f"factor {factor}: images can be shrunk by a positive number only")
     source = Path(datadir) / "images"
-    target = Path(datadir) / (f"images_{factor:g}" if size is None else f"images_{size[0]}x{size[1]}")
+    target = Path(datadir) / f"images_{factor}"
     if target.is_dir():
         return target
     if not source.is_dir():
@@ -204,8 +202,8 @@ def minify(datadir: str | os.PathLike[str], factor: float | None = None, size: t
 
         def shrink(index: int) -> None:
             image = _decode(paths[index])
-            new_size = size or tuple(max(1, int(side / factor + 0.5)) for side in image.size)
-            image.resize(new_size, Image.Resampling.LANCZOS).save(unfinished / f"{paths[index].stem}.png")
+            size = tuple(max(1, int(side / factor + 0.5)) for side in image.size)
+            image.resize(size, Image.Resampling.LANCZOS).save(unfinished / f"{paths[index].stem}.png")
 
         _parallel(shrink, len(paths), f"Making {target.name}")
         _publish(unfinished, target)

@@ -30,18 +30,6 @@ class CheckpointStore:
         """Path prefix of the newest checkpoint."""
         return self._manager.latest_checkpoint
 
-    @property
-    def next_step(self) -> int:
-        """The step that the newest checkpoint goes on with; 0 when there is none.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-        if self.newest is None:
-            return 0
-        with self._readable():
-            return int(tf.train.load_variable(self.newest, "step/.ATTRIBUTES/VARIABLE_VALUE"))
-
     def save(self) -> None:
         """Writes a checkpoint, and removes all but the newest few.
 
