@@ -22,14 +22,14 @@ BOTH = RenderSettings(N_samples=24, N_importance=24, perturb=0.0)
 RANDOM = RenderSettings(N_samples=8, N_importance=8, perturb=1.0, raw_noise_std=1.0)
 
 
-def sphere(points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
+def sphere(points: tf.Tensor, viewdirs: tf.Tensor, *_) -> tf.Tensor:
     """An opaque ball around the origin, coloured by where one looks at it from."""
     inside = tf.norm(points, axis=-1, keepdims=True) < RADIUS
     colour = tf.broadcast_to(2.0 * viewdirs[:, None, :], tf.shape(points))
     return tf.concat([colour, tf.where(inside, 1e4, 0.0)], axis=-1)
 
 
-def fog(points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
+def fog(points: tf.Tensor, viewdirs: tf.Tensor, *_) -> tf.Tensor:
     """Something everywhere, different everywhere."""
     sigma = 0.4 + 0.3 * tf.sin(3.0 * tf.reduce_sum(points, axis=-1, keepdims=True))
     return tf.concat([tf.sin(points + viewdirs[:, None, :]), sigma], axis=-1)
@@ -50,7 +50,7 @@ class Recorder:
     def __init__(self, field):
         self.field, self.points = field, []
 
-    def __call__(self, points, viewdirs):
+    def __call__(self, points, viewdirs, visible_above=None):
         self.points.append(points.numpy())
         return self.field(points, viewdirs)
 
@@ -180,7 +180,7 @@ def test_fine_samples_join_the_coarse_ones_in_order():
 def test_fine_samples_follow_the_inner_weights_of_the_coarse_pass():
     # The weights of the first and last samples have no bin, as in the original: all of them between the midpoints.
     rays = some_rays()
-    coarse, fine = Recorder(lambda points, viewdirs: tf.ones([*points.shape[:2], 4])), Recorder(fog)
+    coarse, fine = Recorder(lambda points, *_: tf.ones([*points.shape[:2], 4])), Recorder(fog)
     settings = RenderSettings(N_samples=16, N_importance=400, perturb=0.0)
     weights = render_rays(coarse, fine, rays, settings).coarse.weights.numpy()[:, 1:-1] + 1e-5
     (first,), (merged,) = coarse.t_vals(rays), fine.t_vals(rays)
@@ -193,7 +193,7 @@ def test_fine_samples_follow_the_inner_weights_of_the_coarse_pass():
 def test_the_fine_loss_does_not_reach_the_coarse_network():
     density = {"coarse": tf.Variable(0.5), "fine": tf.Variable(0.7)}
 
-    def field(name: str, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
+    def field(name: str, points: tf.Tensor, viewdirs: tf.Tensor, _) -> tf.Tensor:
         return fog(points, viewdirs) * density[name]
 
     with tf.GradientTape(persistent=True) as tape:
@@ -255,7 +255,7 @@ def test_noise_has_the_given_deviation_and_differs_between_passes():
     rays = rays._replace(near=0.0 * rays.near, far=rays.far / rays.far)
     settings = RenderSettings(N_samples=3, N_importance=2, perturb=0.0, raw_noise_std=0.5)
     result = render_rays(
-        lambda points, _: 3.0 * tf.ones([*points.shape[:2], 4]), None, rays, settings, tf.constant([3, 1])
+        lambda points, *_: 3.0 * tf.ones([*points.shape[:2], 4]), None, rays, settings, tf.constant([3, 1])
     )
     length = np.linalg.norm(rays.directions[0])
     # Samples lie at 0, .5, 1, and in the fine pass at .25 and .75 too: the first alpha tells the first density.
@@ -339,7 +339,7 @@ def test_a_path_renders_every_view_with_its_own_camera_and_pose():
 def test_a_path_renders_views_only_when_they_are_taken():
     asked = []
 
-    def counting(points, viewdirs):
+    def counting(points, viewdirs, _):
         tf.py_function(lambda: asked.append(1), [], [])
         return fog(points, viewdirs)
 

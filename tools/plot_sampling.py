@@ -94,7 +94,7 @@ def trace_ray(coarse: FieldFunction, fine: FieldFunction, rays: Rays, settings: 
     )
 
 
-def leaf_and_wall(points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
+def leaf_and_wall(points: tf.Tensor, viewdirs: tf.Tensor, *_) -> tf.Tensor:
     """The built-in field: raw [R, S, 4], density a function of depth z alone."""
     del viewdirs
     z = points[..., 2]

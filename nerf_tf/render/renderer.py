@@ -16,11 +16,14 @@ from nerf_tf.geometry.rays import Rays, image_rays
 from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
 from nerf_tf.render.volume import Rendering, volume_render
 
-# Points [R, S, 3] and unit view directions [R, 3] -> raw [R, S, 4].
-FieldFunction = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# Points [R, S, 3], unit view directions [R, 3] and the density, scalar or [R, S], above which a sample is seen (None when
+# all colours matter) -> raw [R, S, 4]. The colour of what is not seen may be anything.
+FieldFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor | None], tf.Tensor]
 
 # What a random draw is for; each has its own stream, so that none depends on which others are made.
 JITTER, COARSE_NOISE, IMPORTANCE, FINE_NOISE = range(4)
+UNIFORM, NORMAL = tf.raw_ops.StatelessRandomUniformV2, tf.raw_ops.StatelessRandomNormalV2
+PHILOX = 1  # TensorFlow's number for this generator, whose numbers are the same on every device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,20 @@ class RenderSettings:
     def deterministic(self) -> RenderSettings:
         """The same without any randomness: what test views are rendered with."""
         return dataclasses.replace(self, perturb=0.0, raw_noise_std=0.0)
+
+
+class Pass(NamedTuple):
+    """What one network says of R rays.
+
+    Attributes:
+        rendering: what the rays see.
+        t_vals: [R, S] where the samples are.
+        raw: [R, S, 4] what the network returned.
+    """
+
+    rendering: Rendering
+    t_vals: tf.Tensor
+    raw: tf.Tensor
 
 
 class RayRenderings(NamedTuple):
@@ -82,33 +99,77 @@ def render_rays(
         rays: R rays, [R, ...].
         settings: how.
         seed: [2] int32, decides all randomness; needed unless the settings are deterministic.
-        keep_raw: whether to return the last network's raw output.
+        keep_raw: whether to return the last network's raw output, with the colour of what cannot be seen.
+
+    Raises:
+        ValueError: the settings ask for randomness and there is no seed.
+    """
+    first = coarse_pass(coarse, rays, settings, seed, all_colours=keep_raw)
+    if settings.N_importance == 0:
+        return RayRenderings(first.rendering, None, None, first.raw if keep_raw else None)
+    final, z_std = fine_pass(fine or coarse, rays, first, settings, seed, all_colours=keep_raw)
+    return RayRenderings(final.rendering, first.rendering, z_std, final.raw if keep_raw else None)
+
+
+def coarse_pass(
+    field: FieldFunction,
+    rays: Rays,
+    settings: RenderSettings,
+    seed: tf.Tensor | None = None,
+    first_ray: tf.Tensor | int = 0,
+    all_colours: bool = False,
+) -> Pass:
+    """Renders rays with evenly spread samples, jittered if `settings.perturb` says so.
+
+    Args:
+        field: the network to ask.
+        rays: R rays, [R, ...].
+        settings: how.
+        seed: [2] int32, decides all randomness; needed unless the settings are deterministic.
+        first_ray: number of the first of these rays in the batch that they belong to: each ray of a batch has its own
+            random draws, whatever chunks the batch is cut into.
+        all_colours: whether the colours in `raw` matter that cannot be seen.
 
     Raises:
         ValueError: the settings ask for randomness and there is no seed.
     """
     if seed is None and (settings.perturb > 0 or settings.raw_noise_std > 0):
         raise ValueError("perturb or raw_noise_std without a seed: give a seed, or use settings.deterministic()")
-    count = tf.shape(rays.origins)[0]
-
-    def uniform(purpose: int, samples: int) -> tf.Tensor:
-        return tf.random.stateless_uniform([count, samples], tf.random.fold_in(seed, purpose))
-
-    u = uniform(JITTER, settings.N_samples) if settings.perturb > 0 else None
-    t_vals = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp, u)
-    first, raw = _render_pass(coarse, rays, t_vals, settings, seed, COARSE_NOISE)
-    if settings.N_importance == 0:
-        return RayRenderings(first, None, None, raw if keep_raw else None)
-
+    u = None
     if settings.perturb > 0:
-        u = uniform(IMPORTANCE, settings.N_importance)
+        u = _draw(UNIFORM, seed, JITTER, first_ray, _count(rays), settings.N_samples)
+    t_vals = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp, u)
+    return _render_pass(field, rays, t_vals, settings, seed, COARSE_NOISE, first_ray, all_colours)
+
+
+def fine_pass(
+    field: FieldFunction,
+    rays: Rays,
+    first: Pass,
+    settings: RenderSettings,
+    seed: tf.Tensor | None = None,
+    first_ray: tf.Tensor | int = 0,
+    all_colours: bool = False,
+) -> tuple[Pass, tf.Tensor]:
+    """Renders rays with the coarse pass's samples, and more of them where it found something.
+
+    Args:
+        field: the network to ask.
+        first: what the coarse pass found. No gradient flows back to it.
+        rays, settings, seed, first_ray, all_colours: as for the coarse pass.
+
+    Returns:
+        The pass, and [R] the standard deviation of the samples of t that it added.
+    """
+    if settings.perturb > 0:
+        u = _draw(UNIFORM, seed, IMPORTANCE, first_ray, _count(rays), settings.N_importance)
     else:
-        u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [count, settings.N_importance])
-    midpoints = 0.5 * (t_vals[..., 1:] + t_vals[..., :-1])
-    new_t_vals = tf.stop_gradient(sample_pdf(midpoints, first.weights[..., 1:-1], u))
-    t_vals = tf.sort(tf.concat([t_vals, new_t_vals], axis=-1), axis=-1)
-    final, raw = _render_pass(fine or coarse, rays, t_vals, settings, seed, FINE_NOISE)
-    return RayRenderings(final, first, tf.math.reduce_std(new_t_vals, axis=-1), raw if keep_raw else None)
+        u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [_count(rays), settings.N_importance])
+    midpoints = 0.5 * (first.t_vals[..., 1:] + first.t_vals[..., :-1])
+    new_t_vals = tf.stop_gradient(sample_pdf(midpoints, first.rendering.weights[..., 1:-1], u))
+    t_vals = tf.sort(tf.concat([first.t_vals, new_t_vals], axis=-1), axis=-1)
+    final = _render_pass(field, rays, t_vals, settings, seed, FINE_NOISE, first_ray, all_colours)
+    return final, tf.math.reduce_std(new_t_vals, axis=-1)
 
 
 def _render_pass(
@@ -118,14 +179,30 @@ def _render_pass(
     settings: RenderSettings,
     seed: tf.Tensor | None,
     noise_purpose: int,
-) -> tuple[Rendering, tf.Tensor]:
+    first_ray: tf.Tensor | int,
+    all_colours: bool,
+) -> Pass:
     points = rays.origins[:, None, :] + rays.directions[:, None, :] * t_vals[..., None]  # [R, S, 3]
-    raw = field(points, rays.viewdirs)
-    noise = None
+    noise, visible_above = None, tf.constant(0.0)
     if settings.raw_noise_std > 0:
-        noise_seed = tf.random.fold_in(seed, noise_purpose)
-        noise = settings.raw_noise_std * tf.random.stateless_normal(tf.shape(t_vals), noise_seed)
-    return volume_render(raw, t_vals, rays.directions, noise, settings.white_bkgd), raw
+        noise = settings.raw_noise_std * _draw(NORMAL, seed, noise_purpose, first_ray, _count(rays), t_vals.shape[-1])
+        visible_above = -noise
+    raw = field(points, rays.viewdirs, None if all_colours else visible_above)
+    return Pass(volume_render(raw, t_vals, rays.directions, noise, settings.white_bkgd), t_vals, raw)
+
+
+def _count(rays: Rays) -> tf.Tensor | int:
+    return rays.origins.shape[0] or tf.shape(rays.origins)[0]
+
+
+def _draw(op: Callable[..., tf.Tensor], seed: tf.Tensor, purpose: int, first_ray, rays, samples: int) -> tf.Tensor:
+    """Random numbers [rays, samples] for rays first_ray, first_ray + 1, ... of a batch."""
+    # Philox makes four numbers for each value of its counter, so rays that begin at a multiple of four can be entered
+    # anywhere.
+    blocks = -(-samples // 4)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.random.fold_in(seed, purpose))
+    counter += tf.cast(tf.stack([first_ray * blocks, 0]), tf.uint64)
+    return op(shape=[rays, 4 * blocks], key=key, counter=counter, alg=PHILOX)[:, :samples]
 
 
 class Image(NamedTuple):

@@ -14,9 +14,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
-from nerf_tf.render.renderer import RenderSettings, render_rays
-from nerf_tf.train.metrics import mse, mse_to_psnr
+from nerf_tf.render.renderer import Pass, RenderSettings, coarse_pass, fine_pass
+from nerf_tf.train.metrics import mse_to_psnr
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class StepResult(NamedTuple):
         psnr: scalar, of the final pass, in dB.
         psnr0: scalar, of the coarse pass; None when there is no fine pass.
         learning_rate: scalar.
-        sigma: [N_rand, S] raw density of the final pass.
+        sigma: [R, S] raw density of the final pass, of the batch's last chunk.
     """
 
     loss: tf.Tensor
@@ -79,6 +80,8 @@ class Trainer:
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
         self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
         self.optimizer = keras.optimizers.Adam(training.lrate, beta_1=0.9, beta_2=0.999, epsilon=1e-7)
+        if precision(coarse.mlp) == "float16":  # its range is too small for gradients as they are
+            self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self._variables)
 
     @property
@@ -89,26 +92,77 @@ class Trainer:
     def train_step(self, batch: RayBatch) -> StepResult:
         """Renders a batch, and moves the weights against the gradient of its error.
 
-        The loss is the sum of both passes' mean squared errors (paper, equation 6).
+        The loss is the sum of both passes' mean squared errors (paper, equation 6). A batch of more rays than fit is
+        taken in chunks: each has its backward pass before the next begins, and their gradients are added up.
         """
         seed = tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
-        with tf.GradientTape(persistent=True) as tape:
-            fine, coarse, _, raw = render_rays(self.coarse, self.fine, batch.rays, self._rendering, seed, keep_raw=True)
-            fine_loss = mse(fine.rgb, batch.rgb)
-            coarse_loss = mse(coarse.rgb, batch.rgb) if coarse else None
-        loss = fine_loss + coarse_loss if coarse else fine_loss
-        # No gradient flows from one pass to the other's network, so each loss is taken by itself, and one after the
-        # other: at once, they would need the memory of two tiles.
-        gradients = tape.gradient(fine_loss, _values(self.fine or self.coarse))
-        if coarse:
-            with tf.control_dependencies(gradients):
-                gradients = tape.gradient(coarse_loss, _values(self.coarse)) + gradients
+        count = batch.rgb.shape[0]
+        chunks = -(-count // self._rays_at_once(count))
+        if chunks == 1:
+            losses, gradients, sigma = self._gradients(batch, tf.fill([count], 1.0 / count), seed, 0)
+        else:
+            losses, gradients, sigma = self._accumulated_gradients(batch, chunks, seed)
         learning_rate = self._training.learning_rate(self.step)
         self.optimizer.learning_rate.assign(learning_rate)
         self.optimizer.apply(gradients, self._variables)
         self.step.assign_add(1)
-        psnr0 = mse_to_psnr(coarse_loss) if coarse else None
-        return StepResult(loss, mse_to_psnr(fine_loss), psnr0, learning_rate, raw[..., 3])
+        psnr0 = mse_to_psnr(losses[0]) if len(losses) > 1 else None
+        return StepResult(tf.add_n(losses), mse_to_psnr(losses[-1]), psnr0, learning_rate, sigma)
+
+    def _rays_at_once(self, count: int) -> int:
+        """Largest number of rays to take through forward and backward pass together."""
+        limit, field = min(count, self._rendering.chunk), self.fine or self.coarse
+        samples = self._rendering.N_samples + self._rendering.N_importance
+        if not field.compiled and samples <= field.netchunk:
+            # A tile that holds all samples of its rays keeps its activations until their gradient is there.
+            limit = min(limit, field.netchunk // samples)
+        return limit
+
+    def _accumulated_gradients(self, batch: RayBatch, chunks: int, seed: tf.Tensor):
+        """What `_gradients` returns, added up over chunks of the batch."""
+        count, samples = batch.rgb.shape[0], self._rendering.N_samples + self._rendering.N_importance
+        size = -(-count // chunks)
+
+        def add_chunk(i: tf.Tensor, *sums):
+            rows = i * size + tf.range(size)
+            # The last chunk repeats the last ray where it runs over the end, at no weight.
+            chunk = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
+            losses, gradients, sigma = self._gradients(chunk, tf.where(rows < count, 1.0 / count, 0.0), seed, i * size)
+            return i + 1, *tf.nest.map_structure(tf.add, list(sums[:2]), [losses, gradients]), sigma
+
+        zeros = [tf.zeros_like(variable.value) for variable in self._variables]
+        sums = [tf.zeros([]) for _ in (self.coarse, self.fine) if _], zeros, tf.zeros([size, samples])
+        return tf.while_loop(lambda i, *_: i < chunks, add_chunk, (0, *sums), parallel_iterations=1)[1:]
+
+    def _gradients(self, batch: RayBatch, shares: tf.Tensor, seed: tf.Tensor, first_ray: tf.Tensor | int):
+        """The losses of each pass, the gradients of all weights, and the last pass's raw density.
+
+        Args:
+            batch: rays that fit in memory together.
+            shares: [R] weight of each of them in the loss.
+            seed: [2] decides the batch's random draws.
+            first_ray: number of the first of them in the whole batch.
+        """
+        with tf.GradientTape() as tape:
+            first = coarse_pass(self.coarse, batch.rays, self._rendering, seed, first_ray)
+            loss, scaled_loss = self._losses(first, batch, shares)
+        gradients = tape.gradient(scaled_loss, _values(self.coarse))
+        if self.fine is None:
+            return [loss], gradients, first.raw[..., 3]
+        # No gradient flows from one pass to the other's network, so each has its own, and one after the other: at once
+        # they would need the memory of two tiles.
+        with tf.control_dependencies(gradients), tf.GradientTape() as tape:
+            first = tf.nest.map_structure(tf.identity, first)
+            final, _ = fine_pass(self.fine, batch.rays, first, self._rendering, seed, first_ray)
+            fine_loss, scaled_loss = self._losses(final, batch, shares)
+        gradients += tape.gradient(scaled_loss, _values(self.fine))
+        return [loss, fine_loss], gradients, final.raw[..., 3]
+
+    def _losses(self, result: Pass, batch: RayBatch, shares: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The mean squared error, and what to take the gradient of."""
+        errors = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb), axis=-1)
+        loss = tf.reduce_sum(shares * errors)
+        return loss, self.optimizer.scale_loss(loss)
 
 
 def _values(field: Field) -> list[tf.Variable]:
