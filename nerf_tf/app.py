@@ -123,9 +123,14 @@ def build_trainer(values: flags.FlagValues, ndc: bool) -> Trainer:
     """Networks with fresh weights, and an optimizer for them."""
     seed = secrets.randbelow(2**31) if values.random_seed is None else values.random_seed
 
+    compiled = values.jit_compile == "true"
+    if values.jit_compile == "auto":
+        compiled = bool(tf.config.list_physical_devices("GPU"))
+
     def field(fine: bool) -> Field:
         settings = config.field_settings(values, fine)
-        return Field(build_mlp(settings, [seed, int(fine)]), settings, values.netchunk)
+        mlp = build_mlp(settings, [seed, int(fine)], values.mixed_precision)
+        return Field(mlp, settings, values.netchunk, compiled=compiled)
 
     fine = field(True) if values.N_importance > 0 else None
     return Trainer(field(False), fine, config.render_settings(values, ndc), config.train_settings(values), seed)

@@ -149,6 +149,22 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("i_testset", int, 50000, "steps between renderings of the test views; 0: never", low=0),
         Option("i_video", int, 50000, "steps between videos of the path; 0: never", low=0),
     ),
+    "engine (new here)": (
+        Option(
+            "mixed_precision",
+            str,
+            "float32",
+            "what networks compute in; weights, rays and compositing stay float32. float16 scales the loss",
+            choices=("float32", "bfloat16", "float16"),
+        ),
+        Option(
+            "jit_compile",
+            str,
+            "auto",
+            "whether XLA compiles what happens within a netchunk; auto: on a GPU only, it is slower on a CPU",
+            choices=("auto", "true", "false"),
+        ),
+    ),
     "new here": (
         Option("N_iters", int, 1000000, "training stops after this many steps", low=1),
         Option("near", float, None, "start of the rays' range, instead of the scene's own", low=0),

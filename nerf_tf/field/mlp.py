@@ -189,7 +189,9 @@ def backward(
 
     def dense(name: str, x: tf.Tensor, g: tf.Tensor, wanted: slice | None) -> tf.Tensor | None:
         """Files the gradients of a layer with inputs x; returns that of the wanted part of them."""
-        of_kernel, of_bias = tf.matmul(x, g, transpose_a=True), tf.raw_ops.BiasAddGrad(out_backprop=g)
+        of_kernel = tf.matmul(x, g, transpose_a=True)
+        # Not BiasAddGrad: on a CPU it adds up bfloat16 in bfloat16, and loses most of the sum. Products do not.
+        of_bias = tf.matmul(tf.ones([1, tf.shape(g)[0]], g.dtype), g)[0]
         gradients[name] = [tf.cast(of_kernel, tf.float32), tf.cast(of_bias, tf.float32)]
         kernel = weights[name][0]
         return None if wanted is None else tf.matmul(g, kernel[wanted], transpose_b=True)

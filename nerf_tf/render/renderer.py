@@ -16,8 +16,8 @@ from nerf_tf.geometry.rays import Rays, image_rays
 from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
 from nerf_tf.render.volume import Rendering, volume_render
 
-# Points [R, S, 3], unit view directions [R, 3] and the density, scalar or [R, S], above which a sample is seen (None when
-# all colours matter) -> raw [R, S, 4]. The colour of what is not seen may be anything.
+# Points [R, S, 3], unit view directions [R, 3] and the density, scalar or [R, S], above which a sample is seen (None
+# when all colours matter) -> raw [R, S, 4]. The colour of what is not seen may be anything.
 FieldFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor | None], tf.Tensor]
 
 # What a random draw is for; each has its own stream, so that none depends on which others are made.
