@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,9 @@ import tensorflow as tf
 from absl import flags
 from absl.logging import converter
 
-from nerf_tf import config
-from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf import build, config
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
-from nerf_tf.field.mlp import build_mlp
-from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
 from nerf_tf.render.renderer import Image, Renderer
@@ -62,12 +58,11 @@ def main(argv: Sequence[str]) -> int:
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
         run(FLAGS)
-    except UserError as error:
+    except (UserError, build.OutOfMemory) as error:
         logger.error("nerf_tf: %s", error)
         return 1
     except tf.errors.ResourceExhaustedError as error:
-        reason = str(error).partition("\n")[0]
-        logger.error("nerf_tf: out of memory (%s): lower --netchunk; then --N_rand to train, --chunk to render", reason)
+        logger.error("nerf_tf: out of memory (%s)", build.failed_allocation(error))
         return 1
     return 0
 
@@ -76,117 +71,22 @@ def run(values: flags.FlagValues) -> None:
     """Loads what the flags name, then renders or trains."""
     folder = Path(values.basedir) / values.expname
     with explained(ValueError, OSError):
-        scene = load_scene(values)
-        trainer = build_trainer(values, scene.ndc)
+        scene = build.load_scene(values)
+        trainer = build.make_trainer(values, scene.ndc)
+        renderer = build.make_renderer(values, scene, trainer)
         store = CheckpointStore(trainer, folder / "checkpoints")
-        restore(values, trainer, store, folder)
-        settings = config.render_settings(values, scene.ndc)
-        renderer = Renderer(trainer.coarse, trainer.fine, settings, scene.near, scene.far, scene.ndc)
-        this = Run(values, folder, scene, trainer, store, renderer, load_render_poses(values, scene))
+        build.restore(values, trainer, store, folder)
+        this = Run(values, folder, scene, trainer, store, renderer, build.load_render_poses(values, scene))
         if values.render_only:
             cameras = this.render_only_cameras()
         else:
+            planned = build.plan_training(values, trainer)
             batches = ray_batches(scene, config.batch_settings(values), this.seed, this.start)
     with explained(OSError):
         if values.render_only:
             this.render_only(cameras)
         else:
-            this.train(batches)
-
-
-def load_scene(values: flags.FlagValues) -> Scene:
-    """The scene that the flags describe, with `--near` and `--far` applied."""
-    if values.dataset_type == "llff":
-        scene = llff.load(values.datadir, values.factor, values.spherify, values.llffhold, values.no_ndc)
-    elif values.dataset_type == "blender":
-        scene = blender.load(values.datadir, values.half_res, values.testskip, values.white_bkgd)
-    else:
-        scene = deepvoxels.load(values.datadir, values.shape, values.testskip)
-    near = scene.near if values.near is None else values.near
-    far = scene.far if values.far is None else values.far
-    if scene.ndc and (values.near is not None or values.far is not None):
-        raise ValueError("--near and --far are distances, and NDC has none: its range is 0 to 1; add --no_ndc")
-    if near >= far:
-        raise ValueError(f"near {near:g} is not below far {far:g}: check --near and --far")
-    if values.lindisp and not scene.ndc and near <= 0:
-        raise ValueError(f"--lindisp samples evenly in 1/t, which needs near > 0 (it is {near:g}): give --near")
-    height, width = scene.images.shape[1:3]
-    logger.info(
-        "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s",
-        values.dataset_type, values.datadir, len(scene.images), width, height,
-        len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far, ", NDC" if scene.ndc else "",
-    )  # fmt: skip
-    return dataclasses.replace(scene, near=near, far=far)
-
-
-def build_trainer(values: flags.FlagValues, ndc: bool) -> Trainer:
-    """Networks with fresh weights, and an optimizer for them."""
-    seed = secrets.randbelow(2**31) if values.random_seed is None else values.random_seed
-
-    compiled = values.jit_compile == "true"
-    if values.jit_compile == "auto":
-        compiled = bool(tf.config.list_physical_devices("GPU"))
-
-    def field(fine: bool) -> Field:
-        settings = config.field_settings(values, fine)
-        mlp = build_mlp(settings, [seed, int(fine)], values.mixed_precision)
-        return Field(mlp, settings, values.netchunk, compiled=compiled)
-
-    fine = field(True) if values.N_importance > 0 else None
-    return Trainer(field(False), fine, config.render_settings(values, ndc), config.train_settings(values), seed)
-
-
-def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
-    """Gives the trainer the weights that the original would start from, and where there is a checkpoint all the rest.
-
-    That is `--ft_path`, or else the newest checkpoint in the run's folder, or else, in a folder that the original
-    wrote, the newest `model_*.npy`; nothing with `--no_reload`.
-    """
-    newest = tf1_weights.newest(folder)
-    if values.no_reload or (values.ft_path is None and newest is None and store.newest is None):
-        if values.render_only:
-            raise ValueError(f"{folder}: no weights to render; train first, or give --ft_path (without --no_reload)")
-        if newest is not None:
-            logger.warning("%s holds an earlier run, up to %s: files of equal names are replaced", folder, newest.name)
-    elif values.ft_path is None and store.newest is not None:
-        store.restore()
-        if values.random_seed is not None:
-            trainer.seed.assign(values.random_seed)
-        logger.info("%s: goes on at step %d", store.newest, trainer.step.numpy())
-    else:
-        path = newest if values.ft_path is None else Path(values.ft_path)
-        trainer.step.assign(tf1_weights.step_of(path) + 1)
-        tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
-        if trainer.fine is not None:
-            fine_path = tf1_weights.fine_path(path)
-            tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
-        logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
-        if store.newest is not None and not values.render_only:
-            logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)
-    logger.info("random_seed %d", trainer.seed.numpy())
-
-
-def load_render_poses(values: flags.FlagValues, scene: Scene) -> np.ndarray:
-    """Poses [M, 3, 4] to render as the path: of `--render_path_file`, of the test views, or the scene's own.
-
-    Raises:
-        ValueError: the file does not hold M camera-to-world matrices.
-    """
-    if values.render_path_file is None:
-        return scene.poses[scene.i_test] if values.render_test else scene.render_poses
-    path = Path(values.render_path_file)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; --render_path_file takes an npy file of poses")
-    try:
-        poses = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not an npy file of plain numbers ({error})") from error
-    if not isinstance(poses, np.ndarray) or poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
-        shape = poses.shape if isinstance(poses, np.ndarray) else "several arrays"
-        raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
-    if poses.dtype.kind not in "fiu" or not len(poses) or not np.isfinite(poses).all():
-        raise ValueError(f"{path}: poses must be finite numbers, and at least one")
-    return poses[:, :3].astype(np.float32)
+            this.train(batches, planned)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -285,7 +185,7 @@ class Run:
         }
         outputs.write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
-    def train(self, batches: Iterable[RayBatch]) -> None:
+    def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> None:
         """Trains up to `--N_iters`, writing what the original writes, when it writes it."""
         values, last = self.values, self.values.N_iters - 1
         if self.start > last:
@@ -306,7 +206,12 @@ class Run:
             Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
             Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, summaries)),
         ]
-        train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events)
+
+        def give_way(error: tf.errors.ResourceExhaustedError) -> None:
+            plan = planned.give_way(error)
+            self.trainer.resize(plan.chunk, plan.netchunk)
+
+        train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events, give_way)
         if not save.due(last):
             self.save(last)
         logger.info("%s: trained to step %d", self.folder, last)

@@ -38,6 +38,7 @@ class Option:
         help: what it means.
         low, high: smallest and largest value; `above` is a bound that is not itself allowed.
         choices: the only values allowed, if any.
+        words: values allowed besides those of its type.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Option:
     high: float | None = None
     above: float | None = None
     choices: tuple[int | str, ...] = ()
+    words: tuple[str, ...] = ()
 
     def expected(self) -> str:
         """What a value must be, in words."""
@@ -55,12 +57,15 @@ class Option:
             return "one of " + ", ".join(map(str, self.choices))
         words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[self.kind]
         bounds = ((">=", self.low), (">", self.above), ("<=", self.high))
-        return " ".join([words, " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)]).strip()
+        within = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
+        return f"{words} {within}".strip() + "".join(f" or {word}" for word in self.words)
 
     def parse(self, text: str) -> bool | int | float | str | None:
         """The value that a text stands for; ValueError says what was expected."""
         if self.default is None and text in ("None", ""):
             return None
+        if text in self.words:
+            return text
         try:
             value = _BOOLEANS[text.lower()] if self.kind is bool else self.kind(text)
         except (KeyError, ValueError):
@@ -84,7 +89,7 @@ _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "t"), True) | dict.fromkeys
 
 _MAX_SEED = 2**32 - 1  # What numpy, and so the original, takes as a seed.
 
-# Order and groups are those of the original's help; all but the last group are the original's flags.
+# Order and groups are those of the original's help; all but the last two groups are the original's flags.
 GROUPS: dict[str, tuple[Option, ...]] = {
     "run": (
         Option("config", str, None, "file of `key = value` lines; the command line beats it"),
@@ -102,8 +107,15 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("N_rand", int, 4096, "rays in a training step", low=1),
         Option("lrate", float, 5e-4, "learning rate at step 0", above=0),
         Option("lrate_decay", int, 250, "thousands of steps in which it falls to a tenth; 0: never", low=0),
-        Option("chunk", int, 32768, "rays processed at once; less uses less memory", low=1),
-        Option("netchunk", int, 65536, "points sent through a network at once; less uses less memory", low=1),
+        Option("chunk", int, 32768, "rays processed at once; auto: what fits --memory_budget_mb", 1, words=("auto",)),
+        Option(
+            "netchunk",
+            int,
+            65536,
+            "points sent through a network at once: what decides memory most; auto: what fits --memory_budget_mb",
+            low=1,
+            words=("auto",),
+        ),
         Option("no_batching", bool, False, "a step takes its rays from one random image instead of from all"),
         Option("no_reload", bool, False, "start afresh, whatever weights the run's folder or --ft_path holds"),
         Option("ft_path", str, None, "coarse weights (.npy) to start from; the fine ones are found beside it by name"),
@@ -150,6 +162,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("i_video", int, 50000, "steps between videos of the path; 0: never", low=0),
     ),
     "engine (new here)": (
+        Option(
+            "memory_budget_mb",
+            int,
+            None,
+            "memory to plan for, in MB (10^6 bytes): what auto fits, and what given values are checked against; unset: "
+            "auto takes most of what is free",
+            low=1,
+        ),
         Option(
             "mixed_precision",
             str,
@@ -255,7 +275,7 @@ def help_text(flag_values: flags.FlagValues = flags.FLAGS, full: bool = False) -
     for group, options in GROUPS.items():
         lines.append(f"{group}:")
         for option in options:
-            values = "|".join(map(str, option.choices)) or option.kind.__name__.upper()
+            values = "|".join(map(str, option.choices)) or "|".join([option.kind.__name__.upper(), *option.words])
             lines += _help_entry(
                 f"--{option.name}" + ("" if option.kind is bool else f" {values}"), option.help, option.default
             )
@@ -376,9 +396,13 @@ def field_settings(flag_values: flags.FlagValues, fine: bool) -> FieldSettings:
 
 
 def render_settings(flag_values: flags.FlagValues, ndc: bool) -> RenderSettings:
-    """How rays become colours; `lindisp` has no effect under NDC, where t is even in disparity already."""
+    """How rays become colours; `lindisp` has no effect under NDC, where t is even in disparity already.
+
+    With `--chunk auto` the chunk is the default one until there is a plan.
+    """
     from nerf_tf.render.renderer import RenderSettings
 
+    chunk = {} if flag_values.chunk == "auto" else {"chunk": flag_values.chunk}
     return RenderSettings(
         N_samples=flag_values.N_samples,
         N_importance=flag_values.N_importance,
@@ -386,7 +410,7 @@ def render_settings(flag_values: flags.FlagValues, ndc: bool) -> RenderSettings:
         raw_noise_std=flag_values.raw_noise_std,
         white_bkgd=flag_values.white_bkgd,
         lindisp=flag_values.lindisp and not ndc,
-        chunk=flag_values.chunk,
+        **chunk,
     )
 
 

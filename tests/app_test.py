@@ -23,7 +23,7 @@ from absl import flags
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nerf_tf import app, config
+from nerf_tf import app, build, config
 from nerf_tf.data import blender
 from nerf_tf.train import tf1_weights
 
@@ -405,6 +405,76 @@ def test_deepvoxels(tmp_path):
     assert not (tmp_path / "d" / "metrics.json").exists()  # there are no photos of that size to compare with
 
 
+# Memory
+
+
+# Runs the program with only so much memory left, for a machine that is too small.
+SHORT_OF_MEMORY = """
+import resource, sys
+import tensorflow as tf
+from nerf_tf import app, build, config
+left, *arguments = sys.argv[1:]
+config.parse_flags(["nerf_tf", *arguments], app.FLAGS)
+tf.linalg.matmul(tf.ones([512, 512]), tf.ones([512, 512]))  # threads and their stacks are there from now on
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + int(left) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(app.main([]))
+"""
+# 1.2 million points a step: all at once they need about 3 GB.
+MANY = [
+    *("--no_batching=False", "--N_rand=300", "--N_samples=2048", "--N_importance=2048", "--netchunk=2000000"),
+    *("--N_iters=1", "--i_img=0", "--i_testset=0", "--i_video=0", "--i_weights=0"),
+]
+
+
+def run_short_of_memory(megabytes: int, *arguments: object) -> Result:
+    words = [sys.executable, "-c", SHORT_OF_MEMORY, str(megabytes), *map(str, arguments)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return Result(done.returncode, done.stderr)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
+def test_running_out_of_memory_says_what_would_fit(tmp_path):
+    result = run_short_of_memory(700, *BLENDER, *MANY, f"--basedir={tmp_path}", "--expname=x")
+    in_force = r"out of memory \(OOM when allocating tensor.*chunk 32768, netchunk 2000000, predicted peak"
+    proposal = r".*What may fit: .*chunk 150, netchunk 1000000.*--chunk auto --netchunk auto"
+    assert_one_line(result, 1, in_force + proposal)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
+def test_auto_takes_half_when_memory_runs_out_and_goes_on(tmp_path):
+    arguments = ["--chunk=auto", "--memory_budget_mb=100000", f"--basedir={tmp_path}", "--expname=x"]
+    result = run_short_of_memory(700, *BLENDER, *MANY, *arguments)
+    assert result.code == 0, result.stderr
+    halved = re.findall(r"out of memory .* going on with .* chunk (\d+), netchunk (\d+)", result.stderr)
+    assert halved[0] == ("150", "2000000")
+    assert result.steps("x") == [0]
+    assert pair(0) <= files_in(tmp_path / "x")
+
+
+def test_a_plan_is_made_and_told(tmp_path):
+    arguments = ["--chunk=auto", "--netchunk=auto", "--memory_budget_mb=20", "--N_iters=1", "--i_weights=0"]
+    result = run(*BLENDER, *arguments, f"--basedir={tmp_path}", "--expname=x")
+    assert result.code == 0, result.stderr
+    plans = re.findall(r"^(.*): chunk (\d+), netchunk (\d+), predicted peak (\d+) MB", result.stderr, re.MULTILINE)
+    assert [plan[0] for plan in plans] == ["rendering", "training on 32 rays a step"]
+    assert all(int(peak) <= 20 for *_, peak in plans)
+
+
+@pytest.mark.parametrize("flag", ["--mixed_precision=bfloat16", "--mixed_precision=float16", "--jit_compile=true"])
+def test_precision_and_compilation(tmp_path, flag):
+    arguments = [*BLENDER, "--N_iters=3", "--i_img=0", f"--basedir={tmp_path}", "--random_seed=1"]
+    plain, other = run(*arguments, "--expname=a"), run(*arguments, flag, "--expname=b")
+    assert other.code == 0, other.stderr
+    losses = [[float(x) for x in re.findall(r"loss (\S+)", result.stderr)] for result in (plain, other)]
+    tolerance = 1e-5 if "jit" in flag else 1e-2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
+    # Whatever it computes in, a run resumes, and its weights are everybody's.
+    assert run(*arguments, flag, "--expname=b", "--N_iters=4").steps("b") == [3]
+    assert {array.dtype for array in weights_in(tmp_path / "b", 3)} == {np.dtype(np.float32)}
+
+
 # Users' mistakes
 
 
@@ -435,6 +505,7 @@ def test_a_mistake_in_the_data_is_one_line(tmp_path):
         ([*BLENDER, "--N_rand=101"], 1, "N_rand 101.*100 pixels"),
         ([*BLENDER, "--no_batching=False", "--N_rand=301"], 1, "N_rand 301.*300 rays"),
         ([*BLENDER, "--render_path_file=nowhere.npy"], 1, "nowhere.npy"),
+        ([*BLENDER, "--memory_budget_mb=1", "--netwidth=512"], 1, "memory_budget_mb 1 .* takes .* MB.*to auto"),
     ],
 )
 def test_mistakes(tmp_path, arguments, code, message):
@@ -535,7 +606,7 @@ def test_a_file_where_a_folder_has_to_be(tmp_path, name):
 @pytest.fixture
 def loaded_once(monkeypatch):
     """Reads each scene once, whatever number of runs there are."""
-    monkeypatch.setattr(app.blender, "load", _load_blender)
+    monkeypatch.setattr(build.blender, "load", _load_blender)
 
 
 _load_blender = functools.cache(blender.load)

@@ -20,8 +20,9 @@ BELOW = {
     "render": {"geometry"},
     "train": {"geometry", "field", "data", "render"},
     "config": {"geometry", "field", "data", "render", "train"},
-    "app": {"geometry", "field", "data", "render", "train", "config"},
-    "__main__": {"geometry", "field", "data", "render", "train", "config", "app"},
+    "build": {"geometry", "field", "data", "render", "train", "config"},
+    "app": {"geometry", "field", "data", "render", "train", "config", "build"},
+    "__main__": {"geometry", "field", "data", "render", "train", "config", "build", "app"},
     "__init__": set(),
 }
 # Dependencies that every installation has; whatever else a function wants, it imports itself.

@@ -68,6 +68,9 @@ NEW_DEFAULTS = {
     "save_arrays": False,
     "render_path_file": None,
     "fps": 30,
+    "memory_budget_mb": None,
+    "mixed_precision": "float32",
+    "jit_compile": "auto",
 }
 CONFIG_VALUES = {
     "fern.txt": {
@@ -243,8 +246,23 @@ def test_i_embed_may_be_negative():
     assert parse("--expname=a", "--i_embed", "-1").i_embed == -1
 
 
+def test_chunk_and_netchunk_are_numbers_or_auto(write):
+    found = parse("--config", write("expname = a\nchunk = auto\nnetchunk = 4096\n"), "--memory_budget_mb=8000")
+    assert (found.chunk, found.netchunk, found.memory_budget_mb) == ("auto", 4096, 8000)
+    # Until there is a plan, settings hold the default.
+    assert config.render_settings(found, ndc=False).chunk == 32768
+    assert config.render_settings(parse("--expname=a", "--chunk=7"), ndc=False).chunk == 7
+
+
 def test_args_text_gives_the_same_flags_back(write):
-    first = parse("--config", CONFIGS / "fern.txt", "--near=0.1", "--lrate=1.2345678901234567e-4", "--datadir=a #b;'c")
+    first = parse(
+        "--config",
+        CONFIGS / "fern.txt",
+        "--near=0.1",
+        "--chunk=auto",
+        "--lrate=1.2345678901234567e-4",
+        "--datadir=a #b;'c",
+    )
     text = config.args_text(first)
     lines = text.splitlines()
     assert lines == sorted(lines, key=lambda line: line.split(" = ")[0])
@@ -317,6 +335,10 @@ def test_files_that_cannot_be_read(capsys, tmp_path):
         (["--near=2", "--far=1.5"], ["--near=2.0", "--far=1.5"]),
         (["--shape=round"], ["--shape=round", "armchair, cube, greek, vase"]),
         (["--i_embed=1"], ["--i_embed=1", "0, -1"]),
+        (["--netchunk=automatic"], ["--netchunk=automatic", "a whole number >= 1 or auto"]),
+        (["--N_rand=auto"], ["--N_rand=auto", "a whole number"]),
+        (["--mixed_precision=half"], ["--mixed_precision=half", "float32, bfloat16, float16"]),
+        (["--jit_compile=yes"], ["--jit_compile=yes", "auto, true, false"]),
     ],
 )
 def test_wrong_command_lines(capsys, arguments, parts):
@@ -349,6 +371,7 @@ MORE_THAN_0 = (
     "N_iters",
     "far",
     "fps",
+    "memory_budget_mb",
 )
 OUT_OF_RANGE = (
     *(f"{name}=-1" for name in AT_LEAST_0),
@@ -397,6 +420,7 @@ def test_help_lists_every_flag_in_its_group(capsys, word):
     assert titles[: len(expected)] == expected
     assert "rays in a training step (default: 4096)" in text
     assert "--dataset_type llff|blender|deepvoxels" in text
+    assert "--netchunk INT|auto" in text
     assert ("--log_somewhere" in text) == (word == "--helpfull")
 
 

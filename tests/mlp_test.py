@@ -1,4 +1,4 @@
-"""The network's shape, order of weights and initial values."""
+"""The network's shape, order of weights and initial values, and its passes written out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.field.mlp import FieldSettings, build_mlp
+from nerf_tf.field.mlp import FieldSettings, backward, build_mlp, by_layer, forward, precision
 
 
 def layer_names(model) -> list[str]:
@@ -123,3 +123,210 @@ def test_layers_of_one_shape_start_differently():
     kernels = build_mlp(FieldSettings(4, 32), 0).get_weights()[2:8:2]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
     assert np.abs(kernels[1] - kernels[2]).max() > 1e-3
+
+
+# The two passes written out
+
+POINTS, VIEWS = 60, 9
+SHAPES = [(depth, use_viewdirs) for depth in range(1, 7) for use_viewdirs in (True, False)]
+# No trunk kernel but the first; a trunk that ends before the skip, at it, and behind it.
+CHOSEN_SHAPES = [(1, True), (4, True), (5, True), (5, False), (6, True), (6, False)]
+
+
+def make_mlp(depth: int, use_viewdirs: bool, width: int = 13, seed: int = 0):
+    """A network with biases, and of a width that no size of a tile divides."""
+    model = build_mlp(FieldSettings(depth, width, 2, 1, use_viewdirs), seed)
+    rng = np.random.default_rng(seed)
+    model.set_weights([w if w.ndim == 2 else 0.3 * rng.normal(size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def make_inputs(points: int = POINTS) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Encoded points [B, 15], encoded view directions [R, 9], and which of these is a point's [B]."""
+    rng = np.random.default_rng(7)
+    arrays = rng.normal(size=(points, 15)), rng.normal(size=(VIEWS, 9))
+    return *(tf.constant(array, tf.float32) for array in arrays), tf.constant(rng.integers(0, VIEWS, points))
+
+
+def make_upstream(points: int = POINTS) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(8).normal(size=(points, 4)), tf.float32)
+
+
+def layer_weights(model, dtype: tf.DType = tf.float32):
+    return by_layer(model, [tf.cast(v.value, dtype) for v in model.trainable_variables])
+
+
+def call(model, points: tf.Tensor, viewdirs: tf.Tensor, rays: tf.Tensor) -> tf.Tensor:
+    """The Keras model itself."""
+    return model([points, tf.gather(viewdirs, rays)] if len(model.inputs) == 2 else points)
+
+
+def in_file_order(model, gradients: dict[str, list[tf.Tensor]]) -> list[tf.Tensor]:
+    assert set(gradients) == set(layer_names(model))
+    return [tensor for name in layer_names(model) for tensor in gradients[name]]
+
+
+def taped_gradients(model, inputs, upstream: tf.Tensor) -> list[tf.Tensor]:
+    """What automatic differentiation says the gradients of sum(raw * upstream) are."""
+    variables = [v.value for layer in model.layers for v in layer.trainable_variables]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.cast(call(model, *inputs), tf.float32) * upstream)
+    return tape.gradient(loss, variables, unconnected_gradients="zero")
+
+
+def assert_close(actual: list[tf.Tensor], expected: list[tf.Tensor], relative: float) -> None:
+    """Every array within `relative` of the expected one's norm: one that should be zero is."""
+    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert a.shape == b.shape
+        assert np.linalg.norm(np.subtract(a, b)) <= relative * np.linalg.norm(b), i
+
+
+@pytest.mark.parametrize(("depth", "use_viewdirs"), [(6, True), (5, False)])
+def test_tensors_are_sorted_by_layer(depth, use_viewdirs):
+    model = make_mlp(depth, use_viewdirs)
+    weights = layer_weights(model)
+    assert set(weights) == set(layer_names(model))
+    for name, (kernel, bias) in weights.items():
+        np.testing.assert_array_equal(kernel, model.get_layer(name).kernel)
+        np.testing.assert_array_equal(bias, model.get_layer(name).bias)
+
+
+@pytest.mark.parametrize(("depth", "use_viewdirs"), SHAPES)
+def test_forward_equals_calling_the_model(depth, use_viewdirs):
+    model, inputs = make_mlp(depth, use_viewdirs), make_inputs()
+    raw, activations = forward(model, layer_weights(model), *inputs, None)
+    np.testing.assert_allclose(raw, call(model, *inputs), rtol=1e-5, atol=1e-6)
+    assert raw.shape == (POINTS, 4)
+    assert len(activations.trunk) == depth
+    assert activations.coloured is None
+
+
+def test_forward_runs_with_the_weights_that_it_is_given():
+    model, inputs = make_mlp(5, True), make_inputs()
+    doubled = by_layer(model, [2.0 * v.value for v in model.trainable_variables])
+    raw, _ = forward(model, doubled, *inputs, None)
+    model.set_weights([2.0 * w for w in model.get_weights()])
+    np.testing.assert_allclose(raw, call(model, *inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["one for all", "one for each", "nothing is seen", "all is seen"])
+def test_points_whose_density_is_not_above_the_limit_have_no_colour(kind):
+    model, inputs = make_mlp(6, True), make_inputs()
+    expected, _ = forward(model, layer_weights(model), *inputs, None)
+    sigma = expected[:, 3].numpy()
+    middle = np.float32(np.sort(sigma)[POINTS // 2])  # that of a point, which is not above it
+    each = np.where(np.arange(POINTS) % 3 == 0, sigma, middle + 0.1 * np.random.default_rng(0).normal(size=POINTS))
+    limits = {"one for all": middle, "one for each": np.float32(each), "nothing is seen": 1e9, "all is seen": -1e9}
+    seen = sigma > limits[kind]
+    count = {"nothing is seen": 0, "all is seen": POINTS}.get(kind, seen.sum())
+    assert seen.sum() == count
+    assert kind not in ("one for all", "one for each") or 0.2 * POINTS < count < 0.8 * POINTS
+
+    raw, activations = forward(model, layer_weights(model), *inputs, tf.constant(limits[kind]))
+    np.testing.assert_array_equal(raw[:, 3], sigma)
+    np.testing.assert_array_equal(raw[:, :3][~seen], 0.0)
+    np.testing.assert_allclose(raw[:, :3][seen], expected[:, :3][seen], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(activations.coloured, np.flatnonzero(seen))
+    assert [x.shape[0] for x in (activations.viewdirs, activations.bottleneck, activations.views)] == [count] * 3
+
+
+def test_without_view_directions_all_points_have_a_colour():
+    model, inputs = make_mlp(3, False), make_inputs()
+    raw, _ = forward(model, layer_weights(model), *inputs, tf.constant(1e9))
+    np.testing.assert_allclose(raw, call(model, *inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("depth", "use_viewdirs"), CHOSEN_SHAPES)
+@pytest.mark.parametrize("matter", ["all", "some", "one", "none"])
+def test_backward_is_the_gradient_of_the_points_that_matter(depth, use_viewdirs, matter):
+    model, inputs, upstream = make_mlp(depth, use_viewdirs), make_inputs(), make_upstream()
+    numbers = np.arange(POINTS)
+    active = {"all": None, "some": numbers % 3 != 1, "one": numbers == 41, "none": numbers < 0}[matter]
+    weights = layer_weights(model)
+    _, activations = forward(model, weights, *inputs, None)
+    gradients = backward(weights, activations, upstream, None if active is None else tf.constant(active))
+    if active is not None:
+        upstream *= np.float32(active)[:, None]
+    assert_close(in_file_order(model, gradients), taped_gradients(model, inputs, upstream), 1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 5, 6])
+@pytest.mark.parametrize("matter", ["some", "all", "only coloured", "only others", "none"])
+@pytest.mark.parametrize("seen_above", ["the median", "everything"])
+def test_backward_with_colour_where_there_is_density(depth, matter, seen_above):
+    model, inputs, upstream = make_mlp(depth, True), make_inputs(), make_upstream()
+    weights = layer_weights(model)
+    sigma = call(model, *inputs)[:, 3].numpy()
+    limit = {"the median": np.median(sigma), "everything": np.float32(1e9)}[seen_above]
+    coloured, numbers = sigma > limit, np.arange(POINTS)
+    active = {"some": numbers % 3 != 1, "all": numbers >= 0, "only coloured": coloured & (numbers % 2 == 0)}
+    active = active.get(matter, ~coloured & (numbers % 2 == 0) if matter == "only others" else numbers < 0)
+
+    _, activations = forward(model, weights, *inputs, tf.constant(limit))
+    gradients = backward(weights, activations, upstream, tf.constant(active))
+    # Where there is no colour but zeros, density alone has a gradient.
+    counts = np.float32(np.stack([active & coloured] * 3 + [active], axis=-1))
+    assert_close(in_file_order(model, gradients), taped_gradients(model, inputs, upstream * counts), 1e-5)
+
+
+# Precision
+
+# Name, type, and how far from float32's results may be.
+HALF_SIZES = [("bfloat16", tf.bfloat16, 2e-2), ("float16", tf.float16, 6e-3)]
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("use_viewdirs", [True, False])
+def test_weights_are_float32_and_the_same_in_every_precision(name, use_viewdirs):
+    settings = FieldSettings(3, 16, 2, 1, use_viewdirs)
+    model = build_mlp(settings, 4, name)
+    assert precision(model) == name
+    assert {v.dtype for v in model.weights} == {"float32"}
+    for a, b in zip(model.get_weights(), build_mlp(settings, 4).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "dtype", "relative"), HALF_SIZES)
+@pytest.mark.parametrize("use_viewdirs", [True, False])
+def test_forward_computes_in_the_type_of_the_weights(name, dtype, relative, use_viewdirs):
+    model, inputs = make_mlp(6, use_viewdirs, 64), make_inputs(500)
+    exact = call(model, *inputs)
+    raw, activations = forward(model, layer_weights(model, dtype), *inputs, tf.constant(0.0))
+    kept = [x for x in tf.nest.flatten(activations) if x is not None and x is not activations.coloured]
+    assert {x.dtype for x in kept} == {dtype}
+    assert raw.dtype == tf.float32
+    seen = exact[:, 3].numpy() > 0.05 if use_viewdirs else np.ones(500, bool)
+    error = np.linalg.norm((raw - exact)[seen], axis=0) / np.linalg.norm(exact[seen], axis=0)
+    assert np.all(error < relative)
+    assert np.all(error > 1e-5), "these are float32's"
+
+    half = build_mlp(FieldSettings(6, 64, 2, 1, use_viewdirs), 0, name)
+    half.set_weights(model.get_weights())
+    same, _ = forward(half, layer_weights(half, dtype), *inputs, None)
+    # The model's own result is rounded once more.
+    np.testing.assert_allclose(same, tf.cast(call(half, *inputs), tf.float32), rtol=relative, atol=relative)
+
+
+@pytest.mark.parametrize(("name", "dtype", "relative"), HALF_SIZES)
+@pytest.mark.parametrize("use_viewdirs", [True, False])
+@pytest.mark.parametrize("matter", ["all", "some"])
+def test_gradients_of_half_size_are_nearly_those_of_float32(name, dtype, relative, use_viewdirs, matter):
+    count = 6000
+    model, inputs = make_mlp(6, use_viewdirs, 64), make_inputs(count)
+    # All of one sign, so that sums grow: adding them up in bfloat16 loses most of them. That was so for biases.
+    upstream = tf.abs(make_upstream(count))
+    active = tf.constant(np.arange(count) % 4 != 3) if matter == "some" else None
+
+    def gradients(weights, activations) -> list[tf.Tensor]:
+        return in_file_order(model, backward(weights, activations, upstream, active))
+
+    def in_float32(structure):
+        return tf.nest.map_structure(lambda x: None if x is None else tf.cast(x, tf.float32), structure)
+
+    weights, exact_weights = layer_weights(model, dtype), layer_weights(model)
+    activations, exact_activations = (forward(model, w, *inputs, None)[1] for w in (weights, exact_weights))
+    half = gradients(weights, activations)
+    assert {x.dtype for x in half} == {tf.float32}
+    # The passes' rounding, which opens or shuts a ReLU here and there, and then the backward pass's alone.
+    assert_close(half, gradients(exact_weights, exact_activations), 2 * relative)
+    assert_close(half, gradients(in_float32(weights), in_float32(activations)), relative / 4)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from nerf_tf.data import blender, llff
+from nerf_tf.data.images import composite_white, read_images
+from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.rays import image_rays
+from nerf_tf.render.renderer import RenderSettings, coarse_pass, fine_pass
+from nerf_tf.train import tf1_weights
 
 VIEWS, NO_VIEWS = FieldSettings(6, 24, 5, 3, True), FieldSettings(3, 24, 5, 3, False)
 RAYS, SAMPLES = 13, 7
@@ -54,47 +66,140 @@ def assert_close(actual: list[tf.Tensor], expected: list[tf.Tensor], relative: f
         assert np.linalg.norm(np.subtract(a, b)) <= relative * np.linalg.norm(b)
 
 
-def with_netchunk(field: Field, netchunk: int) -> Field:
-    return Field(field.mlp, field.settings, netchunk)
+def expected_of(field: Field, points, viewdirs, upstream) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """What `evaluate` should return: all points at once, under one tape."""
+    raw, gradients = evaluate(functools.partial(dense, field), field, points, viewdirs, upstream)
+    variables = field.mlp.trainable_variables
+    return raw, [tf.zeros(v.shape) if g is None else g for g, v in zip(gradients, variables, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("netchunk", "graph"),
-    [(5, False), (45, False), (RAYS * SAMPLES, False), (10**9, False), (17, True), (10**9, True)],
-)
+@pytest.fixture
+def tile_sizes(monkeypatch) -> list[int]:
+    """Numbers of points that go through the network together, one for each time that some do."""
+    sizes, forward = [], Field._forward
+
+    def spy(self, variables, points, *args):
+        sizes.append(points.shape[0])
+        return forward(self, variables, points, *args)
+
+    monkeypatch.setattr(Field, "_forward", spy)
+    return sizes
+
+
+NETCHUNKS = [1, 5, 45, RAYS * SAMPLES - 1, RAYS * SAMPLES, 10**9]
+IN_GRAPH, IN_EAGER = [(n, True) for n in NETCHUNKS], [(n, False) for n in NETCHUNKS[1:]]
+
+
+@pytest.mark.parametrize(("netchunk", "graph"), IN_GRAPH + IN_EAGER)
 def test_result_and_gradient_do_not_depend_on_netchunk(field, batch, netchunk, graph):
-    tiled = with_netchunk(field, netchunk)
+    tiled = dataclasses.replace(field, netchunk=netchunk)
     run = tf.function(evaluate) if graph else evaluate
     raw, gradients = run(tiled, tiled, *batch)
-    expected_raw, expected_gradients = evaluate(lambda *args: dense(field, *args), field, *batch)
+    expected_raw, expected_gradients = expected_of(field, *batch)
     assert raw.shape == (RAYS, SAMPLES, 4)
     assert_close([raw, *gradients], [expected_raw, *expected_gradients])
 
 
-def test_tiles_of_a_single_point_will_do(field, batch):
-    few = [tensor[:2] for tensor in batch]
-    few[0], few[2] = few[0][:, :3], few[2][:, :3]
-    raw, gradients = evaluate(with_netchunk(field, 1), field, *few)
-    expected_raw, expected_gradients = evaluate(lambda *args: dense(field, *args), field, *few)
-    assert_close([raw, *gradients], [expected_raw, *expected_gradients])
+@pytest.mark.parametrize("netchunk", [20, 10**9])
+def test_the_number_of_rays_may_be_unknown(field, batch, netchunk):
+    tiled = dataclasses.replace(field, netchunk=netchunk)
+    shapes = [tf.TensorSpec([None, *tensor.shape[1:]]) for tensor in batch]
+    run = tf.function(functools.partial(evaluate, tiled, tiled), input_signature=shapes)
+    for rays in (RAYS, 4):
+        part = [tensor[:rays] for tensor in batch]
+        raw, gradients = run(*part)
+        expected_raw, expected_gradients = expected_of(field, *part)
+        assert_close([raw, *gradients], [expected_raw, *expected_gradients])
 
 
-@pytest.mark.parametrize("netchunk", [20, 90, 91, 92])
-def test_no_tile_exceeds_netchunk_and_only_rows_with_a_gradient_come_again(field, batch, netchunk, monkeypatch):
-    sizes = []
-    tile = Field._tile
+# What is evaluated
 
-    def spy(self, points, viewdirs, weights):
-        sizes.append(len(points))
-        return tile(self, points, viewdirs, weights)
 
-    monkeypatch.setattr(Field, "_tile", spy)
-    tiled = with_netchunk(field, netchunk)
+def active_rows(upstream: tf.Tensor, row_tolerance: float) -> int:
+    """Number of rows that a backward pass has to do with."""
+    sizes = np.abs(upstream).max(axis=-1)
+    return int(np.sum(sizes > row_tolerance * sizes.max()))
+
+
+@pytest.mark.parametrize("netchunk", [20, 33, RAYS * SAMPLES - 1])
+@pytest.mark.parametrize("kwargs", [{}, {"row_tolerance": 0.0}], ids=["default", "exact"])
+def test_no_tile_exceeds_netchunk_and_only_rows_with_a_gradient_come_again(field, batch, netchunk, kwargs, tile_sizes):
+    active = active_rows(batch[2], kwargs.get("row_tolerance", 1e-8))
+    assert 0.1 < active / active_rows(batch[2], 0.0) <= 1.0 - 0.1 * (not kwargs)
+    tiled = dataclasses.replace(field, netchunk=netchunk, **kwargs)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tiled(*batch[:2]) * batch[2])
+    forward = tile_sizes.copy()
+    tape.gradient(loss, field.mlp.trainable_variables[0].value)
+    for sizes, points in ((forward, RAYS * SAMPLES), (tile_sizes[len(forward) :], active)):
+        assert max(sizes) <= netchunk
+        assert len(sizes) == -(-points // netchunk)
+        # Tiles are of one size, and padded by fewer points than there are tiles.
+        assert len(set(sizes)) == 1
+        assert points <= sum(sizes) < points + len(sizes)
+
+
+@pytest.mark.parametrize("netchunk", [RAYS * SAMPLES, 10**9])
+def test_where_all_points_fit_nothing_is_evaluated_again(field, batch, netchunk, tile_sizes):
+    tiled = dataclasses.replace(field, netchunk=netchunk)
     evaluate(tiled, tiled, *batch)
-    assert max(sizes) <= netchunk
-    active = int(np.sum(np.any(batch[2].numpy() != 0.0, axis=-1)))
-    assert 0 < active < RAYS * SAMPLES
-    assert sum(sizes) == RAYS * SAMPLES + active
+    assert tile_sizes == [RAYS * SAMPLES]
+
+
+@pytest.mark.parametrize("netchunk", [20, 10**9])
+def test_rows_below_the_tolerance_and_only_those_are_left_out(field, batch, netchunk):
+    points, viewdirs, _ = batch
+    rng = np.random.default_rng(3)
+    sizes = np.where(rng.random((RAYS, SAMPLES, 1)) < 0.5, 0.11, 0.09)  # of the largest
+    sizes[4, 4] = 1.0
+    # The largest of a row's four gradients counts, whichever it is and whatever its sign.
+    upstream = rng.uniform(-0.8, 0.8, (RAYS, SAMPLES, 4)) * sizes
+    peaks = np.eye(4, dtype=bool)[rng.integers(0, 4, (RAYS, SAMPLES))]
+    upstream = np.where(peaks, sizes * rng.choice([-1, 1], (RAYS, SAMPLES, 1)), upstream)
+    tolerant = dataclasses.replace(field, netchunk=netchunk, row_tolerance=0.1)
+    _, gradients = evaluate(tolerant, field, points, viewdirs, tf.constant(upstream, tf.float32))
+    _, expected = expected_of(field, points, viewdirs, tf.constant(np.where(sizes > 0.1, upstream, 0), tf.float32))
+    assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("netchunk", [20, 10**9])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_no_number_shows(field, batch, netchunk, value):
+    points, viewdirs, upstream = batch
+    upstream = upstream.numpy()
+    upstream[3, 2] = value
+    tiled = dataclasses.replace(field, netchunk=netchunk)
+    _, gradients = evaluate(tiled, field, points, viewdirs, tf.constant(upstream))
+    assert not np.isfinite(gradients[-1]).any()  # the bias of the last layer: the sum of its rows
+    assert not np.isfinite(gradients[0]).all()
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("netchunk", [20, 10**9])
+@pytest.mark.parametrize("scalar", [True, False], ids=["one limit", "noise"])
+def test_the_colour_of_what_is_not_seen_does_not_matter(field, batch, netchunk, scalar, graph):
+    points, viewdirs, _ = batch
+    expected_raw = dense(field, points, viewdirs)
+    rng = np.random.default_rng(5)
+    sigma = expected_raw[..., 3].numpy()
+    limits = np.median(sigma) + (0.0 if scalar else rng.normal(size=(RAYS, SAMPLES)) * sigma.std())
+    limits = tf.constant(limits, tf.float32)
+    seen = sigma > limits.numpy()
+    assert 0.1 < seen.mean() < 0.9
+    # As compositing does: no gradient for colours that are not seen, and some densities have one all the same.
+    upstream = rng.normal(size=(RAYS, SAMPLES, 4)) * np.stack([seen] * 3 + [rng.random(seen.shape) < 0.7], axis=-1)
+    upstream = tf.constant(upstream, tf.float32)
+    tiled = dataclasses.replace(field, netchunk=netchunk)
+
+    def run(points, viewdirs, upstream, limits):
+        return evaluate(lambda *args: tiled(*args, limits), field, points, viewdirs, upstream)
+
+    raw, gradients = (tf.function(run) if graph else run)(points, viewdirs, upstream, limits)
+    _, expected_gradients = expected_of(field, points, viewdirs, upstream)
+    assert_close([raw[..., 3], raw[seen]], [expected_raw[..., 3], expected_raw[seen]])
+    assert_close(gradients, expected_gradients)
+    if field.settings.use_viewdirs:
+        np.testing.assert_array_equal(raw[..., :3][~seen], 0.0)  # no work was done for it
 
 
 @pytest.mark.parametrize("channel", range(4))
@@ -102,16 +207,17 @@ def test_a_row_counts_when_any_of_its_four_gradients_is_not_zero(field, batch, c
     points, viewdirs, _ = batch
     upstream = tf.constant(np.eye(4, dtype=np.float32)[channel] * np.ones((RAYS, SAMPLES, 1), np.float32))
     _, gradients = evaluate(field, field, points, viewdirs, upstream)
-    _, expected = evaluate(lambda *args: dense(field, *args), field, points, viewdirs, upstream)
-    expected = [tf.zeros_like(a) if b is None else b for a, b in zip(gradients, expected, strict=True)]
+    _, expected = expected_of(field, points, viewdirs, upstream)
     assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
-def test_a_loss_that_depends_on_nothing_has_zero_gradients(field, batch, graph):
+@pytest.mark.parametrize("kwargs", [{"netchunk": 16}, {"netchunk": 10**9}, {"row_tolerance": 0.0}])
+def test_a_loss_that_depends_on_nothing_has_zero_gradients(field, batch, kwargs, graph):
     points, viewdirs, upstream = batch
+    tiled = dataclasses.replace(field, **kwargs)
     run = tf.function(evaluate) if graph else evaluate
-    _, gradients = run(field, field, points, viewdirs, tf.zeros_like(upstream))
+    _, gradients = run(tiled, tiled, points, viewdirs, tf.zeros_like(upstream))
     for gradient, variable in zip(gradients, field.mlp.trainable_variables, strict=True):
         np.testing.assert_array_equal(gradient, np.zeros(variable.shape))
 
@@ -162,3 +268,98 @@ def test_netchunk_bounds_memory(peak_memory, backward):
         peaks[netchunk] = peak_memory(lambda run=run: run(*many))
     # The result, and the weights' gradients, do not shrink, so it is less than the factor of 16.
     assert peaks[1024] < peaks[16384] / 4, peaks
+
+
+# Precision and XLA
+
+
+@pytest.mark.parametrize("netchunk", [1000, 10**9])
+@pytest.mark.parametrize(("precision", "relative"), [("bfloat16", 4e-2), ("float16", 1.5e-2)])
+def test_half_size_values_stay_inside(netchunk, precision, relative):
+    rng = np.random.default_rng(2)
+    viewdirs, upstream = rng.normal(size=(64, 3)), rng.uniform(0, 1, (64, 64, 4))
+    arrays = rng.normal(size=(64, 64, 3)), viewdirs / np.linalg.norm(viewdirs, axis=-1, keepdims=True), upstream
+    many = [tf.constant(array, tf.float32) for array in arrays]
+    half = Field(build_mlp(VIEWS, 1, precision), VIEWS, netchunk)
+    exact = Field(build_mlp(VIEWS, 1), VIEWS, netchunk)
+    raw, gradients = tf.function(evaluate)(half, half, *many)
+    expected_raw, expected_gradients = expected_of(exact, *many)
+    assert {tensor.dtype for tensor in (raw, *gradients)} == {tf.float32}
+    assert_close([raw, *gradients], [expected_raw, *expected_gradients], relative)
+    assert np.linalg.norm(raw - expected_raw) > 1e-4 * np.linalg.norm(expected_raw), "computed in float32"
+
+
+@pytest.mark.parametrize(("netchunk", "graph"), [(17, False), (10**9, True)])
+def test_compiled_tiles_change_nothing_and_have_one_size(field, batch, netchunk, graph, tile_sizes):
+    expected = [expected_of(field, *batch), expected_of(field, *batch[:2], batch[2][..., ::-1] ** 2)]
+    expected.append((expected[0][0], [tf.zeros_like(gradient) for gradient in expected[0][1]]))
+    upstreams = [batch[2], batch[2][..., ::-1] ** 2, tf.zeros_like(batch[2])]
+    tiled = dataclasses.replace(field, netchunk=netchunk, compiled=True)
+    run = tf.function(evaluate) if graph else evaluate
+    # However many rows have a gradient.
+    for upstream, (expected_raw, expected_gradients) in zip(upstreams, expected, strict=True):
+        raw, gradients = run(tiled, tiled, *batch[:2], upstream)
+        assert raw.shape == (RAYS, SAMPLES, 4)
+        assert_close([raw, *gradients], [expected_raw, *expected_gradients])
+    for function in (tiled._compiled_forward, tiled._compiled_gradients):
+        assert function.experimental_get_tracing_count() == 1
+    assert set(tile_sizes) == {min(netchunk, RAYS * SAMPLES)}
+
+
+# Weights that know something
+
+
+def lego_batch(datadir: Path, white_bkgd: bool) -> RayBatch:
+    """Rays of a training photo, most of them of the model."""
+    split = blender.read_split(datadir / "transforms_train.json")
+    photo = read_images(split.paths[:1])[0]
+    photo = composite_white(photo) if white_bkgd else photo[..., :3]
+    side = len(photo)
+    camera = Camera.centred(side, side, 0.5 * side / math.tan(0.5 * split.angle))
+    rows, cols = np.random.default_rng(0).integers(side // 4, side * 3 // 4, (2, 24))
+    pixels = tf.constant(rows * side + cols)
+    rays = image_rays(camera, np.float32(split.poses[0]), blender.NEAR, blender.FAR, False, pixels)
+    return RayBatch(rays, tf.constant(photo[rows, cols]))
+
+
+def fern_batch(datadir: Path) -> RayBatch:
+    """Rays of a training photo."""
+    scene = llff.load(datadir)
+    view = scene.i_train[0]
+    pixels = np.random.default_rng(0).integers(0, scene.images[view][..., 0].size, 24)
+    rays = image_rays(scene.cameras[view], scene.poses[view], scene.near, scene.far, scene.ndc, tf.constant(pixels))
+    return RayBatch(rays, tf.constant(scene.images[view].reshape(-1, 3)[pixels]))
+
+
+def load_field(path: Path) -> Field:
+    settings = FieldSettings(use_viewdirs=True)
+    mlp = build_mlp(settings, 0)
+    tf1_weights.assign(mlp, tf1_weights.load(path), path)
+    return Field(mlp, settings, 10**6)
+
+
+@pytest.mark.parametrize("scene", ["lego", "fern"])
+def test_gradients_at_the_authors_weights_are_exact(real_data, scene):
+    path = real_data / "weights" / f"{scene}_example" / "model_200000.npy"
+    fields = [load_field(p) for p in (path, tf1_weights.fine_path(path))]
+    lego, fern = real_data / "data" / "nerf_synthetic" / "lego", real_data / "data" / "nerf_llff_data" / "fern"
+    seed = tf.constant([1, 2])
+    photo_of_fern = fern_batch(fern) if scene == "fern" else None
+    for white_bkgd, noise in ((False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0)):
+        batch = photo_of_fern or lego_batch(lego, white_bkgd)
+        settings = RenderSettings(64, 64, perturb=1.0, raw_noise_std=noise, white_bkgd=white_bkgd)
+
+        def gradients(function, field, first=None, batch=batch, settings=settings) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                if first is None:
+                    result = coarse_pass(function, batch.rays, settings, seed)
+                else:
+                    result, _ = fine_pass(function, batch.rays, first, settings, seed)
+                loss = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb))
+            return tape.gradient(loss, [v.value for v in field.mlp.trainable_variables])
+
+        first = coarse_pass(fields[0], batch.rays, settings, seed)
+        for field, coarse in zip(fields, (None, first), strict=True):
+            expected = gradients(lambda points, viewdirs, _, field=field: dense(field, points, viewdirs), field, coarse)
+            for netchunk in (10**6, 777):
+                assert_close(gradients(dataclasses.replace(field, netchunk=netchunk), field, coarse), expected)

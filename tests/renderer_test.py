@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.poses import spherical_pose
 from nerf_tf.geometry.rays import Rays, image_rays
-from nerf_tf.render.renderer import Renderer, RenderSettings, render_rays
+from nerf_tf.render.renderer import Renderer, RenderSettings, coarse_pass, fine_pass, render_rays
 
 RADIUS, DISTANCE, NEAR, FAR = 1.0, 4.0, 2.0, 6.0
 CAMERA = Camera.centred(17, 23, 20.0)
@@ -45,13 +46,14 @@ def some_rays(count: int = 40) -> Rays:
 
 
 class Recorder:
-    """A field that remembers the points it was asked for."""
+    """A field that remembers the points it was asked for, and the densities above which they are seen."""
 
     def __init__(self, field):
-        self.field, self.points = field, []
+        self.field, self.points, self.visible_above = field, [], []
 
     def __call__(self, points, viewdirs, visible_above=None):
         self.points.append(points.numpy())
+        self.visible_above.append(None if visible_above is None else visible_above.numpy())
         return self.field(points, viewdirs)
 
     def t_vals(self, rays: Rays) -> list[np.ndarray]:
@@ -267,6 +269,176 @@ def test_noise_has_the_given_deviation_and_differs_between_passes():
     assert np.abs(np.corrcoef(coarse[::5], fine[::3][:800])[0, 1]) < 0.15
 
 
+SEED = tf.constant([3, 1])
+
+
+def draws(settings: RenderSettings, rays: Rays, first_ray: int | tf.Tensor = 0, seed=SEED) -> dict[str, np.ndarray]:
+    """Everything random about both passes over some rays: samples of t, and noise."""
+    recorder = Recorder(fog)
+    first = coarse_pass(recorder, rays, settings, seed, first_ray)
+    final, _ = fine_pass(recorder, rays, first, settings, seed, first_ray)
+    coarse_noise, fine_noise = (-limits for limits in recorder.visible_above)
+    return {
+        "jitter": first.t_vals.numpy(),
+        "importance": final.t_vals.numpy(),
+        "coarse noise": coarse_noise,
+        "fine noise": fine_noise,
+    }
+
+
+@pytest.mark.parametrize(("N_samples", "N_importance"), [(8, 4), (7, 6), (9, 2), (6, 7), (4, 1), (3, 3), (5, 128)])
+@pytest.mark.parametrize(("first", "last"), [(5, 10), (0, 1), (19, 20), (3, 20)])
+def test_a_rays_draws_do_not_depend_on_its_chunk(N_samples, N_importance, first, last):
+    settings = RenderSettings(N_samples, N_importance, perturb=1.0, raw_noise_std=0.7)
+    rays = some_rays(20)
+    together = draws(settings, rays)
+    assert together["coarse noise"].shape == (20, N_samples)
+    assert together["fine noise"].shape == together["importance"].shape == (20, N_samples + N_importance)
+    chunk = tf.nest.map_structure(lambda x: x[first:last], rays)
+    for name, values in draws(settings, chunk, first).items():
+        # A sample's place also comes out of sums, whose rounding may depend on the number of rays.
+        tolerance = 1e-5 if name == "importance" else 0.0
+        np.testing.assert_allclose(values, together[name][first:last], rtol=tolerance, err_msg=name)
+
+
+def test_a_chunks_first_ray_may_be_known_only_to_tensorflow():
+    rays = tf.nest.map_structure(lambda x: x[:4], some_rays())
+    settings = RenderSettings(7, 5, perturb=1.0, raw_noise_std=1.0)
+
+    @tf.function
+    def render_from(first_ray):
+        first = coarse_pass(fog, rays, settings, SEED, first_ray)
+        return first.t_vals, fine_pass(fog, rays, first, settings, SEED, first_ray)[0].rendering.weights
+
+    for first_ray in (0, 11):
+        first = coarse_pass(fog, rays, settings, SEED, first_ray)
+        weights = fine_pass(fog, rays, first, settings, SEED, first_ray)[0].rendering.weights
+        for a, b in zip(render_from(tf.constant(first_ray)), (first.t_vals, weights), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert render_from.experimental_get_tracing_count() == 1
+
+
+def many_rays(count: int) -> Rays:
+    """One ray, many times, with t from 0 to 1."""
+    rays = tf.nest.map_structure(lambda x: tf.repeat(x[:1], count, axis=0), some_rays())
+    return rays._replace(near=0.0 * rays.near, far=rays.far / rays.far)
+
+
+def assert_independent(values: np.ndarray) -> None:
+    """Neither samples of a ray nor neighbouring rays have to do with each other; `values` [R, S]."""
+    values = (values - values.mean(axis=0)) / values.std(axis=0)
+    bound = 5.0 / np.sqrt(len(values))
+    correlation = np.corrcoef(values.T)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < bound
+    for lag in (1, 2, 3, 4):
+        assert np.abs(np.mean(values[lag:] * values[:-lag], axis=0)).max() < bound
+        # Blocks that overlap would give a ray the next one's numbers, shifted.
+        for shift in range(1, values.shape[1]):
+            assert np.abs(np.mean(values[lag:, :-shift] * values[:-lag, shift:], axis=0)).max() < bound
+
+
+@pytest.mark.parametrize(("N_samples", "first_ray"), [(7, 0), (8, 1000)])
+def test_jitter_is_uniform_within_each_stratum(N_samples, first_ray):
+    count = 8000
+    t_vals = draws(RenderSettings(N_samples, 1, 1.0, 1.0), many_rays(count), first_ray)["jitter"]
+    edges = np.linspace(0, 1, N_samples)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    lower, upper = np.append(0, middle), np.append(middle, 1)
+    u = (t_vals - lower) / (upper - lower)
+    assert u.min() >= -1e-5
+    assert u.max() <= 1 + 1e-5
+    for column in u.T:
+        counts = np.histogram(column, bins=10, range=(0, 1))[0]
+        assert np.sum((counts - count / 10) ** 2 / (count / 10)) < 35  # chi-square of 9 degrees: once in 10,000
+    assert_independent(u)
+
+
+def test_importance_samples_are_uniform_where_weights_are():
+    count = 8000
+    settings = RenderSettings(N_samples=34, N_importance=7, perturb=1.0)
+
+    def even(points, *_):
+        return 1e-6 * tf.ones([*points.shape[:2], 4])  # so thin that all samples weigh the same
+
+    rays = many_rays(count)
+    first = coarse_pass(even, rays, settings, SEED)
+    t_vals = fine_pass(even, rays, first, settings, SEED)[0].t_vals.numpy()
+    new = np.concatenate([np.setdiff1d(a, b) for a, b in zip(t_vals, first.t_vals.numpy(), strict=True)])
+    assert len(new) > 0.99 * count * 7
+    counts = np.histogram(new, bins=8, range=(0.1, 0.9))[0]
+    np.testing.assert_allclose(counts, counts.mean(), rtol=0.06)
+
+
+@pytest.mark.parametrize(("N_samples", "first_ray"), [(7, 0), (8, 1000)])
+def test_noise_is_normal_and_of_its_own_in_each_pass(N_samples, first_ray):
+    drawn = draws(RenderSettings(N_samples, 3, 1.0, 0.5), many_rays(8000), first_ray)
+    for name in ("coarse noise", "fine noise"):
+        noise = drawn[name] / 0.5
+        np.testing.assert_allclose(noise.mean(axis=0), 0.0, atol=0.05)
+        np.testing.assert_allclose(noise.std(axis=0), 1.0, atol=0.04)
+        np.testing.assert_allclose(np.mean(np.abs(noise) > 1.0, axis=0), 0.3173, atol=0.025)
+        np.testing.assert_allclose(np.mean(np.abs(noise) > 2.0, axis=0), 0.0455, atol=0.012)
+        assert_independent(noise)
+    both = np.concatenate([drawn["coarse noise"], drawn["fine noise"], drawn["jitter"]], axis=-1)
+    assert_independent(both)
+
+
+def test_another_seed_draws_anew():
+    one, other = (draws(RANDOM, many_rays(2000), seed=tf.constant([3, n])) for n in (1, 2))
+    for name in ("jitter", "coarse noise", "fine noise"):
+        for a, b in zip(one[name].T, other[name].T, strict=True):
+            assert np.abs(np.corrcoef(a, b)[0, 1]) < 0.12, name
+
+
+# What fields are told of what is seen
+
+
+@pytest.mark.parametrize("N_importance", [0, 8])
+def test_without_noise_a_sample_is_seen_when_it_has_density(N_importance):
+    recorder = Recorder(fog)
+    render_rays(recorder, None, some_rays(), RenderSettings(8, N_importance, perturb=0.0))
+    assert recorder.visible_above == [0.0] * (2 if N_importance else 1)
+
+
+def test_with_noise_a_sample_is_seen_when_density_and_noise_make_more_than_nothing():
+    recorder = Recorder(fog)
+    result = render_rays(recorder, None, some_rays(), RANDOM, SEED)
+    assert [limits.shape for limits in recorder.visible_above] == [(40, 8), (40, 16)]
+    for limits, points, rendering in zip(recorder.visible_above, recorder.points, result[1::-1], strict=True):
+        sigma = fog(tf.constant(points), some_rays().viewdirs)[..., 3].numpy()
+        seen = sigma > limits
+        assert 0.2 < seen.mean() < 0.9
+        np.testing.assert_array_equal(rendering.weights[~seen], 0.0)
+        assert np.mean(rendering.weights.numpy()[seen] > 0.0) > 0.99
+
+
+@pytest.mark.parametrize("settings", [RANDOM, RANDOM.deterministic()], ids=["noise", "no noise"])
+def test_colours_that_are_not_seen_do_not_show(settings):
+    def lazy(points, viewdirs, visible_above):
+        raw = fog(points, viewdirs) - [0.0, 0.0, 0.0, 0.3]
+        assert visible_above is not None
+        seen = raw[..., 3] > visible_above
+        return tf.concat([tf.where(seen[..., None], raw[..., :3], 50.0), raw[..., 3:]], axis=-1)
+
+    def diligent(points, viewdirs, _):
+        return fog(points, viewdirs) - [0.0, 0.0, 0.0, 0.3]
+
+    expected = render_rays(diligent, None, some_rays(), settings, SEED)
+    result = render_rays(lazy, None, some_rays(), settings, SEED)
+    for a, b in zip([*result.fine, *result.coarse], [*expected.fine, *expected.coarse], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("settings", [RANDOM, BOTH, COARSE_ONLY], ids=["random", "both", "coarse"])
+def test_raw_that_is_kept_has_all_its_colours(settings):
+    recorder = Recorder(fog)
+    kept = render_rays(recorder, None, some_rays(), settings, SEED, keep_raw=True)
+    assert recorder.visible_above[-1] is None
+    plain = render_rays(fog, None, some_rays(), settings, SEED)
+    for a, b in zip(kept.fine, plain.fine, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_deterministic_settings_keep_everything_but_randomness():
     settings = RenderSettings(5, 6, 1.0, 2.0, True, True, 7)
     assert settings.deterministic() == RenderSettings(5, 6, 0.0, 0.0, True, True, 7)
@@ -347,6 +519,46 @@ def test_a_path_renders_views_only_when_they_are_taken():
     next(views)
     assert len(asked) == 1
     views.close()
+
+
+def test_a_view_goes_on_with_less_when_memory_runs_out():
+    camera = Camera.centred(6, 7, 6.0)
+    expected, asked = render(camera, POSE, BOTH), []
+
+    def greedy(points, viewdirs, _):
+        # The first chunks go through, as when something else on the machine takes memory meanwhile.
+        asked.append(points.shape[0])
+        if points.shape[0] > 5 and len(asked) > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+        return fog(points, viewdirs)
+
+    errors, chunks = [], []
+
+    def give_way(error):
+        errors.append(error)
+        return greedy, None, dataclasses.replace(BOTH, chunk=renderer.settings.chunk // 2)
+
+    renderer = Renderer(greedy, None, dataclasses.replace(BOTH, chunk=16), NEAR, FAR, False, give_way)
+    tf.config.run_functions_eagerly(True)
+    try:
+        image = renderer.image(camera, POSE, progress=chunks.append)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert [type(error) for error in errors] == [tf.errors.ResourceExhaustedError] * 2
+    assert renderer.settings.chunk == 4
+    assert sum(chunks) == 42
+    assert chunks[0] == 14
+    assert max(chunks[1:]) <= 4
+    for a, b in zip(image, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_memory_that_runs_out_is_an_error_when_nothing_gives_way():
+    def greedy(points, viewdirs, _):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        render(Camera.centred(2, 2, 6.0), POSE, BOTH, greedy)
 
 
 def test_memory_does_not_grow_with_the_image(peak_memory):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.renderer import RenderSettings
 from nerf_tf.train import trainer as trainer_module
+from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.trainer import Event, Speedometer, StepResult, Trainer, TrainSettings, train
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
@@ -22,18 +25,18 @@ RANDOM = RenderSettings(N_samples=6, N_importance=4, perturb=1.0, raw_noise_std=
 RAYS = 16
 
 
-def make_trainer(rendering=RANDOM, seed=0, netchunk=1000) -> Trainer:
-    fields = [Field(build_mlp(MLP, [5, i]), MLP, netchunk) for i in range(2 if rendering.N_importance else 1)]
+def make_trainer(rendering=RANDOM, seed=0, netchunk=1000, precision="float32", mlp=MLP, compiled=False) -> Trainer:
+    fields = [Field(build_mlp(mlp, [5, i], precision), mlp, netchunk, compiled=compiled) for i in range(2)]
     return Trainer(fields[0], fields[1] if rendering.N_importance else None, rendering, TrainSettings(lrate=1e-2), seed)
 
 
-def make_batch(step: int, rgb: np.ndarray | None = None) -> RayBatch:
+def make_batch(step: int, rgb: np.ndarray | None = None, count: int = RAYS) -> RayBatch:
     """Rays from around the origin in all directions; colours at random unless given."""
     rng = np.random.default_rng(step)
-    origins, directions = rng.normal(size=(2, RAYS, 3)).astype(np.float32)
+    origins, directions = rng.normal(size=(2, count, 3)).astype(np.float32)
     viewdirs = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
-    ones = np.ones([RAYS, 1], np.float32)
-    rgb = rng.random([RAYS, 3], np.float32) if rgb is None else rgb
+    ones = np.ones([count, 1], np.float32)
+    rgb = rng.random([count, 3], np.float32) if rgb is None else rgb
     return tf.nest.map_structure(
         tf.constant, RayBatch(Rays(origins, directions, viewdirs, 2 * ones, 6 * ones), np.float32(rgb))
     )
@@ -147,10 +150,14 @@ def test_eager_equals_graph(fresh):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_loss_falls(fresh):
+def assert_loss_falls(trainer: Trainer) -> None:
     colour = np.tile([[0.9, 0.5, 0.1]], [RAYS, 1])
-    losses = [float(fresh.train_step(make_batch(step, colour)).loss) for step in range(60)]
+    losses = [float(trainer.train_step(make_batch(step, colour)).loss) for step in range(60)]
     assert np.mean(losses[-10:]) < 0.25 * np.mean(losses[:5])
+
+
+def test_loss_falls(fresh):
+    assert_loss_falls(fresh)
 
 
 def test_without_a_fine_network():
@@ -162,16 +169,170 @@ def test_without_a_fine_network():
     assert len(trainer.optimizer.variables) == 2 + 2 * len(trainer.coarse.mlp.weights)
 
 
-def test_netchunk_does_not_change_training():
-    rendering = {"N_samples": 6, "N_importance": 4, "perturb": 0.0}
-    reference, losses = run(make_trainer(RenderSettings(**rendering), netchunk=10**6), 3)
-    for netchunk in (7, 64):
-        trainer = make_trainer(RenderSettings(**rendering), netchunk=netchunk)
-        state, chunked_losses = run(trainer, 3)
-        np.testing.assert_allclose(chunked_losses, losses, rtol=1e-5)
-        weights = len(trainer.coarse.mlp.weights) + len(trainer.fine.mlp.weights)
-        for a, b in zip(state[:weights], reference[:weights], strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)
+# Chunks
+
+
+def weights_of(trainer: Trainer) -> list[np.ndarray]:
+    return [w for field in (trainer.coarse, trainer.fine) if field for w in field.mlp.get_weights()]
+
+
+def train_three_steps(trainer: Trainer) -> tuple[list[list[float]], list[np.ndarray]]:
+    """Total, fine and coarse losses of three steps, and the weights after them."""
+    results = [trainer.train_step(make_batch(step)) for step in range(3)]
+    psnrs = [[float(psnr) for psnr in (r.psnr, r.psnr0) if psnr is not None] for r in results]
+    losses = [[float(r.loss), *(10 ** (-psnr / 10) for psnr in each)] for r, each in zip(results, psnrs, strict=True)]
+    return losses, weights_of(trainer)
+
+
+@pytest.fixture(scope="module")
+def at_once(traced):
+    """What `train_three_steps` returns when all rays and samples are worked on together."""
+    trainer, born = traced
+    set_state(trainer, born)
+    return train_three_steps(trainer)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "netchunk", "compiled", "rays"),
+    [
+        (5, 1000, False, 4),  # 4 chunks, and as even as can be
+        (7, 1000, False, 6),  # 3 of them, two rays of the last repeated
+        (1000, 64, False, 6),  # a tile of 64 points holds 6 rays of 10 samples
+        (1000, 7, False, 16),  # such a tile holds none
+        (5, 7, False, 4),
+        (7, 30, True, 6),
+    ],
+)
+def test_chunk_and_netchunk_do_not_change_training(at_once, monkeypatch, chunk, netchunk, compiled, rays):
+    taken, gradients = [], Trainer._gradients
+
+    def spy(self, batch, *args):
+        taken.append(batch.rgb.shape[0])
+        return gradients(self, batch, *args)
+
+    monkeypatch.setattr(Trainer, "_gradients", spy)
+    trainer = make_trainer(dataclasses.replace(RANDOM, chunk=chunk), netchunk=netchunk, compiled=compiled)
+    losses, weights = train_three_steps(trainer)
+    np.testing.assert_allclose(losses, at_once[0], rtol=1e-5)
+    for a, b in zip(weights, at_once[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert trainer.train_step.experimental_get_tracing_count() == 1
+    assert taken == [rays]  # once: it is a loop that TensorFlow knows of
+
+
+def test_chunks_do_not_change_training_without_a_fine_network():
+    rendering = dataclasses.replace(RANDOM, N_importance=0)
+    trainers = [make_trainer(dataclasses.replace(rendering, chunk=chunk)) for chunk in (1000, 7)]
+    (expected_losses, expected), (losses, weights) = (train_three_steps(trainer) for trainer in trainers)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_trainer_can_be_resized_on_the_way(at_once):
+    trainer = make_trainer()
+    losses = [float(trainer.train_step(make_batch(0)).loss)]
+    trainer.resize(chunk=7, netchunk=64)
+    results = [trainer.train_step(make_batch(step)) for step in (1, 2)]
+    assert results[0].sigma.shape == [6, 10]
+    np.testing.assert_allclose([*losses, *(float(r.loss) for r in results)], [row[0] for row in at_once[0]], rtol=1e-5)
+    for a, b in zip(weights_of(trainer), at_once[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert [(field.netchunk, field.mlp) for field in (trainer.coarse, trainer.fine)] == [
+        (64, trainer.coarse.mlp),
+        (64, trainer.fine.mlp),
+    ]
+
+
+@pytest.mark.parametrize(("chunk", "netchunk"), [(32768, 4096), (64, 48)], ids=["netchunk", "chunk"])
+def test_memory_is_flat_in_N_rand_beyond_what_is_processed_at_once(peak_memory, chunk, netchunk):
+    mlp = FieldSettings(depth=3, width=64, multires=4, multires_views=2, use_viewdirs=True)
+    rendering = RenderSettings(N_samples=64, chunk=chunk)
+    peaks = {}
+    for count in (256, 1024):  # 64 at a time
+        trainer = make_trainer(rendering, netchunk=netchunk, mlp=mlp)
+        step = functools.partial(trainer.train_step, make_batch(0, count=count))
+        step()
+        peaks[count] = peak_memory(step)
+    assert peaks[1024] < 1.1 * peaks[256], peaks
+    assert peaks[256] > 64 * 64 * 100, peaks  # it is the samples that take it
+
+
+# Precision
+
+
+@pytest.fixture(scope="module", params=[1000, 64], ids=["at once", "in chunks"])
+def traced_float16(request):
+    """A trainer of float16 networks, and the state it was born with."""
+    trainer = make_trainer(precision="float16", netchunk=request.param)
+    return trainer, state_of(trainer)
+
+
+@pytest.fixture
+def float16(traced_float16) -> Trainer:
+    trainer, born = traced_float16
+    set_state(trainer, born)
+    return trainer
+
+
+def test_loss_falls_in_float16(float16):
+    assert_loss_falls(float16)
+    assert {v.dtype for v in float16.coarse.mlp.weights + float16.fine.mlp.weights} == {"float32"}
+    assert float16.train_step.experimental_get_tracing_count() == 1
+
+
+def test_loss_falls_in_bfloat16():
+    trainer = make_trainer(precision="bfloat16", netchunk=64)
+    assert_loss_falls(trainer)
+    assert {v.dtype for v in trainer.coarse.mlp.weights + trainer.fine.mlp.weights} == {"float32"}
+
+
+def test_the_loss_scale_changes_nothing_but_rounding(float16):
+    born, results = state_of(float16), []
+    for scale in (2.0**10, 2.0**14):
+        set_state(float16, born)
+        float16.optimizer.dynamic_scale.assign(scale)
+        results.append(train_three_steps(float16))
+        assert float16.optimizer.dynamic_scale == scale
+    (losses, weights), (other_losses, other_weights) = results
+    assert losses[0] == other_losses[0]
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-2)
+    moved = [np.abs(a - b).mean() for a, b in zip(weights, born, strict=False)]
+    apart = [np.abs(a - b).mean() for a, b in zip(weights, other_weights, strict=True)]
+    assert max(apart) < 0.1 * np.median(moved)
+
+
+@pytest.mark.parametrize("scale", [2.0**60, 2.0**127], ids=["beyond float16", "beyond float32"])
+def test_a_step_whose_gradients_overflow_leaves_the_weights_alone(float16, scale):
+    run(float16, 2)  # now there are moments, so that a step without a gradient would move weights too
+    float16.optimizer.dynamic_scale.assign(scale)
+    weights, moments = weights_of(float16), [v.numpy().copy() for v in float16.optimizer.inner_optimizer.variables[2:]]
+    result = float16.train_step(make_batch(2))
+    assert np.isfinite(result.loss)
+    assert float16.step == 3
+    assert float16.optimizer.dynamic_scale == scale / 2
+    assert_equal_states(weights_of(float16), weights)
+    assert_equal_states([v.numpy() for v in float16.optimizer.inner_optimizer.variables[2:]], moments)
+    # With a scale that fits they move again.
+    float16.optimizer.dynamic_scale.assign(2.0**14)
+    run(float16, 1)
+    assert np.abs(weights_of(float16)[0] - weights[0]).max() > 1e-4
+
+
+def test_a_checkpoint_holds_the_loss_scale_and_the_moments(float16, tmp_path):
+    float16.optimizer.dynamic_scale.assign(2.0**13)
+    saved, _ = run(float16, 3)
+    assert float16.optimizer.dynamic_scale == 2.0**13
+    assert float16.optimizer.step_counter == 3
+    CheckpointStore(float16, tmp_path).save()
+    expected, expected_losses = run(float16, 3)
+
+    resumed = make_trainer(precision="float16", seed=99, netchunk=float16.coarse.netchunk)
+    CheckpointStore(resumed, tmp_path).restore()
+    assert_equal_states(state_of(resumed), saved)
+    state, losses = run(resumed, 3)
+    assert losses == expected_losses
+    assert_equal_states(state, expected)
 
 
 # Learning rate
@@ -231,9 +392,13 @@ class Batches:
             yield SimpleNamespace(number=self.taken - 1, rgb=np.zeros([8, 3]))
 
 
-def run_loop(trainer, N_iters, i_print=0, events=(), report=lambda *_: None):
+def no_way(error):
+    raise AssertionError("memory did not run out")
+
+
+def run_loop(trainer, N_iters, i_print=0, events=(), report=lambda *_: None, give_way=no_way):
     batches = Batches()
-    train(trainer, batches, N_iters, "name", i_print, report, events)
+    train(trainer, batches, N_iters, "name", i_print, report, events, give_way)
     return batches
 
 
@@ -277,6 +442,42 @@ def test_events_and_reports_come_at_their_steps_and_in_order():
         (6, "a"),
         (6, "b"),
     ]
+
+
+class GreedyTrainer(FakeTrainer):
+    """Needs less and less memory, until there is enough."""
+
+    def __init__(self, needed: int):
+        super().__init__()
+        self.needed = needed
+
+    def train_step(self, batch):
+        if self.needed > 1:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+        return super().train_step(batch)
+
+
+def test_a_step_that_runs_out_of_memory_is_tried_again_with_less():
+    trainer, steps, errors = GreedyTrainer(8), [], []
+
+    def give_way(error):
+        errors.append(error)
+        trainer.needed //= 2
+
+    run_loop(trainer, 4, events=[Event(1, steps.append)], give_way=give_way)
+    assert [type(error) for error in errors] == [tf.errors.ResourceExhaustedError] * 3
+    assert trainer.seen == steps == [0, 1, 2, 3]
+
+
+def test_the_loop_ends_when_nothing_can_give_way():
+    trainer = GreedyTrainer(8)
+
+    def give_way(error):
+        raise ValueError("nothing left to halve") from error
+
+    with pytest.raises(ValueError, match="nothing left to halve"):
+        run_loop(trainer, 4, give_way=give_way)
+    assert trainer.seen == []
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,23 @@
 """Measures the engine: how fast it trains and renders, in how much memory, next to the plain way of doing it.
 
-    python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --ft_path .../model_200000.npy
-    python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --race 15
+    python tools/benchmark.py --config configs/lego.txt --datadir nerf_synthetic/lego --ft_path model_200000.npy
+    python tools/benchmark.py --config configs/lego.txt --datadir nerf_synthetic/lego --race 15
 
 Every flag of the program may be given and means what it means there. The engines are
-  dense     all points at once under one gradient tape, compiled into a graph: what TensorFlow does when asked plainly
+  dense     all points at once under one gradient tape, in one graph: what TensorFlow does when asked plainly
   float32   the program's own, as its flags have it
   bfloat16  the same with --mixed_precision bfloat16
-Steps are taken from the weights that --ft_path names, or from random ones, and do not move them. --race trains each
-engine from the same random weights for so many minutes and draws held-out PSNR against the time spent training.
-Writes a JSON file and a picture, whose path it prints.
+Steps are taken at random weights, and at those of --ft_path where it is given, and do not move them; the engines take
+turns, so that a machine that slows down slows all of them. --race trains each from the same random weights for so many
+minutes, in turns too, bfloat16 for as many steps as float32 takes, and draws PSNR of rays of the validation views
+against the time spent training. Both write a JSON file and a picture, and print their paths.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import platform
 import statistics
 import sys
 import time
@@ -28,21 +29,21 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import app, config
+from nerf_tf import build, config
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import positional_encoding
-from nerf_tf.field.query import Field
+from nerf_tf.field.query import ROW_TOLERANCE, Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.render import outputs
-from nerf_tf.render.renderer import Renderer, coarse_pass, fine_pass, render_rays
+from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.metrics import mse, psnr
 from nerf_tf.train.trainer import Trainer
 
 ENGINES = ("dense", "float32", "bfloat16")
 # Of validation views, to see how far training got; rendered so many at a time, every so often.
-HELD_OUT_RAYS, LOOK_RAYS, SECONDS_BETWEEN_LOOKS = 4096, 512, 60.0
+HELD_OUT_RAYS, LOOK_RAYS, SECONDS_BETWEEN_LOOKS = 2048, 512, 60.0
 COLOURS = dict(zip(ENGINES, (drawing.PALE, drawing.BLUE, drawing.ORANGE), strict=True))
 
 
@@ -65,20 +66,21 @@ class DenseTrainer(Trainer):
 
     def _gradients(self, batch: RayBatch, shares: tf.Tensor, seed: tf.Tensor, first_ray: tf.Tensor | int):
         with tf.GradientTape() as tape:
-            passes = [coarse_pass(self.coarse, batch.rays, self._rendering, seed)]
+            passes = [coarse_pass(self.coarse, batch.rays, self.rendering, seed)]
             if self.fine is not None:
-                passes.append(fine_pass(self.fine, batch.rays, passes[0], self._rendering, seed)[0])
+                passes.append(fine_pass(self.fine, batch.rays, passes[0], self.rendering, seed)[0])
             losses = [mse(result.rendering.rgb, batch.rgb) for result in passes]
             loss = tf.add_n(losses)
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
         return losses, gradients, passes[-1].raw[..., 3]
 
 
-def build(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:
+def make_trainer(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:
     """A trainer as the program would make it, but for the engine."""
     values["mixed_precision"].value = "float32" if engine == "dense" else engine
-    trainer = app.build_trainer(values, ndc)
+    trainer = build.make_trainer(values, ndc)
     if engine != "dense":
+        build.plan_training(values, trainer)
         return trainer
     fields = [f and DenseField(f.mlp, f.settings, f.netchunk) for f in (trainer.coarse, trainer.fine)]
     return DenseTrainer(*fields, config.render_settings(values, ndc), config.train_settings(values), values.random_seed)
@@ -90,50 +92,317 @@ def held_out_rays(scene: Scene, count: int, seed: int) -> RayBatch:
     height, width = scene.images.shape[1:3]
     parts = []
     for view in scene.i_val:
-        pixels = rng.choice(height * width, count // len(scene.i_val), replace=False)
+        pixels = rng.choice(height * width, min(count // len(scene.i_val), height * width), replace=False)
         camera, c2w = scene.cameras[view], scene.poses[view]
         rays = image_rays(camera, c2w, scene.near, scene.far, scene.ndc, tf.constant(pixels, tf.int32))
         parts.append(RayBatch(rays, tf.constant(scene.images[view].reshape(-1, 3)[pixels])))
     return tf.nest.map_structure(lambda *pieces: tf.concat(pieces, axis=0), *parts)
 
 
-def race(engine: str, values: flags.FlagValues, scene: Scene, seconds: float, steps: int | None) -> dict:
-    """Trains from random weights for so long, or for so many steps; time spent on looking does not count.
+class Racer:
+    """One engine in the race.
 
-    Returns:
-        step, seconds and psnr [N] of held-out rays each, and train_psnr [steps].
+    Attributes:
+        step, spent: steps taken, and seconds spent on them; looking does not count.
+        record: step, seconds and psnr [N] of the rays to look at, and train_psnr [steps].
     """
-    trainer = build(engine, values, scene.ndc)
-    unseen = held_out_rays(scene, HELD_OUT_RAYS, values.random_seed)
-    settings = dataclasses.replace(config.render_settings(values, scene.ndc), perturb=0.0, raw_noise_std=0.0)
 
-    @tf.function
-    def look(batch: RayBatch) -> tf.Tensor:
-        return render_rays(trainer.coarse, trainer.fine, batch.rays, settings).fine.rgb
+    def __init__(self, engine: str, values: flags.FlagValues, scene: Scene):
+        self.trainer = make_trainer(engine, values, scene.ndc)
+        self.step, self.spent = 0, 0.0
+        self.record = {"step": [], "seconds": [], "psnr": [], "train_psnr": []}
+        self._name, self._next_look = engine, 0.0
+        self._unseen = held_out_rays(scene, HELD_OUT_RAYS, values.random_seed)
+        self._batches = iter(ray_batches(scene, config.batch_settings(values), values.random_seed))
+        self._batch = next(self._batches)
+        self.trainer.train_step.get_concrete_function(self._batch)  # the time to trace is not the time to train
+        still = self.trainer.rendering.deterministic()
+        self._render = tf.function(lambda rays: render_rays(self.trainer.coarse, self.trainer.fine, rays, still).fine)
 
-    record = {"step": [], "seconds": [], "psnr": [], "train_psnr": []}
-    spent, next_look = 0.0, 0.0
-    batches = iter(ray_batches(scene, config.batch_settings(values), values.random_seed))
-    first = next(batches)
-    trainer.train_step.get_concrete_function(first)  # the time to trace is not the time to train
-    batch, step = first, 0
-    while True:
-        over = spent >= seconds if steps is None else step >= steps
-        if over or spent >= next_look:
-            rgb = np.concatenate([look(part) for part in _split(unseen, LOOK_RAYS)])
-            record["step"].append(step)
-            record["seconds"].append(spent)
-            record["psnr"].append(psnr(rgb, unseen.rgb.numpy()))
-            print(f"{engine:9} step {step:5d} {spent:7.1f} s held-out psnr {record['psnr'][-1]:.3f}", flush=True)
-            next_look = spent + SECONDS_BETWEEN_LOOKS
-        if over:
-            return record
+    def advance(self) -> None:
+        """Takes a step, after a look if it is time for one."""
+        if self.spent >= self._next_look:
+            self.look()
+            self._next_look = self.spent + SECONDS_BETWEEN_LOOKS
         start = time.perf_counter()
-        result = trainer.train_step(batch)
-        record["train_psnr"].append(float(result.psnr))
-        batch, step = next(batches), step + 1
-        spent += time.perf_counter() - start
+        self.record["train_psnr"].append(float(self.trainer.train_step(self._batch).psnr))
+        self._batch, self.step = next(self._batches), self.step + 1
+        self.spent += time.perf_counter() - start
+
+    def look(self) -> None:
+        """Renders the rays that training does not see."""
+        rgb = np.concatenate([self._render(part.rays).rgb for part in _split(self._unseen, LOOK_RAYS)])
+        for name, value in (
+            ("step", self.step),
+            ("seconds", self.spent),
+            ("psnr", psnr(rgb, self._unseen.rgb.numpy())),
+        ):
+            self.record[name].append(value)
+        found = f"psnr {self.record['psnr'][-1]:.3f}"
+        print(f"{self._name:9} step {self.step:5d} {self.spent:7.1f} s {found}", flush=True)
 
 
 def _split(batch: RayBatch, size: int) -> list[RayBatch]:
     return [tf.nest.map_structure(lambda x, i=i: x[i : i + size], batch) for i in range(0, batch.rgb.shape[0], size)]
+
+
+def race(args: argparse.Namespace, values: flags.FlagValues, scene: Scene) -> dict:
+    """Trains all engines, step by step in turns, and returns their records."""
+    racers = {engine: Racer(engine, values, scene) for engine in args.engines}
+
+    def running(engine: str) -> bool:
+        if engine == "bfloat16" and "float32" in racers:  # to be compared at equal steps
+            return racers[engine].step < racers["float32"].step
+        return racers[engine].spent < 60.0 * args.race
+
+    while waiting := [engine for engine in racers if running(engine)]:
+        racers[min(waiting, key=lambda engine: racers[engine].spent)].advance()
+    for racer in racers.values():
+        racer.look()
+    return {engine: racer.record for engine, racer in racers.items()}
+
+
+def draw_race(records: dict):
+    """PSNR of rays that training does not see, against minutes of training."""
+    figure = drawing.new_figure(7.6, 4.4)
+    axes = figure.subplots()
+    drawing.tidy(axes, "PSNR of validation views in dB")
+    for engine, record in records.items():
+        minutes = np.array(record["seconds"]) / 60.0
+        label = f"{engine}: {record['step'][-1]} steps in {minutes[-1]:.0f} min"
+        axes.plot(minutes, record["psnr"], "o-", color=COLOURS[engine], ms=3.5, lw=1.8, label=label)
+    axes.grid(lw=0.6)
+    axes.set_xlabel("minutes of training")
+    axes.legend(loc="lower right", frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def products(trainer: Trainer, pass_: int) -> tuple[int, int]:
+    """Multiplications for one point in the trunk of a pass's network, and in its view branch."""
+    mlp = (trainer.coarse, trainer.fine)[pass_].mlp
+    sizes = {layer.name: int(np.prod(layer.kernel.shape)) for layer in mlp.layers if layer.weights}
+    branch = sum(sizes.get(name, 0) for name in ("bottleneck", "views", "rgb"))
+    return sum(sizes.values()) - branch, branch
+
+
+def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
+    """For each pass the number of points of a step, and the part of them with a colour, and with a gradient."""
+    seed, counts = tf.constant([0, 0]), []
+    for first in range(0, batch.rgb.shape[0], LOOK_RAYS):
+        part = tf.nest.map_structure(lambda x, first=first: x[first : first + LOOK_RAYS], batch)
+        with tf.GradientTape() as tape:
+            passes = [coarse_pass(trainer.coarse, part.rays, trainer.rendering, seed, first)]
+            if trainer.fine is not None:
+                passes.append(fine_pass(trainer.fine, part.rays, passes[0], trainer.rendering, seed, first)[0])
+            loss = tf.add_n([mse(result.rendering.rgb, part.rgb) for result in passes])
+        sizes = [np.abs(gradient).max(-1) for gradient in tape.gradient(loss, [result.raw for result in passes])]
+        counts.append(
+            [
+                (size.size, np.mean(result.rendering.weights > 0), np.mean(size > ROW_TOLERANCE * size.max()))
+                for size, result in zip(sizes, passes, strict=True)
+            ]
+        )
+    return [
+        {"points": int(points.sum()), "coloured": float(coloured.mean()), "active": float(active.mean())}
+        for points, coloured, active in (np.transpose(one) for one in zip(*counts, strict=True))
+    ]
+
+
+def gigaflops(trainer: Trainer, work: list[dict[str, float]], dense: bool, training: bool) -> float:
+    """10^9 additions and multiplications of a step, or of rendering its rays: matrix products only."""
+    total = 0.0
+    for i, counted in enumerate(work):
+        trunk, branch = products(trainer, i)
+        coloured, active = (1.0, 1.0) if dense else (counted["coloured"], counted["active"])
+        each = trunk + coloured * branch + (2.0 * active * (trunk + branch) if training else 0.0)
+        total += 2e-9 * counted["points"] * each
+    return total
+
+
+def matmul_limit(precision: str, repeats: int) -> float:
+    """GFLOP/s of eight layers of 256 with bias and ReLU on 16384 points: what this machine can do at best."""
+    x = tf.cast(tf.random.normal([16384, 256]), precision)
+    kernel, bias = tf.cast(tf.random.normal([256, 256]) / 16.0, precision), tf.zeros([256], precision)
+
+    @tf.function
+    def layers(h: tf.Tensor) -> tf.Tensor:
+        for _ in range(8):
+            h = tf.nn.relu(tf.nn.bias_add(tf.matmul(h, kernel), bias))
+        return h
+
+    times = [timed(lambda: layers(x)) for _ in range(repeats + 1)][1:]
+    return 8 * 2e-9 * 16384 * 256 * 256 / statistics.median(times)
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds until the result is there."""
+    start = time.perf_counter()
+    tf.nest.map_structure(lambda x: x.numpy(), run())
+    return time.perf_counter() - start
+
+
+def peak_megabytes(run: Callable[[], object]) -> float:
+    """The most that was allocated while it ran, on top of what was before."""
+    device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
+    tf.config.experimental.reset_memory_stats(device)
+    before = tf.config.experimental.get_memory_info(device)["current"]
+    run()
+    return (tf.config.experimental.get_memory_info(device)["peak"] - before) / 1e6
+
+
+def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, weights: str | None) -> dict:
+    """Times and memory of every engine at random weights or at those of a file."""
+    values["lrate"].value = 1e-12  # so that every step sees the same weights
+    stream = iter(ray_batches(scene, config.batch_settings(values), values.random_seed))
+    batch, trainers, runs = next(stream), {}, {}
+    for engine in args.engines:
+        trainer = trainers[engine] = make_trainer(engine, values, scene.ndc)
+        if weights is not None:
+            for field, path in ((trainer.coarse, Path(weights)), (trainer.fine, tf1_weights.fine_path(Path(weights)))):
+                if field is not None:
+                    tf1_weights.assign(field.mlp, tf1_weights.load(path), path)
+        still = trainer.rendering.deterministic()
+        render = tf.function(lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb)
+        runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
+        runs[engine, "render"] = lambda render=render: render(batch.rays)
+    peaks = {}
+    for key, run in runs.items():
+        run()
+        peaks[key] = peak_megabytes(run)
+    times = {key: [] for key in runs}
+    fresh = []  # steps that take their batch from the pipeline rather than the same one again
+    for _ in range(args.repeats):
+        for key, run in runs.items():
+            times[key].append(timed(run))
+        if "float32" in trainers:
+            fresh.append(timed(lambda: trainers["float32"].train_step(next(stream)).loss))
+    work = count_work(trainers[args.engines[0]], batch)
+    result = {"work": work, "engines": {}}
+    for (engine, kind), seconds in times.items():
+        median = statistics.median(seconds)
+        flops = gigaflops(trainers[engine], work, engine == "dense", kind == "train")
+        result["engines"].setdefault(engine, {})[kind] = {
+            "seconds": seconds,
+            "median_seconds": median,
+            "rays_per_second": values.N_rand / median,
+            "gflops_per_second": flops / median,
+            "peak_mb": peaks[engine, kind],
+        }
+    if fresh:
+        constant = statistics.median(times["float32", "train"])
+        result["pipeline_overhead"] = statistics.median(fresh) / constant - 1.0
+    return result
+
+
+def measure_all(args: argparse.Namespace, values: flags.FlagValues, scene: Scene) -> dict:
+    """Everything that the JSON file holds."""
+    precisions = {"dense": "float32", "float32": "float32", "bfloat16": "bfloat16"}
+    limits = {name: matmul_limit(name, args.repeats) for name in sorted({precisions[e] for e in args.engines})}
+    cases = {"random weights": None}
+    if values.ft_path is not None:
+        cases["trained weights"] = values.ft_path
+    report = {
+        "machine": {"cpu": platform.processor() or platform.machine(), "tensorflow": tf.__version__},
+        "settings": {
+            name: values[name].value
+            for name in ("N_rand", "N_samples", "N_importance", "chunk", "netchunk", "netwidth")
+        },
+        "matmul_gflops_per_second": limits,
+        "cases": {case: measure(args, values, scene, weights) for case, weights in cases.items()},
+    }
+    report["machine"]["gpus"] = [gpu.name for gpu in tf.config.list_physical_devices("GPU")]
+    for case in report["cases"].values():
+        for engine, kinds in case["engines"].items():
+            for kind, record in kinds.items():
+                record["share_of_matmul_limit"] = record["gflops_per_second"] / limits[precisions[engine]]
+                if "dense" in case["engines"]:
+                    dense = case["engines"]["dense"][kind]["median_seconds"]
+                    record["times_faster_than_dense"] = dense / record["median_seconds"]
+    return report
+
+
+def table(report: dict) -> str:
+    """The report for people."""
+    limits = ", ".join(f"{name} {rate:.0f}" for name, rate in report["matmul_gflops_per_second"].items())
+    lines = [f"matrix products on this machine, GFLOP/s: {limits}"]
+    for name, case in report["cases"].items():
+        parts = (f"{100 * c['coloured']:.0f} % / {100 * c['active']:.0f} %" for c in case["work"])
+        lines.append(f"\n{name}; samples with a colour / with a gradient, by pass: {', '.join(parts)}")
+        if "pipeline_overhead" in case:
+            lines.append(f"a step with a new batch against one with the same again: {case['pipeline_overhead']:+.1%}")
+        lines.append(f"{'':17}{'s':>8}{'rays/s':>10}{'GFLOP/s':>9}{'of limit':>9}{'peak MB':>9}{'vs dense':>9}")
+        for engine, kinds in case["engines"].items():
+            for kind, r in kinds.items():
+                faster = f"{r['times_faster_than_dense']:.2f}x" if "times_faster_than_dense" in r else ""
+                lines.append(
+                    f"{engine:10}{kind:7}{r['median_seconds']:8.3f}{r['rays_per_second']:10,.0f}"
+                    f"{r['gflops_per_second']:9.0f}{r['share_of_matmul_limit']:9.0%}{r['peak_mb']:9.0f}{faster:>9}"
+                )
+    return "\n".join(lines)
+
+
+def draw(report: dict):
+    """Rays per second of every engine, training and rendering, for each set of weights."""
+    figure = drawing.new_figure(9.6, 3.8)
+    cases = report["cases"]
+    for axes, kind in zip(figure.subplots(1, 2), ("train", "render"), strict=True):
+        drawing.tidy(axes, f"{'Training' if kind == 'train' else 'Rendering'}: rays per second")
+        for i, case in enumerate(cases.values()):
+            engines = case["engines"]
+            for j, (engine, kinds) in enumerate(engines.items()):
+                rate, x = kinds[kind]["rays_per_second"], i + (j - (len(engines) - 1) / 2) * 0.27
+                axes.bar(x, rate, 0.25, color=COLOURS[engine], label=None if i else engine)
+                text = f"{rate:,.0f}\n{kinds[kind]['peak_mb']:,.0f} MB"
+                axes.annotate(text, (x, rate), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        axes.set_xticks(range(len(cases)), list(cases))
+        axes.margins(y=0.2)
+    axes.legend(loc="upper left", frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--engines", default=",".join(ENGINES), help="which, separated by commas (default: all)")
+    parser.add_argument("--repeats", type=int, default=5, help="times that each is measured (default: 5)")
+    parser.add_argument("--race", type=float, metavar="MINUTES", help="train for so long instead")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")
+    args, rest = parser.parse_known_args(argv)
+    args.engines = args.engines.split(",")
+    unknown = set(args.engines) - set(ENGINES)
+    if unknown:
+        parser.error(f"--engines: unknown {', '.join(sorted(unknown))}; known are {', '.join(ENGINES)}")
+    if args.repeats < 1:
+        parser.error(f"--repeats {args.repeats}: at least 1")
+    return args, rest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args, rest = _arguments(argv)
+    values = flags.FlagValues()
+    config.parse_flags(["benchmark", *rest, "--expname=benchmark"], values)
+    values["random_seed"].value = values.random_seed or 0
+    try:
+        scene = build.load_scene(values)
+        if args.race is not None:
+            name, report = "race", race(args, values, scene)
+            picture = draw_race(report)
+        else:
+            name, report = "benchmark", measure_all(args, values, scene)
+            print(table(report))
+            picture = draw(report)
+        outputs.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
+        drawing.save(picture, args.out / f"{name}.png")
+    except (ValueError, OSError) as error:
+        print(f"benchmark: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(args.out / f"{name}.json", args.out / f"{name}.png", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

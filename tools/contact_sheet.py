@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
-from nerf_tf import app, config
+from nerf_tf import build, config
 from nerf_tf.render import outputs
 from nerf_tf.train import metrics
 
@@ -47,7 +47,7 @@ def load_photos(args_file: Path) -> np.ndarray:
     values = flags.FlagValues()
     config.define_flags(values)
     config.parse_flags(["contact_sheet", "--config", str(args_file)], values)
-    scene = app.load_scene(values)
+    scene = build.load_scene(values)
     return scene.images[scene.i_test]
 
 

@@ -225,7 +225,11 @@ class Image(NamedTuple):
     z_std: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+# What to render with after memory ran out: networks and settings that take less of it.
+GiveWay = Callable[[tf.errors.ResourceExhaustedError], tuple[FieldFunction, FieldFunction | None, RenderSettings]]
+
+
+@dataclasses.dataclass(eq=False)
 class Renderer:
     """Renders whole views of one scene, without randomness, `chunk` rays at a time.
 
@@ -233,6 +237,7 @@ class Renderer:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         settings: how; its randomness is ignored.
         near, far, ndc: the scene's, see `Scene`.
+        give_way: called when memory runs out, for networks and settings that take less of it; it may raise instead.
     """
 
     coarse: FieldFunction
@@ -241,6 +246,7 @@ class Renderer:
     near: float
     far: float
     ndc: bool
+    give_way: GiveWay | None = None
 
     @functools.cached_property
     def _render_chunk(self) -> Callable[[Rays], list[tf.Tensor]]:
@@ -270,21 +276,29 @@ class Renderer:
             progress: told the number of rays after each chunk.
         """
         count = camera.height * camera.width
-        chunks = -(-count // self.settings.chunk)
-        # Chunks of one size, so that there is one trace, and as even as can be, so that the last is no sliver.
-        size = -(-count // chunks)
-        buffers = None
-        for first in range(0, count, size):
+        buffers, first = None, 0
+        while first < count:
+            chunks = -(-count // self.settings.chunk)
+            # Chunks of one size, so that there is one trace, and as even as can be, so that the last is no sliver.
+            size = -(-count // chunks)
             # The last chunk repeats the last pixel where it runs over the end.
             pixels = tf.minimum(tf.range(first, first + size), count - 1)
             rays = image_rays(camera, c2w, self.near, self.far, self.ndc, pixels, c2w_viewdirs)
-            results = self._render_chunk(rays)
+            try:
+                results = self._render_chunk(rays)
+            except tf.errors.ResourceExhaustedError as error:
+                if self.give_way is None:
+                    raise
+                self.coarse, self.fine, self.settings = self.give_way(error)
+                del self._render_chunk  # it holds what was given up
+                continue
             if buffers is None:
                 buffers = [np.empty([count, *result.shape[1:]], np.float32) for result in results]
             kept = min(size, count - first)
             for buffer, result in zip(buffers, results, strict=True):
                 buffer[first : first + kept] = result[:kept]
             progress(kept)
+            first += kept
         return Image(*(buffer.reshape(camera.height, camera.width, *buffer.shape[1:]) for buffer in buffers))
 
     def path(

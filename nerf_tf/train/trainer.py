@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
+from nerf_tf.render.memory import rays_at_once
 from nerf_tf.render.renderer import Pass, RenderSettings, coarse_pass, fine_pass
 from nerf_tf.train.metrics import mse_to_psnr
 
@@ -67,29 +68,38 @@ class Trainer:
 
     Attributes:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
-        optimizer: Adam with the original's constants.
+        rendering: how rays become colours.
+        optimizer: Adam with the original's constants; with float16 networks it scales the loss.
         step: int64 variable, the step that comes next.
         seed: int64 variable that decides, with the step, every random draw.
+        train_step: takes a `RayBatch`, moves the weights, and returns a `StepResult`.
     """
 
     def __init__(
         self, coarse: Field, fine: Field | None, rendering: RenderSettings, training: TrainSettings, seed: int
     ):
         self.coarse, self.fine = coarse, fine
-        self._rendering, self._training = rendering, training
+        self.rendering, self._training = rendering, training
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
         self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
         self.optimizer = keras.optimizers.Adam(training.lrate, beta_1=0.9, beta_2=0.999, epsilon=1e-7)
         if precision(coarse.mlp) == "float16":  # its range is too small for gradients as they are
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self._variables)
+        self.train_step = tf.function(self._train_step)
+
+    def resize(self, chunk: int, netchunk: int) -> None:
+        """Takes less, or more, at once from the next step on. The results are the same."""
+        self.rendering = dataclasses.replace(self.rendering, chunk=chunk)
+        self.coarse = dataclasses.replace(self.coarse, netchunk=netchunk)
+        self.fine = self.fine and dataclasses.replace(self.fine, netchunk=netchunk)
+        self.train_step = tf.function(self._train_step)
 
     @property
     def _variables(self) -> list[keras.Variable]:
         return [v for field in (self.coarse, self.fine) if field for v in field.mlp.trainable_variables]
 
-    @tf.function
-    def train_step(self, batch: RayBatch) -> StepResult:
+    def _train_step(self, batch: RayBatch) -> StepResult:
         """Renders a batch, and moves the weights against the gradient of its error.
 
         The loss is the sum of both passes' mean squared errors (paper, equation 6). A batch of more rays than fit is
@@ -110,17 +120,13 @@ class Trainer:
         return StepResult(tf.add_n(losses), mse_to_psnr(losses[-1]), psnr0, learning_rate, sigma)
 
     def _rays_at_once(self, count: int) -> int:
-        """Largest number of rays to take through forward and backward pass together."""
-        limit, field = min(count, self._rendering.chunk), self.fine or self.coarse
-        samples = self._rendering.N_samples + self._rendering.N_importance
-        if not field.compiled and samples <= field.netchunk:
-            # A tile that holds all samples of its rays keeps its activations until their gradient is there.
-            limit = min(limit, field.netchunk // samples)
-        return limit
+        field, settings = self.fine or self.coarse, self.rendering
+        samples = settings.N_samples + settings.N_importance
+        return rays_at_once(count, samples, settings.chunk, field.netchunk, training=True, compiled=field.compiled)
 
     def _accumulated_gradients(self, batch: RayBatch, chunks: int, seed: tf.Tensor):
         """What `_gradients` returns, added up over chunks of the batch."""
-        count, samples = batch.rgb.shape[0], self._rendering.N_samples + self._rendering.N_importance
+        count, samples = batch.rgb.shape[0], self.rendering.N_samples + self.rendering.N_importance
         size = -(-count // chunks)
 
         def add_chunk(i: tf.Tensor, *sums):
@@ -144,7 +150,7 @@ class Trainer:
             first_ray: number of the first of them in the whole batch.
         """
         with tf.GradientTape() as tape:
-            first = coarse_pass(self.coarse, batch.rays, self._rendering, seed, first_ray)
+            first = coarse_pass(self.coarse, batch.rays, self.rendering, seed, first_ray)
             loss, scaled_loss = self._losses(first, batch, shares)
         gradients = tape.gradient(scaled_loss, _values(self.coarse))
         if self.fine is None:
@@ -153,7 +159,7 @@ class Trainer:
         # they would need the memory of two tiles.
         with tf.control_dependencies(gradients), tf.GradientTape() as tape:
             first = tf.nest.map_structure(tf.identity, first)
-            final, _ = fine_pass(self.fine, batch.rays, first, self._rendering, seed, first_ray)
+            final, _ = fine_pass(self.fine, batch.rays, first, self.rendering, seed, first_ray)
             fine_loss, scaled_loss = self._losses(final, batch, shares)
         gradients += tape.gradient(scaled_loss, _values(self.fine))
         return [loss, fine_loss], gradients, final.raw[..., 3]
@@ -217,6 +223,7 @@ def train(
     i_print: int,
     report: Callable[[int, StepResult, float], None],
     events: Sequence[Event],
+    give_way: Callable[[tf.errors.ResourceExhaustedError], None],
 ) -> None:
     """Trains from the trainer's step up to, but not including, N_iters.
 
@@ -228,12 +235,18 @@ def train(
         i_print: interval in steps of printed lines and of `report`; 0 for never.
         report: called with the step, its result and the rays per second since the last call.
         events: what else to do, in this order.
+        give_way: called when memory runs out; the step is tried again, unless it raises.
     """
     start = int(trainer.step.numpy())
     speed = Speedometer()
     with logging_redirect_tqdm(), tqdm(total=N_iters, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
         for step, batch in zip(range(start, N_iters), batches, strict=False):
-            result = trainer.train_step(batch)
+            result = None
+            while result is None:
+                try:
+                    result = trainer.train_step(batch)
+                except tf.errors.ResourceExhaustedError as error:
+                    give_way(error)
             bar.update()
             speed.add(batch.rgb.shape[0])
             reporting = i_print > 0 and step % i_print == 0

@@ -1,0 +1,234 @@
+"""From flags to the parts of a run: scene, networks, plans for their memory, weights to start from, path to render."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import secrets
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from nerf_tf import config
+from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf.data.scene import Scene
+from nerf_tf.field.encoding import encoded_width
+from nerf_tf.field.mlp import build_mlp
+from nerf_tf.field.query import Field
+from nerf_tf.render import memory
+from nerf_tf.render.renderer import Renderer, RenderSettings
+from nerf_tf.train import tf1_weights
+from nerf_tf.train.checkpoint import CheckpointStore
+from nerf_tf.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+# Of the free memory; the rest is for what nobody planned.
+PLANNED_PART = 0.8
+
+
+class OutOfMemory(Exception):
+    """Memory ran out, and nothing is left to halve; the text says what was in force and what may fit."""
+
+
+def load_scene(values: flags.FlagValues) -> Scene:
+    """The scene that the flags describe, with `--near` and `--far` applied."""
+    if values.dataset_type == "llff":
+        scene = llff.load(values.datadir, values.factor, values.spherify, values.llffhold, values.no_ndc)
+    elif values.dataset_type == "blender":
+        scene = blender.load(values.datadir, values.half_res, values.testskip, values.white_bkgd)
+    else:
+        scene = deepvoxels.load(values.datadir, values.shape, values.testskip)
+    near = scene.near if values.near is None else values.near
+    far = scene.far if values.far is None else values.far
+    if scene.ndc and (values.near is not None or values.far is not None):
+        raise ValueError("--near and --far are distances, and NDC has none: its range is 0 to 1; add --no_ndc")
+    if near >= far:
+        raise ValueError(f"near {near:g} is not below far {far:g}: check --near and --far")
+    if values.lindisp and not scene.ndc and near <= 0:
+        raise ValueError(f"--lindisp samples evenly in 1/t, which needs near > 0 (it is {near:g}): give --near")
+    height, width = scene.images.shape[1:3]
+    logger.info(
+        "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s",
+        values.dataset_type, values.datadir, len(scene.images), width, height,
+        len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far, ", NDC" if scene.ndc else "",
+    )  # fmt: skip
+    return dataclasses.replace(scene, near=near, far=far)
+
+
+def make_trainer(values: flags.FlagValues, ndc: bool) -> Trainer:
+    """Networks with fresh weights, and an optimizer for them."""
+    seed = secrets.randbelow(2**31) if values.random_seed is None else values.random_seed
+    compiled = values.jit_compile == "true" or (values.jit_compile == "auto" and _has_gpu())
+
+    def field(fine: bool) -> Field:
+        settings = config.field_settings(values, fine)
+        mlp = build_mlp(settings, [seed, int(fine)], values.mixed_precision)
+        return Field(mlp, settings, memory.LARGEST_TILE, compiled=compiled)
+
+    fine = field(True) if values.N_importance > 0 else None
+    return Trainer(field(False), fine, config.render_settings(values, ndc), config.train_settings(values), seed)
+
+
+def plan_training(values: flags.FlagValues, trainer: Trainer) -> Memory:
+    """Gives the trainer the chunk and netchunk that the flags ask for.
+
+    Raises:
+        ValueError: `--memory_budget_mb` is too little for a step.
+    """
+    planned = Memory(values, trainer, training=True, rays=values.N_rand)
+    trainer.resize(planned.plan.chunk, planned.plan.netchunk)
+    return planned
+
+
+def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> Renderer:
+    """What renders the trainer's networks.
+
+    Raises:
+        ValueError: `--memory_budget_mb` is too little for it.
+    """
+    height, width = scene.images.shape[1:3]
+    planned = Memory(values, trainer, training=False, rays=height * width)
+    settings = config.render_settings(values, scene.ndc)
+
+    def sized(plan: memory.Plan) -> tuple[Field, Field | None, RenderSettings]:
+        coarse, fine = (f and dataclasses.replace(f, netchunk=plan.netchunk) for f in (trainer.coarse, trainer.fine))
+        return coarse, fine, dataclasses.replace(settings, chunk=plan.chunk)
+
+    return Renderer(
+        *sized(planned.plan), scene.near, scene.far, scene.ndc, lambda error: sized(planned.give_way(error))
+    )
+
+
+class Memory:
+    """The memory of one kind of work: the plan in force, and what to do when it turns out to be too much.
+
+    Attributes:
+        work: what there is to do.
+        plan: how much of it at once.
+    """
+
+    def __init__(self, values: flags.FlagValues, trainer: Trainer, training: bool, rays: int):
+        """Makes a plan: `--chunk` and `--netchunk`, and what fits `--memory_budget_mb` where these are auto.
+
+        Raises:
+            ValueError: nothing does, or nobody knows how much there is.
+        """
+        self.work = workload(trainer, training, rays, values.mixed_precision)
+        chunk, netchunk = (None if value == "auto" else value for value in (values.chunk, values.netchunk))
+        self._auto = {"halve_chunk": chunk is None, "halve_netchunk": netchunk is None}
+        if values.memory_budget_mb is not None:
+            budget = values.memory_budget_mb * memory.MEGABYTE
+        elif any(self._auto.values()):
+            budget = PLANNED_PART * memory.free_memory()
+        else:
+            budget = math.inf
+        largest_tile = memory.LARGEST_GPU_TILE if _has_gpu() else memory.LARGEST_TILE
+        self.plan = memory.plan(self.work, budget, chunk, netchunk, largest_tile)
+        logger.info("%s", self)
+
+    def __str__(self) -> str:
+        return memory.in_words(self.work, self.plan)
+
+    def give_way(self, error: tf.errors.ResourceExhaustedError) -> memory.Plan:
+        """Halves what is auto after memory ran out, and returns the new plan.
+
+        Raises:
+            OutOfMemory: nothing is auto, or nothing is left of it.
+        """
+        reason = f"out of memory ({failed_allocation(error)}) with {self}"
+        smaller = memory.smaller(self.work, self.plan, **self._auto)
+        if smaller is None:
+            smaller = memory.smaller(self.work, self.plan, halve_chunk=True, halve_netchunk=True)
+            proposal = memory.in_words(self.work, smaller) if smaller else "lower N_samples or netwidth"
+            raise OutOfMemory(f"{reason}. What may fit: {proposal}; --chunk auto --netchunk auto finds what does")
+        self.plan = smaller
+        logger.warning("%s; going on with %s", reason, self)
+        return smaller
+
+
+def workload(trainer: Trainer, training: bool, rays: int, precision: str) -> memory.Workload:
+    """What the memory of training steps or of rendering depends on, but for chunk and netchunk."""
+
+    def shape(field: Field) -> memory.NetworkShape:
+        settings = field.settings
+        viewdirs = encoded_width(3, settings.multires_views) if settings.use_viewdirs else 0
+        points = encoded_width(3, settings.multires)
+        return memory.NetworkShape(settings.depth, settings.width, points, viewdirs, field.mlp.count_params())
+
+    return memory.Workload(
+        training=training,
+        rays=rays,
+        N_samples=trainer.rendering.N_samples,
+        N_importance=trainer.rendering.N_importance,
+        coarse=shape(trainer.coarse),
+        fine=trainer.fine and shape(trainer.fine),
+        value_bytes=4 if precision == "float32" else 2,
+        compiled=trainer.coarse.compiled,
+    )
+
+
+def _has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def failed_allocation(error: tf.errors.ResourceExhaustedError) -> str:
+    """The line of TensorFlow's message that says what did not fit."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "OOM" in line or "allocat" in line), lines[0] if lines else "no details")
+
+
+def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
+    """Gives the trainer the weights that the original would start from, and where there is a checkpoint all the rest.
+
+    That is `--ft_path`, or else the newest checkpoint in the run's folder, or else, in a folder that the original
+    wrote, the newest `model_*.npy`; nothing with `--no_reload`.
+    """
+    newest = tf1_weights.newest(folder)
+    if values.no_reload or (values.ft_path is None and newest is None and store.newest is None):
+        if values.render_only:
+            raise ValueError(f"{folder}: no weights to render; train first, or give --ft_path (without --no_reload)")
+        if newest is not None:
+            logger.warning("%s holds an earlier run, up to %s: files of equal names are replaced", folder, newest.name)
+    elif values.ft_path is None and store.newest is not None:
+        store.restore()
+        if values.random_seed is not None:
+            trainer.seed.assign(values.random_seed)
+        logger.info("%s: goes on at step %d", store.newest, trainer.step.numpy())
+    else:
+        path = newest if values.ft_path is None else Path(values.ft_path)
+        trainer.step.assign(tf1_weights.step_of(path) + 1)
+        tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
+        if trainer.fine is not None:
+            fine_path = tf1_weights.fine_path(path)
+            tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
+        logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
+        if store.newest is not None and not values.render_only:
+            logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)
+    logger.info("random_seed %d", trainer.seed.numpy())
+
+
+def load_render_poses(values: flags.FlagValues, scene: Scene) -> np.ndarray:
+    """Poses [M, 3, 4] to render as the path: of `--render_path_file`, of the test views, or the scene's own.
+
+    Raises:
+        ValueError: the file does not hold M camera-to-world matrices.
+    """
+    if values.render_path_file is None:
+        return scene.poses[scene.i_test] if values.render_test else scene.render_poses
+    path = Path(values.render_path_file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --render_path_file takes an npy file of poses")
+    try:
+        poses = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not an npy file of plain numbers ({error})") from error
+    if not isinstance(poses, np.ndarray) or poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
+        shape = poses.shape if isinstance(poses, np.ndarray) else "several arrays"
+        raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
+    if poses.dtype.kind not in "fiu" or not len(poses) or not np.isfinite(poses).all():
+        raise ValueError(f"{path}: poses must be finite numbers, and at least one")
+    return poses[:, :3].astype(np.float32)

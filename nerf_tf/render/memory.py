@@ -1,0 +1,228 @@
+"""Predicts how much memory rendering and training take, and chooses chunk and netchunk for a budget.
+
+The prediction adds up, from their shapes, the tensors that are alive at the worst moment. It is the most that any
+weights take: every sample has density, so every sample has a colour and a gradient. Trained networks take less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import tensorflow as tf
+
+FLOAT = 4  # bytes
+MEGABYTE = 1e6
+
+# Values per sample that are alive together outside of the networks: positions, raw, intervals, opacities, weights,
+# coloured contributions; to tell which samples are seen; and in training the gradients of all these. Counted with
+# TensorFlow's allocator, over many settings, as are the next two.
+RENDERED_SAMPLE, VISIBILITY, TRAINED_SAMPLE = 10.5, 2.5, 45.0
+# Layers' outputs in the backward pass besides those kept: gathered rows, and the gradients on either side of a layer.
+BACKWARD_LAYERS = 5.5
+# Copies of all weights in training: the sums of their gradients, and what is added to them.
+GRADIENT_COPIES = 2.0
+# Predictions are this close to what is measured; a plan has to fit even if it takes so much more.
+MARGIN = 1.2
+# What `plan` chooses from. On a CPU a tile of this many points stays in its caches; a GPU wants larger ones.
+LARGEST_CHUNK, SMALLEST_CHUNK = 32768, 64
+LARGEST_TILE, LARGEST_GPU_TILE, SMALLEST_TILE = 16384, 262144, 256
+
+# Where Linux says how much memory there is, and how much of it is ours.
+MEMINFO, CONTAINER_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+BOTTLENECK_WIDTH = 256  # of every network with view directions, see the field
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkShape:
+    """What of a network decides its memory.
+
+    Attributes:
+        depth, width: layers of the trunk and units in each.
+        points, viewdirs: width of the encodings; `viewdirs` is 0 for a network without view directions.
+        weights: number of weights.
+    """
+
+    depth: int
+    width: int
+    points: int
+    viewdirs: int
+    weights: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What there is to do.
+
+    Attributes:
+        training: steps of training, rather than rendering.
+        rays: those of a step, or of a view.
+        N_samples, N_importance: samples of the coarse pass, and further ones of the fine pass.
+        coarse, fine: the networks; `fine` is None when there is no fine pass.
+        value_bytes: size of what networks compute in: 4, or 2 for bfloat16 and float16.
+        compiled: whether XLA compiles the tiles, which then have a fixed size and are evaluated again for gradients.
+        keep_raw: whether all colours are computed, and raw leaves the chunk. It is there anyway at the worst moment.
+    """
+
+    training: bool
+    rays: int
+    N_samples: int
+    N_importance: int
+    coarse: NetworkShape
+    fine: NetworkShape | None
+    value_bytes: int = FLOAT
+    compiled: bool = False
+    keep_raw: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return f"training on {self.rays} rays a step" if self.training else "rendering"
+
+    @property
+    def samples(self) -> int:
+        """Samples of a ray that the last network sees."""
+        return self.N_samples + self.N_importance
+
+    @property
+    def resident(self) -> int:
+        """Bytes that are there all the time: the weights, and in training Adam's moments."""
+        weights = self.coarse.weights + (self.fine.weights if self.fine else 0)
+        return weights * FLOAT * (3 if self.training else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A choice of chunk and netchunk.
+
+    Attributes:
+        chunk: largest number of rays to process at once.
+        netchunk: largest number of points to send through a network at once.
+        predicted: bytes at the worst moment, resident ones left out.
+    """
+
+    chunk: int
+    netchunk: int
+    predicted: int
+
+
+def rays_at_once(rays: int, samples: int, chunk: int, netchunk: int, training: bool, compiled: bool) -> int:
+    """How many of a step's or a view's rays are worked on together.
+
+    A training step takes only as many as fit a tile with all their samples: the tile's activations then serve the
+    backward pass too. XLA's tiles, and those that do not hold a single ray, are evaluated again instead.
+    """
+    limit = min(rays, chunk)
+    if training and not compiled and samples <= netchunk:
+        limit = min(limit, netchunk // samples)
+    return limit
+
+
+def predict(work: Workload, chunk: int, netchunk: int) -> int:
+    """Bytes at the worst moment of a step or of rendering a chunk, resident ones left out."""
+    rays = rays_at_once(work.rays, work.samples, chunk, netchunk, work.training, work.compiled)
+    passes = [(work.coarse, work.N_samples)]
+    if work.N_importance > 0:
+        passes.append((work.fine or work.coarse, work.samples))
+    peak = max(_pass_bytes(work, network, rays * samples, netchunk) for network, samples in passes)
+    weights = work.coarse.weights + (work.fine.weights if work.fine else 0)
+    if work.value_bytes != FLOAT:
+        peak += weights * work.value_bytes
+    if work.training:
+        peak += weights * FLOAT * GRADIENT_COPIES
+    return int(peak)
+
+
+def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: int) -> float:
+    size, width = work.value_bytes, network.width
+    encoded = network.points * (FLOAT if size == FLOAT else FLOAT + size)
+    if work.training:
+        branch = network.viewdirs + BOTTLENECK_WIDTH + width // 2 if network.viewdirs else 0
+        tile = encoded + (width * (network.depth + BACKWARD_LAYERS) + branch) * size
+        each = TRAINED_SAMPLE
+    else:
+        trunk = encoded + (2 * width + network.points) * size  # around the skip
+        branch = (2 * width + 2 * BOTTLENECK_WIDTH + network.viewdirs) * size if network.viewdirs else 0
+        tile = max(trunk, branch)
+        each = RENDERED_SAMPLE + (0.0 if work.keep_raw else VISIBILITY)
+    return min(points, netchunk) * tile + points * each * FLOAT
+
+
+def plan(
+    work: Workload, budget: float, chunk: int | None, netchunk: int | None, largest_tile: int = LARGEST_TILE
+) -> Plan:
+    """Chooses what is not given as large as the budget allows: netchunk first, as it decides the speed.
+
+    Args:
+        work: what there is to do.
+        budget: bytes for everything, resident ones included.
+        chunk, netchunk: as given; None to choose.
+        largest_tile: netchunk above which nothing gets faster.
+
+    Raises:
+        ValueError: nothing that is left to choose fits.
+    """
+    chunks = [chunk] if chunk else _halvings(min(LARGEST_CHUNK, work.rays), SMALLEST_CHUNK)
+    netchunks = [netchunk] if netchunk else _halvings(largest_tile, SMALLEST_TILE)
+    for tile in netchunks:
+        for rays in chunks:
+            predicted = predict(work, rays, tile)
+            if MARGIN * predicted + work.resident <= budget:
+                return Plan(rays, tile, predicted)
+            if rays * work.samples <= tile and tile != netchunks[-1]:
+                break  # fewer rays would leave the tile half empty; a smaller tile serves them better
+    least = MARGIN * predict(work, chunks[-1], netchunks[-1]) + work.resident
+    raise ValueError(
+        f"memory_budget_mb {budget / MEGABYTE:.0f} is too little: {work.name} takes {math.ceil(least / MEGABYTE)} MB "
+        f"at chunk {chunks[-1]} and netchunk {netchunks[-1]}; raise it"
+        + (", or set both to auto" if chunk or netchunk else ", or take fewer samples")
+    )
+
+
+def smaller(work: Workload, current: Plan, halve_chunk: bool, halve_netchunk: bool) -> Plan | None:
+    """The plan to try when memory ran out under the current one; None when there is nothing left to halve."""
+    chunk, netchunk = min(current.chunk, work.rays), current.netchunk
+    if halve_chunk:
+        chunk = max(1, chunk // 2)
+    if halve_netchunk:
+        netchunk = max(1, netchunk // 2)
+    if (chunk, netchunk) == (min(current.chunk, work.rays), current.netchunk):
+        return None
+    return Plan(chunk, netchunk, predict(work, chunk, netchunk))
+
+
+def in_words(work: Workload, plan: Plan) -> str:
+    """One line: the plan, and what it is predicted to take."""
+    peak, resident = plan.predicted / MEGABYTE, work.resident / MEGABYTE
+    settings = f"{work.name}: chunk {plan.chunk}, netchunk {plan.netchunk}"
+    return f"{settings}, predicted peak {peak:,.0f} MB on top of {resident:,.0f} MB for weights"
+
+
+def free_memory() -> float:
+    """Bytes that are free: of the first GPU if there is one, else of the machine or container.
+
+    Raises:
+        ValueError: nobody says how much that is.
+    """
+    if shutil.which("nvidia-smi") and tf.config.list_physical_devices("GPU"):
+        command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        if answer and answer[0].isdigit():
+            return float(answer[0]) * 2**20
+    elif not tf.config.list_physical_devices("GPU") and MEMINFO.exists():
+        free = next(int(line.split()[1]) for line in MEMINFO.read_text().splitlines() if "MemAvailable" in line)
+        limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.exists() else ""
+        return min(free * 1024.0, float(limit) if limit.isdigit() else math.inf)
+    raise ValueError("cannot tell how much memory is free: give --memory_budget_mb")
+
+
+def _halvings(largest: int, smallest: int) -> list[int]:
+    """`largest` and its halves, down to `smallest` or what comes next."""
+    values = [largest]
+    while values[-1] > smallest:
+        values.append(-(-values[-1] // 2))
+    return values

@@ -1,0 +1,125 @@
+"""The benchmark: the plain way agrees with the engine that it is held against, and reports say what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+
+from nerf_tf import build, config
+from nerf_tf.data.pipeline import ray_batches
+
+pytest.importorskip("matplotlib", reason="the benchmark draws with matplotlib: pip install 'nerf_tf[plots]'")
+
+SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
+FLAGS = [
+    *("--dataset_type=blender", f"--datadir={SCENE}", "--testskip=1", "--use_viewdirs", "--white_bkgd", "--N_rand=48"),
+    *("--netdepth=2", "--netdepth_fine=3", "--netwidth=16", "--netwidth_fine=24", "--N_samples=9", "--N_importance=7"),
+]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The program, imported as Python finds it when it is run."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    return importlib.import_module("benchmark")
+
+
+@pytest.fixture
+def values() -> flags.FlagValues:
+    values = flags.FlagValues()
+    config.parse_flags(["benchmark", *FLAGS, "--expname=x", "--random_seed=3", "--raw_noise_std=1"], values)
+    return values
+
+
+def test_all_engines_take_the_same_steps(benchmark, values):
+    scene = build.load_scene(values)
+    batches = list(ray_batches(scene, config.batch_settings(values), 3).take(3))
+    losses = {}
+    for engine in benchmark.ENGINES:
+        trainer = benchmark.make_trainer(engine, values, scene.ndc)
+        losses[engine] = [float(trainer.train_step(batch).loss) for batch in batches]
+    np.testing.assert_allclose(losses["float32"], losses["dense"], rtol=1e-5)
+    np.testing.assert_allclose(losses["bfloat16"], losses["dense"], rtol=2e-2)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_work_is_counted(benchmark, values):
+    values["raw_noise_std"].value = 0.0
+    scene = build.load_scene(values)
+    trainer = benchmark.make_trainer("float32", values, scene.ndc)
+    batch = next(iter(ray_batches(scene, config.batch_settings(values), 3)))
+    # Density of one network everywhere, of the other nowhere.
+    for field, bias in ((trainer.coarse, 100.0), (trainer.fine, -100.0)):
+        kernel, bias_variable = field.mlp.get_layer("alpha").trainable_variables
+        kernel.assign(tf.zeros_like(kernel.value))
+        bias_variable.assign([bias])
+    coarse, fine = benchmark.count_work(trainer, batch)
+    assert (coarse["points"], fine["points"]) == (48 * 9, 48 * 16)
+    # Opaque at once: light reaches little but the first sample.
+    assert coarse["coloured"] > 0.1
+    assert 1 / 9 <= coarse["active"] < 0.5
+    assert (fine["coloured"], fine["active"]) == (0.0, 0.0)
+    # By hand: 63 and 16 wide layers, bottleneck 256, views 8, rgb 3, density 1.
+    assert benchmark.products(trainer, 0) == (63 * 16 + 16 * 16 + 16, 16 * 256 + (256 + 27) * 8 + 8 * 3)
+    trunk, branch = benchmark.products(trainer, 0)
+    work = [{"points": 10, "coloured": 0.5, "active": 0.2}]
+    assert benchmark.gigaflops(trainer, work, dense=True, training=False) == pytest.approx(2e-8 * (trunk + branch))
+    assert benchmark.gigaflops(trainer, work, dense=True, training=True) == pytest.approx(6e-8 * (trunk + branch))
+    expected = 2e-8 * (trunk + 0.5 * branch + 0.4 * (trunk + branch))
+    assert benchmark.gigaflops(trainer, work, dense=False, training=True) == pytest.approx(expected)
+
+
+def test_the_report(benchmark, tmp_path, capsys):
+    assert benchmark.main([*FLAGS, "--repeats=2", f"--out={tmp_path}"]) == 0
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    engines = report["cases"]["random weights"]["engines"]
+    assert set(engines) == set(benchmark.ENGINES)
+    for kinds in engines.values():
+        for record in kinds.values():
+            assert len(record["seconds"]) == 2
+            assert record["rays_per_second"] == pytest.approx(48 / record["median_seconds"])
+            assert record["peak_mb"] > 0
+            assert record["share_of_matmul_limit"] > 0
+    assert engines["dense"]["train"]["times_faster_than_dense"] == 1.0
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{tmp_path / 'benchmark.json'}\n{tmp_path / 'benchmark.png'}\n")
+    assert (tmp_path / "benchmark.png").stat().st_size > 5000
+
+
+def test_the_race(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "SECONDS_BETWEEN_LOOKS", 0.05)
+    assert benchmark.main([*FLAGS, "--race=0.003", f"--out={tmp_path}"]) == 0
+    records = json.loads((tmp_path / "race.json").read_text())
+    assert set(records) == set(benchmark.ENGINES)
+    assert len(records["bfloat16"]["train_psnr"]) == len(records["float32"]["train_psnr"]) > 0
+    for engine, record in records.items():
+        assert record["seconds"] == sorted(record["seconds"])
+        assert engine == "bfloat16" or record["seconds"][-1] >= 0.18
+        assert record["step"][-1] == len(record["train_psnr"])
+        assert np.isfinite(record["psnr"]).all()
+    assert (tmp_path / "race.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--engines=fast"], 2, "unknown fast; known are dense, float32, bfloat16"),
+        (["--repeats=0"], 2, "--repeats 0"),
+        (["--datadir=nowhere"], 1, "benchmark: nowhere"),
+        (["--ft_path=nowhere.npy"], 1, "benchmark: nowhere.npy"),
+    ],
+)
+def test_mistakes(benchmark, tmp_path, capsys, arguments, code, message):
+    try:
+        result = benchmark.main([*FLAGS, f"--out={tmp_path}", *arguments])
+    except SystemExit as stop:
+        result = stop.code
+    assert result == code
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,315 @@
+"""The prediction's shape, not its constants: what it grows with, what it does not, and the choices made by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from nerf_tf.field import mlp
+from nerf_tf.render import memory
+from nerf_tf.render.memory import NetworkShape, Plan, Workload, plan, predict, rays_at_once, smaller
+
+PAPER = NetworkShape(depth=8, width=256, points=63, viewdirs=27, weights=595_844)
+SMALL = NetworkShape(depth=4, width=64, points=39, viewdirs=0, weights=20_000)
+# The paper's fern setting.
+TRAINING = Workload(training=True, rays=4096, N_samples=64, N_importance=128, coarse=PAPER, fine=PAPER)
+RENDERING = dataclasses.replace(TRAINING, training=False, rays=378 * 504)
+
+
+def variants() -> list[Workload]:
+    """Training and rendering in all ways, with one pass or two, of one network or two."""
+    networks = itertools.cycle(
+        ({}, {"coarse": SMALL}, {"fine": None}, {"N_importance": 0, "fine": None}, {"fine": SMALL, "keep_raw": True})
+    )
+    ways = itertools.product((TRAINING, RENDERING), (4, 2), (False, True))
+    return [
+        dataclasses.replace(work, value_bytes=size, compiled=compiled, **next(networks))
+        for work, size, compiled in [*ways, (TRAINING, 4, False), (RENDERING, 4, False)]
+    ]
+
+
+def name_of(work: Workload) -> str:
+    words = ["train" if work.training else "render", f"{work.value_bytes} bytes", f"{work.samples} samples"]
+    return ", ".join([*words, *["compiled"] * work.compiled, *["one network"] * (work.fine is None)])
+
+
+every_kind = pytest.mark.parametrize("work", variants(), ids=name_of)
+
+
+def assert_never_less(values: list[int]) -> None:
+    """Ascending, and not all the same."""
+    assert values == sorted(values)
+    assert values[-1] > values[0]
+
+
+# How many rays at once
+
+
+@pytest.mark.parametrize("samples", [64, 192, 300])
+@pytest.mark.parametrize(("training", "compiled"), [(False, False), (False, True), (True, True)])
+def test_chunk_alone_limits_rays_that_need_no_kept_activations(training, compiled, samples):
+    for rays, chunk, expected in ((4096, 32768, 4096), (4096, 100, 100), (50, 100, 50), (1, 1, 1)):
+        for netchunk in (1, 1000, 10**9):
+            assert rays_at_once(rays, samples, chunk, netchunk, training, compiled) == expected
+
+
+@pytest.mark.parametrize(
+    ("rays", "samples", "chunk", "netchunk", "expected"),
+    [
+        (4096, 192, 32768, 16384, 85),  # a tile of them, with all their samples
+        (4096, 64, 32768, 16384, 256),
+        (4096, 64, 100, 16384, 100),
+        (50, 64, 32768, 16384, 50),
+        (4096, 192, 32768, 10**9, 4096),
+        (4096, 192, 32768, 383, 1),
+        (4096, 192, 32768, 192, 1),
+        (4096, 192, 32768, 191, 4096),  # no tile holds a ray, so each is evaluated again
+        (4096, 192, 500, 191, 500),
+    ],
+)
+def test_a_training_step_takes_as_many_rays_as_fit_a_tile(rays, samples, chunk, netchunk, expected):
+    assert rays_at_once(rays, samples, chunk, netchunk, training=True, compiled=False) == expected
+
+
+# Predictions
+
+
+@every_kind
+def test_more_never_takes_less(work):
+    def replaced(**kwargs) -> Workload:
+        return dataclasses.replace(work, **kwargs)
+
+    netchunks = [work.samples * 2**n for n in range(9)]
+    assert_never_less([predict(replaced(rays=rays), 1000, 16384) for rays in (1, 3, 20, 85, 999, 10**6)])
+    assert_never_less([predict(work, chunk, 65536) for chunk in (1, 3, 20, 85, 999, 4096, 32768)])
+    assert_never_less([predict(work, 2000, netchunk) for netchunk in netchunks])
+    # A number of rays that is no whole one is rounded down, so that samples count in full only where it is whole.
+    samples = [(n, n if work.N_importance else 0) for n in (16, 32, 64, 128, 256)]
+    by_samples = [predict(replaced(N_samples=n, N_importance=m), 4, 16384) for n, m in samples]
+    assert_never_less(by_samples)
+    assert predict(replaced(N_importance=64), 4, 16384) >= predict(replaced(N_importance=0), 4, 16384)
+    for name in ("width", "depth", "points", "weights"):
+        shapes = [dataclasses.replace(PAPER, **{name: factor * getattr(PAPER, name)}) for factor in (1, 2, 3)]
+        sizes = [predict(replaced(coarse=shape, fine=work.fine and shape), 1000, 16384) for shape in shapes]
+        assert sizes == sorted(sizes), name
+
+
+@every_kind
+def test_the_larger_of_two_networks_counts(work):
+    wide = dataclasses.replace(PAPER, width=512)
+    if work.fine is not None:
+        for chunk, netchunk in ((1000, 16384), (4, 65536)):
+            reference = predict(dataclasses.replace(work, coarse=PAPER, fine=PAPER), chunk, netchunk)
+            assert predict(dataclasses.replace(work, coarse=wide, fine=PAPER), chunk, netchunk) >= reference
+            assert predict(dataclasses.replace(work, coarse=PAPER, fine=wide), chunk, netchunk) > reference
+
+
+@every_kind
+def test_it_is_flat_in_rays_beyond_what_is_processed_at_once(work):
+    for chunk, netchunk in ((1000, 16384), (32768, 16384), (64, 65536), (30, 1000)):
+        largest = rays_at_once(10**9, work.samples, chunk, netchunk, work.training, work.compiled)
+        sizes = {predict(dataclasses.replace(work, rays=n * largest), chunk, netchunk) for n in (1, 2, 37)}
+        assert len(sizes) == 1
+        assert predict(dataclasses.replace(work, rays=max(1, largest // 3)), chunk, netchunk) < sizes.pop()
+
+
+@every_kind
+def test_it_is_linear_in_netchunk(work):
+    work = dataclasses.replace(work, rays=10**6)
+    # More points than fit a tile, whose number of rays is a whole one.
+    sizes = [predict(work, 32768, n * 64 * work.samples) for n in (1, 2, 3, 4)]
+    steps = [b - a for a, b in itertools.pairwise(sizes)]
+    assert min(steps) > 0
+    assert max(steps) - min(steps) <= 2  # bytes, from rounding
+
+
+@every_kind
+def test_netchunk_does_not_matter_beyond_the_points_there_are(work):
+    points = 100 * work.samples
+    sizes = {predict(dataclasses.replace(work, rays=100), 1000, netchunk) for netchunk in (points, 2 * points, 10**9)}
+    assert len(sizes) == 1
+
+
+@every_kind
+def test_values_of_half_the_size_take_less(work):
+    full, half = (dataclasses.replace(work, value_bytes=size) for size in (4, 2))
+    for chunk, netchunk in ((32768, 16384), (1000, 65536), (1000, 4096)):
+        assert predict(half, chunk, netchunk) < predict(full, chunk, netchunk)
+
+
+@every_kind
+def test_training_takes_more_than_rendering(work):
+    rendering, training = (dataclasses.replace(work, training=flag, rays=85) for flag in (False, True))
+    assert predict(training, 85, 16384) > predict(rendering, 85, 16384)
+
+
+def test_raw_that_is_kept_is_there_anyway_and_nothing_need_be_known_of_what_is_seen():
+    without, kept = (dataclasses.replace(RENDERING, keep_raw=flag) for flag in (False, True))
+    difference = predict(without, 1000, 16384) - predict(kept, 1000, 16384)
+    assert difference == pytest.approx(1000 * 192 * 4 * memory.VISIBILITY, abs=1)
+
+
+def test_weights_stay_and_in_training_so_do_two_moments_of_each():
+    both = PAPER.weights + SMALL.weights
+    assert dataclasses.replace(RENDERING, fine=SMALL).resident == 4 * both
+    assert dataclasses.replace(TRAINING, fine=SMALL).resident == 12 * both
+    assert dataclasses.replace(TRAINING, fine=None).resident == 12 * PAPER.weights
+    assert dataclasses.replace(TRAINING, value_bytes=2).resident == TRAINING.resident
+
+
+def test_the_bottleneck_is_as_wide_as_the_networks():
+    assert memory.BOTTLENECK_WIDTH == mlp.BOTTLENECK_WIDTH
+
+
+# Plans
+
+
+def budgets(work: Workload) -> list[float]:
+    """From next to nothing that works to more than enough."""
+    return [work.resident + 40e6 * 3**n for n in range(8)]
+
+
+@every_kind
+def test_a_plan_stays_within_its_budget(work):
+    for budget in budgets(work):
+        chosen = plan(work, budget, None, None)
+        assert chosen.predicted == predict(work, chosen.chunk, chosen.netchunk)
+        assert memory.MARGIN * chosen.predicted + work.resident <= budget
+        assert 1 <= chosen.netchunk <= memory.LARGEST_TILE
+        assert 1 <= chosen.chunk <= memory.LARGEST_CHUNK
+
+
+@every_kind
+def test_a_plan_prefers_a_large_netchunk_and_then_a_large_chunk(work):
+    work = dataclasses.replace(work, rays=2**17)
+    plans = [plan(work, budget, None, None) for budget in budgets(work)]
+    assert [chosen.netchunk for chosen in plans] == sorted(chosen.netchunk for chosen in plans)
+    assert plans[-1].netchunk == memory.LARGEST_TILE
+    assert plan(work, math.inf, None, None).chunk == memory.LARGEST_CHUNK
+    for budget, chosen in zip(budgets(work), plans, strict=True):
+        if chosen.netchunk < memory.LARGEST_TILE:
+            filled = predict(work, -(-2 * chosen.netchunk // work.samples), 2 * chosen.netchunk)
+            assert memory.MARGIN * filled + work.resident > budget
+        if chosen.chunk < memory.LARGEST_CHUNK:
+            assert memory.MARGIN * predict(work, 2 * chosen.chunk, chosen.netchunk) + work.resident > budget
+    # Both kinds of give and take occurred.
+    assert len({chosen.netchunk for chosen in plans}) > 1 or len({chosen.chunk for chosen in plans}) > 1
+
+
+@every_kind
+def test_a_chunk_fills_its_tile(work):
+    for budget in budgets(work):
+        chosen = plan(work, budget, None, None, largest_tile=2**18)
+        # Half as many rays, and a tile that they fill, would do as well.
+        assert 2 * chosen.chunk * work.samples > chosen.netchunk or chosen.netchunk <= memory.SMALLEST_TILE
+
+
+def test_a_gpu_gets_larger_tiles():
+    assert plan(TRAINING, math.inf, None, None, largest_tile=10**5).netchunk == 10**5
+
+
+def test_a_chunk_is_no_larger_than_the_batch():
+    assert plan(dataclasses.replace(TRAINING, rays=100), math.inf, None, None).chunk == 100
+
+
+@every_kind
+def test_what_is_given_stays(work):
+    for chunk, netchunk, budget in ((500, None, 1e9), (None, 3000, 1e9), (500, 3000, 1e9), (10**6, 10**6, math.inf)):
+        chosen = plan(work, budget, chunk, netchunk)
+        assert chunk in (None, chosen.chunk)
+        assert netchunk in (None, chosen.netchunk)
+        assert memory.MARGIN * chosen.predicted + work.resident <= budget
+    least = memory.MARGIN * predict(work, 500, 3000) + work.resident
+    plan(work, least, 500, 3000)
+    with pytest.raises(ValueError, match="too little"):
+        plan(work, least - 1, 500, 3000)
+
+
+@every_kind
+def test_the_error_is_one_line_that_says_what_would_fit(work):
+    for chunk, netchunk in ((None, None), (20000, None), (None, 9000), (20000, 50000)):
+        with pytest.raises(ValueError, match="memory_budget_mb 1 is too little") as caught:
+            plan(work, 1e6, chunk, netchunk)
+        message = str(caught.value)
+        assert "\n" not in message
+        ((megabytes, named_chunk, named_netchunk),) = [
+            map(int, found) for found in re.findall(r"takes (\d+) MB at chunk (\d+) and netchunk (\d+)", message)
+        ]
+        assert chunk in (None, named_chunk)
+        assert netchunk in (None, named_netchunk)
+        assert ("auto" in message) == (chunk is not None or netchunk is not None)
+        # With that it works, and it is no more than that takes.
+        plan(work, megabytes * 1e6, chunk, netchunk)
+        predicted = plan(work, megabytes * 1e6, named_chunk, named_netchunk).predicted
+        needed = memory.MARGIN * predicted + work.resident
+        assert (megabytes - 1) * 1e6 < needed <= megabytes * 1e6
+
+
+# Out of memory
+
+
+@every_kind
+def test_giving_way_halves_what_it_may_and_never_takes_more(work):
+    start = plan(work, math.inf, None, None)
+    for halve_chunk, halve_netchunk in ((True, False), (False, True), (True, True)):
+        current, steps = start, 0
+        # Below that no tile holds a ray.
+        while current.netchunk >= 2 * work.samples and current.chunk > 1:
+            following = smaller(work, current, halve_chunk, halve_netchunk)
+            assert following.chunk == (current.chunk // 2 if halve_chunk else current.chunk)
+            assert following.netchunk == (current.netchunk // 2 if halve_netchunk else current.netchunk)
+            assert following.predicted == predict(work, following.chunk, following.netchunk)
+            assert following.predicted <= current.predicted
+            current, steps = following, steps + 1
+        assert steps > 3
+        assert current.predicted < start.predicted
+
+
+def test_nothing_gives_way_where_nothing_may_or_is_left():
+    current = Plan(500, 4096, predict(TRAINING, 500, 4096))
+    assert smaller(TRAINING, current, halve_chunk=False, halve_netchunk=False) is None
+    assert smaller(TRAINING, Plan(1, 1, 0), halve_chunk=True, halve_netchunk=True) is None
+    assert smaller(TRAINING, Plan(1, 4096, 0), halve_chunk=True, halve_netchunk=False) is None
+    # Of a chunk that no batch fills, half is no less.
+    assert smaller(TRAINING, Plan(10**6, 4096, 0), halve_chunk=True, halve_netchunk=False).chunk == 2048
+
+
+@every_kind
+def test_a_plan_in_words_is_one_line(work):
+    words = memory.in_words(work, Plan(500, 4096, 123_400_000))
+    assert "\n" not in words
+    for part in ("chunk 500", "netchunk 4096", "123 MB", f"{work.resident / 1e6:.0f} MB"):
+        assert part in words
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine without a GPU; a function sets how much memory is free, and what is allowed."""
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "tf", SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: [])))
+
+    def write(meminfo: str | None, limit: str | None) -> None:
+        for name, text in (("meminfo", meminfo), ("memory.max", limit)):
+            if text is not None:
+                (tmp_path / name).write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(None, 8e6 * 1024), ("max\n", 8e6 * 1024), ("2000000000\n", 2e9), (f"{10**15}", 8e6 * 1024)]
+)
+def test_free_memory_is_the_machines_or_the_containers(machine, limit, expected):
+    machine("MemTotal: 16000000 kB\nMemFree: 1000000 kB\nMemAvailable:    8000000 kB\nBuffers: 5 kB\n", limit)
+    assert memory.free_memory() == expected
+
+
+def test_where_nobody_knows_what_is_free_the_flag_is_asked_for(machine):
+    with pytest.raises(ValueError, match="--memory_budget_mb"):
+        memory.free_memory()
