@@ -369,9 +369,10 @@ def test_importance_samples_are_uniform_where_weights_are():
     np.testing.assert_allclose(counts, counts.mean(), rtol=0.06)
 
 
-@pytest.mark.parametrize(("N_samples", "first_ray"), [(7, 0), (8, 1000)])
+@pytest.mark.parametrize(("N_samples", "first_ray"), [(7, 0), (6, 1000)])
 def test_noise_is_normal_and_of_its_own_in_each_pass(N_samples, first_ray):
-    drawn = draws(RenderSettings(N_samples, 3, 1.0, 0.5), many_rays(8000), first_ray)
+    # Both passes' samples fill two blocks of four numbers: were they from one stream, they would be the same.
+    drawn = draws(RenderSettings(N_samples, 1, 1.0, 0.5), many_rays(8000), first_ray)
     for name in ("coarse noise", "fine noise"):
         noise = drawn[name] / 0.5
         np.testing.assert_allclose(noise.mean(axis=0), 0.0, atol=0.05)

@@ -244,7 +244,7 @@ def test_a_trainer_can_be_resized_on_the_way(at_once):
     ]
 
 
-@pytest.mark.parametrize(("chunk", "netchunk"), [(32768, 4096), (64, 48)], ids=["netchunk", "chunk"])
+@pytest.mark.parametrize(("chunk", "netchunk"), [(32768, 4096), (64, 65536)], ids=["netchunk", "chunk"])
 def test_memory_is_flat_in_N_rand_beyond_what_is_processed_at_once(peak_memory, chunk, netchunk):
     mlp = FieldSettings(depth=3, width=64, multires=4, multires_views=2, use_viewdirs=True)
     rendering = RenderSettings(N_samples=64, chunk=chunk)
@@ -255,7 +255,7 @@ def test_memory_is_flat_in_N_rand_beyond_what_is_processed_at_once(peak_memory, 
         step()
         peaks[count] = peak_memory(step)
     assert peaks[1024] < 1.1 * peaks[256], peaks
-    assert peaks[256] > 64 * 64 * 100, peaks  # it is the samples that take it
+    assert peaks[256] > 2**20, peaks  # TensorFlow does not count pieces of less than 256 KiB on a CPU
 
 
 # Precision

@@ -370,8 +370,7 @@ def run_cell(cell: Cell, way: str | None, values: flags.FlagValues, weights: str
         measured_mb, seconds = measure(work_of(cell, trainer, rays))
         print(json.dumps({"measured_mb": measured_mb, "seconds": seconds}))
     except tf.errors.ResourceExhaustedError as error:
-        lines = str(error).splitlines()
-        print("out of memory:", next((line for line in lines if "OOM" in line), lines[0]).strip(), file=sys.stderr)
+        print("out of memory:", build.failed_allocation(error), file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
