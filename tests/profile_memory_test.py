@@ -74,10 +74,10 @@ def assert_picture(path: Path) -> None:
 def test_cells_are_measured_in_fresh_processes(tool, counted, tmp_path, capsys):
     out = tmp_path / "new"
     lists = ["--modes", "render", "--retraw", "0", "--chunks", str(RAYS), "--netchunks", "2048,32768"]
-    lists += ["--samples", "16+16", "--precisions", "float32"]
+    lists += ["--samples", "32+0", "--precisions", "float32"]
     assert tool.main([*lists, *NETWORK, "--out", str(out)]) == 0
     small, large = read(out / "profile.csv")
-    expected = {"mode": "render", "rays": "1024", "chunk": "1024", "N_samples": "16", "N_importance": "16"}
+    expected = {"mode": "render", "rays": "1024", "chunk": "1024", "N_samples": "32", "N_importance": "0"}
     expected |= {"retraw": "0", "precision": "float32", "netwidth": "32", "netdepth": "2", "failure": ""}
     for row, netchunk in ((small, "2048"), (large, "32768")):
         assert row.items() >= (expected | {"netchunk": netchunk}).items()
@@ -90,7 +90,7 @@ def test_cells_are_measured_in_fresh_processes(tool, counted, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2:] == [str(out / "profile.csv"), str(out / "profile.png")]
     for row, line in zip((small, large), printed[1:3], strict=True):
-        assert line.split()[:5] == ["render", "1024", "1024", row["netchunk"], "16+16"]
+        assert line.split()[:5] == ["render", "1024", "1024", row["netchunk"], "32+0"]
         assert f"{float(row['measured_mb']):,.2f}" in line
 
 

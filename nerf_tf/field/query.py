@@ -90,7 +90,8 @@ class Field:
 
             return raw, gradient
 
-        return tf.reshape(evaluate(tf.reshape(points, [-1, 3]), *variables), [-1, samples, 4])
+        raw = evaluate(tf.reshape(points, [-1, 3]), *variables)
+        return tf.reshape(raw, [-1 if count is None else count, samples, 4])
 
     def _forward(self, variables, points, encoded_viewdirs, rays, visible_above=None) -> tuple[tf.Tensor, Activations]:
         encoded = positional_encoding(points, self.settings.multires)
@@ -107,8 +108,8 @@ class Field:
         in a trained scene these are most samples. What lies behind a surface has next to none.
         """
         size = tf.reduce_max(tf.abs(upstream), axis=-1)
-        # Put this way round, a NaN counts, and is not swept under the carpet.
-        return tf.logical_not(size <= self.row_tolerance * tf.reduce_max(size))
+        # What is no number counts too: compared with anything it is not larger, and would vanish unseen.
+        return tf.logical_or(size > self.row_tolerance * tf.reduce_max(size), tf.logical_not(tf.math.is_finite(size)))
 
     def _forward_in_tiles(self, variables, gather, count, largest, visible_above) -> tf.Tensor:
         tiles, size = self._split(count, largest)

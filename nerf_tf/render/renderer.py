@@ -104,7 +104,7 @@ def render_rays(
     Raises:
         ValueError: the settings ask for randomness and there is no seed.
     """
-    first = coarse_pass(coarse, rays, settings, seed, all_colours=keep_raw)
+    first = coarse_pass(coarse, rays, settings, seed, all_colours=keep_raw and settings.N_importance == 0)
     if settings.N_importance == 0:
         return RayRenderings(first.rendering, None, None, first.raw if keep_raw else None)
     final, z_std = fine_pass(fine or coarse, rays, first, settings, seed, all_colours=keep_raw)
