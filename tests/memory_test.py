@@ -24,7 +24,7 @@ RENDERING = dataclasses.replace(TRAINING, training=False, rays=378 * 504)
 def variants() -> list[Workload]:
     """Training and rendering in all ways, with one pass or two, of one network or two."""
     networks = itertools.cycle(
-        ({}, {"coarse": SMALL}, {"fine": None}, {"N_importance": 0, "fine": None}, {"fine": SMALL, "keep_raw": True})
+        ({}, {"coarse": SMALL}, {"fine": None}, {"N_importance": 0, "fine": None}, {"fine": SMALL})
     )
     ways = itertools.product((TRAINING, RENDERING), (4, 2), (False, True))
     return [
@@ -146,12 +146,6 @@ def test_values_of_half_the_size_take_less(work):
 def test_training_takes_more_than_rendering(work):
     rendering, training = (dataclasses.replace(work, training=flag, rays=85) for flag in (False, True))
     assert predict(training, 85, 16384) > predict(rendering, 85, 16384)
-
-
-def test_raw_that_is_kept_is_there_anyway_and_nothing_need_be_known_of_what_is_seen():
-    without, kept = (dataclasses.replace(RENDERING, keep_raw=flag) for flag in (False, True))
-    difference = predict(without, 1000, 16384) - predict(kept, 1000, 16384)
-    assert difference == pytest.approx(1000 * 192 * 4 * memory.VISIBILITY, abs=1)
 
 
 def test_weights_stay_and_in_training_so_do_two_moments_of_each():

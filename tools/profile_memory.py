@@ -183,7 +183,6 @@ def set_density(field: Field, density: float) -> None:
 def predicted_mb(cell: Cell, trainer: Trainer) -> float:
     """What the planner says that a cell takes."""
     work = build.workload(trainer, cell.mode == "train", cell.rays, cell.precision)
-    work = dataclasses.replace(work, keep_raw=cell.retraw)
     return memory.predict(work, cell.chunk, cell.netchunk) / memory.MEGABYTE
 
 

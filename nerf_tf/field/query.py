@@ -90,8 +90,7 @@ class Field:
 
             return raw, gradient
 
-        raw = evaluate(tf.reshape(points, [-1, 3]), *variables)
-        return tf.reshape(raw, [-1 if count is None else count, samples, 4])
+        return tf.reshape(evaluate(tf.reshape(points, [-1, 3]), *variables), [-1, samples, 4])
 
     def _forward(self, variables, points, encoded_viewdirs, rays, visible_above=None) -> tuple[tf.Tensor, Activations]:
         encoded = positional_encoding(points, self.settings.multires)

@@ -18,15 +18,17 @@ FLOAT = 4  # bytes
 MEGABYTE = 1e6
 
 # Values per sample that are alive together outside of the networks: positions, raw, intervals, opacities, weights,
-# coloured contributions; to tell which samples are seen; and in training the gradients of all these. Counted with
-# TensorFlow's allocator, over many settings, as are the next two.
-RENDERED_SAMPLE, VISIBILITY, TRAINED_SAMPLE = 10.5, 2.5, 45.0
+# coloured contributions, and in training the gradients of all these. Counted with TensorFlow's allocator, over many
+# settings, as are the next three.
+RENDERED_SAMPLE, TRAINED_SAMPLE = 10.9, 45.0
+# What the view branch takes, for what it holds: the allocator does not cut up pieces that are a little too large.
+BRANCH_ROOM = 1.25
 # Layers' outputs in the backward pass besides those kept: gathered rows, and the gradients on either side of a layer.
 BACKWARD_LAYERS = 5.5
 # Copies of all weights in training: the sums of their gradients, and what is added to them.
 GRADIENT_COPIES = 2.0
-# Predictions are this close to what is measured; a plan has to fit even if it takes so much more.
-MARGIN = 1.2
+# What is measured is at most so much more than predicted; a plan has to fit all the same.
+MARGIN = 1.3
 # What `plan` chooses from. On a CPU a tile of this many points stays in its caches; a GPU wants larger ones.
 LARGEST_CHUNK, SMALLEST_CHUNK = 32768, 64
 LARGEST_TILE, LARGEST_GPU_TILE, SMALLEST_TILE = 16384, 262144, 256
@@ -65,7 +67,6 @@ class Workload:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         value_bytes: size of what networks compute in: 4, or 2 for bfloat16 and float16.
         compiled: whether XLA compiles the tiles, which then have a fixed size and are evaluated again for gradients.
-        keep_raw: whether all colours are computed, and raw leaves the chunk. It is there anyway at the worst moment.
     """
 
     training: bool
@@ -76,7 +77,6 @@ class Workload:
     fine: NetworkShape | None
     value_bytes: int = FLOAT
     compiled: bool = False
-    keep_raw: bool = False
 
     @property
     def name(self) -> str:
@@ -146,9 +146,9 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
         each = TRAINED_SAMPLE
     else:
         trunk = encoded + (2 * width + network.points) * size  # around the skip
-        branch = (2 * width + 2 * BOTTLENECK_WIDTH + network.viewdirs) * size if network.viewdirs else 0
+        branch = BRANCH_ROOM * (2 * BOTTLENECK_WIDTH + network.viewdirs) * size if network.viewdirs else 0
         tile = max(trunk, branch)
-        each = RENDERED_SAMPLE + (0.0 if work.keep_raw else VISIBILITY)
+        each = RENDERED_SAMPLE
     return min(points, netchunk) * tile + points * each * FLOAT
 
 

@@ -134,6 +134,7 @@ class Trainer:
             # The last chunk repeats the last ray where it runs over the end, at no weight.
             chunk = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
             losses, gradients, sigma = self._gradients(chunk, tf.where(rows < count, 1.0 / count, 0.0), seed, i * size)
+            sigma = tf.ensure_shape(sigma, [size, samples])
             return i + 1, *tf.nest.map_structure(tf.add, list(sums[:2]), [losses, gradients]), sigma
 
         zeros = [tf.zeros_like(variable.value) for variable in self._variables]
