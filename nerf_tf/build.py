@@ -16,7 +16,7 @@ from nerf_tf import config
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import encoded_width
-from nerf_tf.field.mlp import build_mlp
+from nerf_tf.field.mlp import build_mlp, precision
 from nerf_tf.field.query import Field
 from nerf_tf.render import memory
 from nerf_tf.render.renderer import Renderer, RenderSettings
@@ -117,7 +117,7 @@ class Memory:
         Raises:
             ValueError: nothing does, or nobody knows how much there is.
         """
-        self.work = workload(trainer, training, rays, values.mixed_precision)
+        self.work = workload(trainer, training, rays)
         chunk, netchunk = (None if value == "auto" else value for value in (values.chunk, values.netchunk))
         self._auto = {"halve_chunk": chunk is None, "halve_netchunk": netchunk is None}
         if values.memory_budget_mb is not None:
@@ -150,7 +150,7 @@ class Memory:
         return smaller
 
 
-def workload(trainer: Trainer, training: bool, rays: int, precision: str) -> memory.Workload:
+def workload(trainer: Trainer, training: bool, rays: int) -> memory.Workload:
     """What the memory of training steps or of rendering depends on, but for chunk and netchunk."""
 
     def shape(field: Field) -> memory.NetworkShape:
@@ -166,7 +166,7 @@ def workload(trainer: Trainer, training: bool, rays: int, precision: str) -> mem
         N_importance=trainer.rendering.N_importance,
         coarse=shape(trainer.coarse),
         fine=trainer.fine and shape(trainer.fine),
-        value_bytes=4 if precision == "float32" else 2,
+        value_bytes=tf.as_dtype(precision(trainer.coarse.mlp)).size,
         compiled=trainer.coarse.compiled,
     )
 
@@ -179,6 +179,18 @@ def failed_allocation(error: tf.errors.ResourceExhaustedError) -> str:
     """The line of TensorFlow's message that says what did not fit."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "OOM" in line or "allocat" in line), lines[0] if lines else "no details")
+
+
+def load_weights(trainer: Trainer, path: Path) -> None:
+    """Gives the networks the weights of a coarse `.npy` file, and of the fine one that is found beside it by name.
+
+    Raises:
+        ValueError, OSError: a file is missing, is none, or belongs to another network.
+    """
+    tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
+    if trainer.fine is not None:
+        fine_path = tf1_weights.fine_path(path)
+        tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
 
 
 def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
@@ -201,10 +213,7 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
     else:
         path = newest if values.ft_path is None else Path(values.ft_path)
         trainer.step.assign(tf1_weights.step_of(path) + 1)
-        tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
-        if trainer.fine is not None:
-            fine_path = tf1_weights.fine_path(path)
-            tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
+        load_weights(trainer, path)
         logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
         if store.newest is not None and not values.render_only:
             logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)

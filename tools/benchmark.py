@@ -26,6 +26,7 @@ from pathlib import Path
 
 import drawing
 import numpy as np
+import profile_memory
 import tensorflow as tf
 from absl import flags
 
@@ -37,7 +38,6 @@ from nerf_tf.field.query import ROW_TOLERANCE, Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.render import outputs
 from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
-from nerf_tf.train import tf1_weights
 from nerf_tf.train.metrics import mse, psnr
 from nerf_tf.train.trainer import Trainer
 
@@ -242,15 +242,6 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_megabytes(run: Callable[[], object]) -> float:
-    """The most that was allocated while it ran, on top of what was before."""
-    device = "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
-    tf.config.experimental.reset_memory_stats(device)
-    before = tf.config.experimental.get_memory_info(device)["current"]
-    run()
-    return (tf.config.experimental.get_memory_info(device)["peak"] - before) / 1e6
-
-
 def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, weights: str | None) -> dict:
     """Times and memory of every engine at random weights or at those of a file."""
     values["lrate"].value = 1e-12  # so that every step sees the same weights
@@ -259,17 +250,12 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
     for engine in args.engines:
         trainer = trainers[engine] = make_trainer(engine, values, scene.ndc)
         if weights is not None:
-            for field, path in ((trainer.coarse, Path(weights)), (trainer.fine, tf1_weights.fine_path(Path(weights)))):
-                if field is not None:
-                    tf1_weights.assign(field.mlp, tf1_weights.load(path), path)
+            build.load_weights(trainer, Path(weights))
         still = trainer.rendering.deterministic()
         render = tf.function(lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb)
         runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
         runs[engine, "render"] = lambda render=render: render(batch.rays)
-    peaks = {}
-    for key, run in runs.items():
-        run()
-        peaks[key] = peak_megabytes(run)
+    peaks = {key: profile_memory.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}
     fresh = []  # steps that take their batch from the pipeline rather than the same one again
     for _ in range(args.repeats):

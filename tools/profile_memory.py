@@ -163,11 +163,7 @@ def built_trainer(cell: Cell, values: flags.FlagValues, weights: str, ndc: bool)
         trainer.coarse = dataclasses.replace(trainer.coarse, row_tolerance=0.0)
         trainer.fine = trainer.fine and dataclasses.replace(trainer.fine, row_tolerance=0.0)
     elif values.ft_path is not None:
-        path = Path(values.ft_path)
-        tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
-        if trainer.fine is not None:
-            path = tf1_weights.fine_path(path)
-            tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(path), path)
+        build.load_weights(trainer, Path(values.ft_path))
     trainer.resize(cell.chunk, cell.netchunk)
     return trainer
 
@@ -182,7 +178,7 @@ def set_density(field: Field, density: float) -> None:
 
 def predicted_mb(cell: Cell, trainer: Trainer) -> float:
     """What the planner says that a cell takes."""
-    work = build.workload(trainer, cell.mode == "train", cell.rays, cell.precision)
+    work = build.workload(trainer, cell.mode == "train", cell.rays)
     return memory.predict(work, cell.chunk, cell.netchunk) / memory.MEGABYTE
 
 

@@ -130,6 +130,7 @@ class Trainer:
         size = -(-count // chunks)
 
         def add_chunk(i: tf.Tensor, *sums):
+            """Adds the i-th chunk's losses and gradients to the sums; the density is the last chunk's."""
             rows = i * size + tf.range(size)
             # The last chunk repeats the last ray where it runs over the end, at no weight.
             chunk = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
@@ -137,8 +138,8 @@ class Trainer:
             sigma = tf.ensure_shape(sigma, [size, samples])
             return i + 1, *tf.nest.map_structure(tf.add, list(sums[:2]), [losses, gradients]), sigma
 
-        zeros = [tf.zeros_like(variable.value) for variable in self._variables]
-        sums = [tf.zeros([]) for _ in (self.coarse, self.fine) if _], zeros, tf.zeros([size, samples])
+        losses = [tf.zeros([])] * (1 if self.fine is None else 2)
+        sums = losses, [tf.zeros_like(variable.value) for variable in self._variables], tf.zeros([size, samples])
         return tf.while_loop(lambda i, *_: i < chunks, add_chunk, (0, *sums), parallel_iterations=1)[1:]
 
     def _gradients(self, batch: RayBatch, shares: tf.Tensor, seed: tf.Tensor, first_ray: tf.Tensor | int):
