@@ -18,8 +18,10 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import build_mlp, precision
 from nerf_tf.field.query import Field
+from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.render import memory
-from nerf_tf.render.renderer import Renderer, RenderSettings
+from nerf_tf.render.occupancy import Box, Occupancy
+from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.trainer import Trainer
@@ -94,13 +96,39 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
     planned = Memory(values, trainer, training=False, rays=height * width)
     settings = config.render_settings(values, scene.ndc)
 
-    def sized(plan: memory.Plan) -> tuple[Field, Field | None, RenderSettings]:
-        coarse, fine = (f and dataclasses.replace(f, netchunk=plan.netchunk) for f in (trainer.coarse, trainer.fine))
-        return coarse, fine, dataclasses.replace(settings, chunk=plan.chunk)
+    networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]
+    folder = Path(values.basedir) / values.expname
+    occupancy = Occupancy(ray_box(scene), folder / "occupancy.npz", len(networks)) if values.occupancy else None
+
+    def sized(plan: memory.Plan) -> tuple[FieldFunction, FieldFunction | None, RenderSettings]:
+        fields = [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
+        if occupancy is not None:
+            fields = occupancy.restrict(fields)
+        return fields[0], fields[1] if len(fields) > 1 else None, dataclasses.replace(settings, chunk=plan.chunk)
+
+    def prepare() -> None:
+        if occupancy is not None:
+            occupancy.update(networks, [field.mlp.get_weights() for field in networks])
 
     return Renderer(
-        *sized(planned.plan), scene.near, scene.far, scene.ndc, lambda error: sized(planned.give_way(error))
+        *sized(planned.plan), scene.near, scene.far, scene.ndc, lambda error: sized(planned.give_way(error)), prepare
     )
+
+
+def ray_box(scene: Scene) -> Box:
+    """The smallest box around all that the scene's cameras and its path can see, in the space that rays live in."""
+    views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], c2w) for c2w in scene.render_poses)]
+    corners = []
+    for camera in set(scene.cameras):
+        c2w = np.stack([pose for other, pose in views if other == camera])[:, None]  # [N, 1, 3, 4]
+        # What a camera sees is a frustum, under NDC too, so its corners are enough.
+        rows, cols = np.array([0, 0, camera.height, camera.height]), np.array([0, camera.width, 0, camera.width])
+        rays = finish_rays(camera, *pixel_rays(camera, c2w, rows, cols), scene.near, scene.far, scene.ndc)
+        corners += [tf.reshape(rays.origins + t * rays.directions, [-1, 3]) for t in (scene.near, scene.far)]
+    points = np.concatenate(corners)
+    lower, upper = points.min(axis=0), points.max(axis=0)
+    margin = 1e-3 * (upper - lower)  # so that rounding leaves no sample outside
+    return Box(lower - margin, upper + margin)
 
 
 class Memory:

@@ -184,6 +184,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "whether XLA compiles what happens within a netchunk; auto: on a GPU only, it is slower on a CPU",
             choices=("auto", "true", "false"),
         ),
+        Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),
     ),
     "new here": (
         Option("N_iters", int, 1000000, "training stops after this many steps", low=1),

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nerf_tf import app, build, config
 from nerf_tf.data import blender
+from nerf_tf.render import occupancy
 from nerf_tf.train import tf1_weights
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,7 @@ CONFIGS = ROOT / "configs"
 BLENDER = [f"--config={CONFIGS / 'lego.txt'}", f"--datadir={SCENES / 'blender'}", *TINY.split()]
 LLFF = [f"--config={CONFIGS / 'fern.txt'}", f"--datadir={SCENES / 'llff'}", "--factor=2", *TINY.split()]
 DEEPVOXELS = [f"--config={CONFIGS / 'deepvoxels_greek.txt'}", f"--datadir={SCENES / 'deepvoxels'}", *TINY.split()]
+OCCUPANCY_RUNS = [("fast", ["--occupancy"]), ("fast", ["--occupancy"]), ("exact", [])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -484,6 +486,22 @@ def test_precision_and_compilation(tmp_path, flag):
 
 
 # Users' mistakes
+
+
+def test_occupancy_keeps_its_grids_and_leaves_exact_renders_alone(interrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(occupancy, "COARSE_CELLS", 16)
+    monkeypatch.setattr(occupancy, "FINE_CELLS", 32)
+    weights = interrupted.folder / "model_000010.npy"
+    arguments = [*BLENDER, f"--basedir={tmp_path}", f"--ft_path={weights}", "--render_only", "--render_test"]
+    results = [run(*arguments, f"--expname={name}", *more) for name, more in OCCUPANCY_RUNS]
+    assert [result.code for result in results] == [0, 0, 0], results
+    folders = [tmp_path / name for name, _ in OCCUPANCY_RUNS]
+    assert ["occupancy.npz" in files_in(folder) for folder in folders] == [True, True, False]
+    assert "occupancy, coarse" in results[0].stderr
+    assert "occupancy, coarse" not in results[1].stderr  # the file serves again
+    views = [png(folder / "renderonly_test_000011" / "000.png") for folder in folders]
+    np.testing.assert_array_equal(views[0], views[1])
+    assert saved_psnr(views[0], views[2]) > 25
 
 
 def test_a_mistake_in_a_flag_is_one_line():

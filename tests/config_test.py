@@ -71,6 +71,7 @@ NEW_DEFAULTS = {
     "memory_budget_mb": None,
     "mixed_precision": "float32",
     "jit_compile": "auto",
+    "occupancy": False,
 }
 CONFIG_VALUES = {
     "fern.txt": {
