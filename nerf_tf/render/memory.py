@@ -23,8 +23,8 @@ MEGABYTE = 1e6
 RENDERED_SAMPLE, TRAINED_SAMPLE = 10.9, 45.0
 # What the view branch takes, for what it holds: the allocator does not cut up pieces that are a little too large.
 BRANCH_ROOM = 1.25
-# Layers' outputs in the backward pass besides those kept, by bytes of a value: gathered rows, and the gradients on either
-# side of a layer.
+# Layers' outputs in the backward pass besides those kept, by bytes of a value: gathered rows, and the gradients on
+# either side of a layer.
 BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
 # Copies of all weights in training: the sums of their gradients, and what is added to them.
 GRADIENT_COPIES = 2.0
