@@ -145,7 +145,7 @@ def weights_step(folder: Path) -> int | None:
 
 
 def report(path: Path, about: Mapping[str, object], evaluation: Evaluation) -> None:
-    """Logs the table, and writes metrics.json: what is said `about` the run, and the scores."""
+    """Logs the table and writes it to metrics.json, with what is said `about` the run: scene, step, white_bkgd, ..."""
     step = "unknown" if about["step"] is None else about["step"]
     seconds = evaluation.seconds_per_view
     logger.info(
@@ -154,3 +154,4 @@ def report(path: Path, about: Mapping[str, object], evaluation: Evaluation) -> N
         "" if seconds is None else f", {seconds:.2f} s per view", evaluation.table(),
     )  # fmt: skip
     outputs.write_text(path, json.dumps(dict(about) | evaluation.summary(), indent=2) + "\n")
+    logger.info("%s", path)
