@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from nerf_tf.data.images import read_images
@@ -113,8 +114,12 @@ def score(views: Sequence[np.ndarray], photos: Sequence[np.ndarray]) -> dict[str
     pairs = zip(views, photos, strict=True)
     for view, photo in tqdm(pairs, desc="comparing", total=len(photos), unit="view", delay=0.5):
         reference = metrics.photo_8bit(photo)
-        for name, measure in chosen.items():
-            scores[name].append(measure(view, reference))
+        for name in list(scores):
+            try:
+                scores[name].append(chosen[name](view, reference))
+            except tf.errors.ResourceExhaustedError:  # A measure is not worth a run that took days.
+                logger.warning("no %s: not enough memory for images of that size", COLUMNS[name])
+                del scores[name]
     return scores
 
 

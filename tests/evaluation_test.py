@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from nerf_tf import evaluation
@@ -49,6 +50,16 @@ def test_damaged_lpips_weights_cost_lpips_only(tmp_path, monkeypatch, caplog):
         assert set(evaluation.measures(20, 20)) == {"psnr_8bit", "ssim"}
     assert "no LPIPS:" in caplog.text
     assert "vgg16.ckpt: not LPIPS weights" in caplog.text
+
+
+def test_a_measure_that_memory_does_not_suffice_for_is_left_out(tmp_path, monkeypatch, caplog):
+    def exhausted(view, reference):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(lpips, "load", lambda: exhausted)
+    result = evaluation.read(tmp_path / "views", flat_views(tmp_path / "views", [1, 2]))
+    assert {name: len(values) for name, values in result.scores.items()} == {"psnr_8bit": 2, "ssim": 2}
+    assert caplog.messages.count("no LPIPS: not enough memory for images of that size") == 1
 
 
 @pytest.mark.parametrize(("side", "names"), [(10, {"psnr_8bit"}), (15, {"psnr_8bit", "ssim"})])
