@@ -227,9 +227,9 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
     That is `--ft_path`, or else the newest checkpoint in the run's folder, or else, in a folder that the original
     wrote, the newest `model_*.npy`; nothing with `--no_reload`.
     """
-    newest = tf1_weights.newest(folder)
+    newest, training = tf1_weights.newest(folder), not (values.render_only or values.eval_only)
     if values.no_reload or (values.ft_path is None and newest is None and store.newest is None):
-        if values.render_only:
+        if not training:
             raise ValueError(f"{folder}: no weights to render; train first, or give --ft_path (without --no_reload)")
         if newest is not None:
             logger.warning("%s holds an earlier run, up to %s: files of equal names are replaced", folder, newest.name)
@@ -243,7 +243,7 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
         trainer.step.assign(tf1_weights.step_of(path) + 1)
         load_weights(trainer, path)
         logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
-        if store.newest is not None and not values.render_only:
+        if store.newest is not None and training:
             logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)
     logger.info("random_seed %d", trainer.seed.numpy())
 

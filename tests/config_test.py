@@ -67,6 +67,8 @@ NEW_DEFAULTS = {
     "far": None,
     "save_arrays": False,
     "render_path_file": None,
+    "eval_only": False,
+    "eval_folder": None,
     "fps": 30,
     "memory_budget_mb": None,
     "mixed_precision": "float32",

@@ -1,20 +1,16 @@
 """The original's weight files (`model_200000.npy`), in and out.
 
 Such a file is a NumPy object array of float arrays, which NumPy stores as a pickle, and a pickle can carry code. So
-`load` never lets it run: the pickle is read into an inert record of what it asks for, and arrays are built from that
-record only if it asks for nothing but float arrays.
+`load` never lets it run (see `pickled_arrays`).
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-import math
 import os
 import pickle
-import pickletools
 import re
-import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,30 +19,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from nerf_tf.render.outputs import complete_file
-
-# All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
-# `_codecs.encode` is how pickle protocol 2 spells bytes.
-_RECONSTRUCT = "numpy.core.multiarray._reconstruct"
-_NDARRAY = "numpy.ndarray"
-_DTYPE = "numpy.dtype"
-_ENCODE = "_codecs.encode"
-_ADMITTED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
-
-# What numpy's header reader and an unpickler can raise over a damaged or hostile file.
-_READING_ERRORS = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-)
+from nerf_tf.train import pickled_arrays
 
 _FLAGS_HINT = (
     "check --netdepth, --netwidth, --netdepth_fine, --netwidth_fine, --multires, --multires_views, --i_embed "
@@ -74,11 +47,9 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
         with path.open("rb") as file:
             count = _read_header(file)
             payload = file.read()
-        _check_sizes(payload)
-        record = _Recorder(io.BytesIO(payload), encoding="latin1").load()
-        items = _array_items(record, count)
-        return [_float_array(item, f"array {i} of {count}") for i, item in enumerate(items)]
-    except _READING_ERRORS as error:
+        items = _array_items(pickled_arrays.read(payload), count)
+        return [pickled_arrays.float_array(item, f"array {i} of {count}") for i, item in enumerate(items)]
+    except pickled_arrays.READING_ERRORS as error:
         raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
 
 
@@ -150,43 +121,6 @@ def _digits_of(path: Path) -> str:
     return match[1]
 
 
-class _Global:
-    """A name that a pickle refers to, standing in for the thing itself: calling it only records the call."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *args: object) -> _Call:
-        return _Call(self.name, args)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError(f"it tries to change {self.name}, so it carries code")
-
-
-class _Call:
-    """The record of a call, and of the state that the pickle would give to its result."""
-
-    __slots__ = ("args", "name", "state")
-
-    def __init__(self, name: str, args: tuple) -> None:
-        self.name, self.args, self.state = name, args, None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-class _Recorder(pickle.Unpickler):
-    """Reads a pickle without importing or calling anything that it names."""
-
-    def find_class(self, module: str, name: str) -> _Global:
-        full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
-        if full_name not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, so it carries code; nothing of it was run")
-        return _Global(full_name)
-
-
 def _read_header(file: io.BufferedReader) -> int:
     """Reads the header of a one-dimensional object array, and returns its length."""
     version = npy_format.read_magic(file)
@@ -199,58 +133,9 @@ def _read_header(file: io.BufferedReader) -> int:
     return shape[0]
 
 
-def _check_sizes(payload: bytes) -> None:
-    """Walks through a pickle without obeying it: a few bytes must not make the unpickler ask for gigabytes."""
-    for opcode, argument, _ in pickletools.genops(payload):
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
-            raise ValueError("it is damaged")
-
-
-def _array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
-    """Takes apart the record of one array: shape, dtype, whether in Fortran order, contents."""
-    if not (isinstance(record, _Call) and record.name == _RECONSTRUCT):
-        raise ValueError(f"{what} is not an array")
-    state = record.state
-    if not (isinstance(state, tuple) and len(state) == 5):
-        raise ValueError(f"{what} is not a whole array")
-    _, shape, dtype, fortran, contents = state
-    if not (isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)):
-        raise ValueError(f"{what} has no proper shape")
-    if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
-        raise ValueError(f"{what} has no proper type")
-    return shape, dtype, bool(fortran), contents
-
-
 def _array_items(record: object, count: int) -> list:
     """The items, still records, of the outer array of `count` objects."""
-    shape, dtype, _, items = _array_state(record, "its content")
+    shape, dtype, _, items = pickled_arrays.array_state(record, "its content")
     if not dtype.args[0].startswith("O") or shape != (count,) or not isinstance(items, list) or len(items) != count:
         raise ValueError(f"its content is not the list of {count} arrays that its header announces")
     return items
-
-
-def _float_array(record: object, what: str) -> np.ndarray:
-    """Builds a float array, in this machine's byte order, from its record."""
-    shape, dtype, fortran, contents = _array_state(record, what)
-    if dtype.args[0] not in ("f2", "f4", "f8"):
-        raise ValueError(f"{what} is not an array of floats but of type {dtype.args[0][:20]!r}")
-    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
-    if order not in ("<", ">", "="):
-        raise ValueError(f"{what} has no proper byte order")
-    kind = np.dtype(order + dtype.args[0])
-    content = _content_bytes(contents, what)
-    if len(content) != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{what} has {len(content)} bytes, which is not {kind.name} of shape {list(shape)}")
-    array = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
-    return np.array(array, kind.newbyteorder("="), order="C")
-
-
-def _content_bytes(contents: object, what: str) -> bytes:
-    """The bytes of an array: plain, spelled as text and encoding, or text of one character a byte (Python 2)."""
-    if isinstance(contents, _Call) and contents.name == _ENCODE and contents.args[1:] in (("latin1",), ("latin-1",)):
-        contents = contents.args[0]
-    if isinstance(contents, str):
-        return contents.encode("latin1")
-    if not isinstance(contents, bytes):
-        raise ValueError(f"{what} holds objects, not numbers")
-    return contents
