@@ -40,7 +40,7 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(config.one_line(str(error))) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,6 +71,7 @@ def run(values: flags.FlagValues) -> None:
     """Loads what the flags name, then renders or trains."""
     folder = Path(values.basedir) / values.expname
     with explained(ValueError, OSError):
+        build.check_folders(values)
         scene = build.load_scene(values)
         trainer = build.make_trainer(values, scene.ndc)
         renderer = build.make_renderer(values, scene, trainer)

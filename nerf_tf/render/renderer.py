@@ -38,6 +38,9 @@ class RenderSettings:
         white_bkgd: rays that meet nothing are white rather than black.
         lindisp: sample evenly in disparity rather than in depth.
         chunk: largest number of rays to render at once.
+
+    Raises:
+        ValueError: there are too few samples for the strata (2), or to draw a fine pass's from (3).
     """
 
     N_samples: int = 64
@@ -47,6 +50,14 @@ class RenderSettings:
     white_bkgd: bool = False
     lindisp: bool = False
     chunk: int = 1024 * 32
+
+    def __post_init__(self) -> None:
+        least = 3 if self.N_importance > 0 else 2
+        if self.N_samples < least:
+            raise ValueError(
+                f"N_samples {self.N_samples}: expected at least {least}"
+                + (", since N_importance draws from the weights of samples that have neighbours" if least == 3 else "")
+            )
 
     def deterministic(self) -> RenderSettings:
         """The same without any randomness: what test views are rendered with."""

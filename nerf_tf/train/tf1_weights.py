@@ -14,7 +14,6 @@ import os
 import pickle
 import pickletools
 import re
-import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
+from nerf_tf.data import untrusted
 from nerf_tf.render.outputs import complete_file
 
 # All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
@@ -33,20 +33,12 @@ _ENCODE = "_codecs.encode"
 _ADMITTED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
 
 # What numpy's header reader and an unpickler can raise over a damaged or hostile file.
-_READING_ERRORS = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-)
+_READING_ERRORS = (*untrusted.PARSER_ERRORS, pickle.UnpicklingError, ImportError)
+
+# Bounds on what is taken for weights. A trunk of 8 layers of 4096 units takes half of these bytes; 26 arrays take some 800
+# pickle instructions.
+LARGEST_FILE = 2**30
+MOST_OPCODES = 10**6
 
 _FLAGS_HINT = (
     "check --netdepth, --netwidth, --netdepth_fine, --netwidth_fine, --multires, --multires_views, --i_embed "
@@ -68,16 +60,14 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
         ValueError: naming the file and what was found, where that is not a list of float arrays.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weight file")
+    untrusted.require_file(path, "; expected weights, as in model_200000.npy")
     try:
         with path.open("rb") as file:
             count = _read_header(file)
-            payload = file.read()
+            payload = file.read(LARGEST_FILE + 1)
         _check_sizes(payload)
         record = _Recorder(io.BytesIO(payload), encoding="latin1").load()
-        items = _array_items(record, count)
-        return [_float_array(item, f"array {i} of {count}") for i, item in enumerate(items)]
+        return _float_arrays(_array_items(record, count), len(payload))
     except _READING_ERRORS as error:
         raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
 
@@ -189,11 +179,7 @@ class _Recorder(pickle.Unpickler):
 
 def _read_header(file: io.BufferedReader) -> int:
     """Reads the header of a one-dimensional object array, and returns its length."""
-    version = npy_format.read_magic(file)
-    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy format {version} does not hold weights")
-    shape, _, dtype = readers[version](file)
+    shape, _, dtype = untrusted.read_npy_header(file)
     if dtype.kind != "O" or len(shape) != 1:
         raise ValueError(f"it holds one array of {dtype} of shape {list(shape)}, not a list of arrays")
     return shape[0]
@@ -201,9 +187,24 @@ def _read_header(file: io.BufferedReader) -> int:
 
 def _check_sizes(payload: bytes) -> None:
     """Walks through a pickle without obeying it: a few bytes must not make the unpickler ask for gigabytes."""
-    for opcode, argument, _ in pickletools.genops(payload):
+    if len(payload) > LARGEST_FILE:
+        raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
+        if count == MOST_OPCODES:
+            raise ValueError(f"it has more than {MOST_OPCODES} pickle instructions")
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
             raise ValueError("it is damaged")
+
+
+def _float_arrays(items: list, most: int) -> list[np.ndarray]:
+    """Builds arrays from their records. A pickle can name one many times: together they must not pass `most` bytes."""
+    arrays, total = [], 0
+    for i, item in enumerate(items):
+        arrays.append(_float_array(item, f"array {i} of {len(items)}"))
+        total += arrays[-1].nbytes
+        if total > most:
+            raise ValueError(f"it has {most} bytes, but arrays for {total}")
+    return arrays
 
 
 def _array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
@@ -214,7 +215,7 @@ def _array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]
     if not (isinstance(state, tuple) and len(state) == 5):
         raise ValueError(f"{what} is not a whole array")
     _, shape, dtype, fortran, contents = state
-    if not (isinstance(shape, tuple) and all(type(side) is int and side > 0 for side in shape)):
+    if not (isinstance(shape, tuple) and len(shape) <= 8 and all(type(s) is int and 0 < s < 2**63 for s in shape)):
         raise ValueError(f"{what} has no proper shape")
     if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
         raise ValueError(f"{what} has no proper type")
@@ -242,6 +243,8 @@ def _float_array(record: object, what: str) -> np.ndarray:
     if len(content) != math.prod(shape) * kind.itemsize:
         raise ValueError(f"{what} has {len(content)} bytes, which is not {kind.name} of shape {list(shape)}")
     array = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{what} holds NaN or infinity: training that wrote it had failed")
     return np.array(array, kind.newbyteorder("="), order="C")
 
 
