@@ -46,13 +46,15 @@ def check_folders(values: flags.FlagValues) -> None:
     for folder in (run,) if values.render_only else (run / "checkpoints", summaries):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
-            raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name; see --basedir, --expname")
+            raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(f"{there}: nothing can be written there; give another --basedir")
 
 
 def load_scene(values: flags.FlagValues) -> Scene:
     """The scene that the flags describe, with `--near` and `--far` applied."""
+    if not Path(values.datadir).is_dir():
+        raise FileNotFoundError(f"{values.datadir}: no such folder; --datadir names the folder of the scene")
     if values.dataset_type == "llff":
         scene = llff.load(values.datadir, values.factor, values.spherify, values.llffhold, values.no_ndc)
     elif values.dataset_type == "blender":

@@ -29,7 +29,7 @@ LONGEST_NAME = 1000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """What one transforms file says: N image paths, poses [N, 3, 4], horizontal angle of view in radians; and its path."""
+    """What one transforms file, `file`, says: N image paths, poses [N, 3, 4], horizontal angle of view in radians."""
 
     file: Path
     paths: list[Path]

@@ -25,15 +25,15 @@ VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 # Pillow's modes of 8 bits a channel or fewer that become RGB or RGBA without loss.
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 
-# Largest image to unpack: more pixels than any camera's photo (151 million), fewer than Pillow itself refuses. A file of
-# kilobytes can claim billions.
+# Largest image to unpack: more pixels than any camera's photo (151 million), fewer than Pillow itself refuses. A small
+# file can claim billions.
 MAX_PIXELS = 170_000_000
 
 # The decoders to hand a file to. Pillow has dozens, some of which run other programs (EPS does).
 _FORMATS = ("PNG", "JPEG")
 
-# What Pillow raises on files that are damaged, cut short, no images at all, or larger than it agrees to unpack.
-_DECODE_ERRORS = (*untrusted.PARSER_ERRORS, OSError, struct.error, zlib.error, Image.DecompressionBombError)
+# What Pillow raises on files that are damaged, cut short or no images at all.
+_DECODE_ERRORS = (*untrusted.PARSER_ERRORS, OSError, struct.error, zlib.error)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -60,9 +60,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     untrusted.require_file(path)
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if not 0 < image.width * image.height <= MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if not image.width * image.height:
+                raise ValueError("it has no pixels")
             yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: its header announces more than the {MAX_PIXELS} pixels that are read") from error
     except _DECODE_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: not a readable image ({reason}); replace it by a PNG or JPEG") from error
@@ -85,7 +89,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be decoded, has more than `MAX_PIXELS`, or pixels of another kind (16-bit grey, CMYK, float).
+        ValueError: it cannot be decoded, has more than `MAX_PIXELS`, or pixels of another kind (16-bit grey, CMYK,
+            float).
     """
     return np.divide(np.asarray(_decode(Path(path))), np.float32(255), dtype=np.float32)
 

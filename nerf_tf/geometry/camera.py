@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-# Shortest and longest focal length, in longer sides of the image. The one sees 178 degrees, beyond which rays are all but
-# parallel to the image plane; the other 0.06 degrees, narrower than telescopes.
+# Shortest and longest focal length, in longer sides of the image. The one sees 178 degrees, beyond which rays are all
+# but parallel to the image plane; the other 0.06 degrees, narrower than telescopes.
 FOCAL_RANGE = (0.01, 1000.0)
 
 

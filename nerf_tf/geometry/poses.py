@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# How far lengths and products of a camera's axes may be from a rotation's 1 and 0: files of 3 decimals pass, and distances
-# along rays are wrong by a hundredth at most.
+# How far lengths and products of a camera's axes may be from a rotation's 1 and 0: files of 3 decimals pass, and
+# distances along rays are wrong by a hundredth at most.
 RIGID_TOLERANCE = 1e-2
 # Farthest that a camera may be from the origin, in scene units: squares of it are far from float32's limits.
 FARTHEST = 1e9

@@ -40,7 +40,7 @@ class RenderSettings:
         chunk: largest number of rays to render at once.
 
     Raises:
-        ValueError: there are too few samples for the strata (2), or to draw a fine pass's from (3).
+        ValueError: there are too few samples, of which a fine pass needs 3.
     """
 
     N_samples: int = 64
@@ -52,12 +52,10 @@ class RenderSettings:
     chunk: int = 1024 * 32
 
     def __post_init__(self) -> None:
-        least = 3 if self.N_importance > 0 else 2
+        # Fine samples are drawn by the weights of those that have a neighbour on either side.
+        least = 3 if self.N_importance > 0 else 1
         if self.N_samples < least:
-            raise ValueError(
-                f"N_samples {self.N_samples}: expected at least {least}"
-                + (", since N_importance draws from the weights of samples that have neighbours" if least == 3 else "")
-            )
+            raise ValueError(f"N_samples {self.N_samples}, N_importance {self.N_importance}: expected {least} or more")
 
     def deterministic(self) -> RenderSettings:
         """The same without any randomness: what test views are rendered with."""

@@ -35,8 +35,8 @@ _ADMITTED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
 # What numpy's header reader and an unpickler can raise over a damaged or hostile file.
 _READING_ERRORS = (*untrusted.PARSER_ERRORS, pickle.UnpicklingError, ImportError)
 
-# Bounds on what is taken for weights. A trunk of 8 layers of 4096 units takes half of these bytes; 26 arrays take some 800
-# pickle instructions.
+# Bounds on what is taken for weights. A trunk of 8 layers of 4096 units takes half of these bytes; 26 arrays take some
+# 800 pickle instructions.
 LARGEST_FILE = 2**30
 MOST_OPCODES = 10**6
 
