@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import tokenize
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy_format
+
+# Bytes in which the header of an npy file must end; numpy reads no longer ones.
+_LARGEST_HEADER = 2**14
 
 # What parsers of other packages can raise over a damaged or hostile file; those who call them may know of more.
 PARSER_ERRORS = (
@@ -79,19 +83,23 @@ def read_text(path: Path, largest: int, hint: str = "") -> str:
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type that an npy file announces; `file` is left where its data begins.
+    """Shape, Fortran order and type that an npy file announces; `file`, at its start, is left where its data begins.
 
     Raises:
         ValueError: it has no such header, or of a version that only structured arrays need.
     """
+    # Not from the file itself, which could announce a header of gigabytes and have room made for it.
+    start = io.BytesIO(file.read(_LARGEST_HEADER))
     readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
     try:
-        version = npy_format.read_magic(file)
+        version = npy_format.read_magic(start)
         if version not in readers:
             raise ValueError(f"npy format {version} is not that of plain arrays")
-        return readers[version](file)
+        header = readers[version](start)
     except PARSER_ERRORS as error:
         raise ValueError(str(error) or type(error).__name__) from error
+    file.seek(start.tell())
+    return header
 
 
 def read_array(path: Path, hint: str = "") -> np.ndarray:

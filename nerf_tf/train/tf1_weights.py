@@ -64,7 +64,9 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
     try:
         with path.open("rb") as file:
             count = _read_header(file)
-            payload = file.read(LARGEST_FILE + 1)
+            if path.stat().st_size > LARGEST_FILE:
+                raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
+            payload = file.read()
         _check_sizes(payload)
         record = _Recorder(io.BytesIO(payload), encoding="latin1").load()
         return _float_arrays(_array_items(record, count), len(payload))
@@ -187,8 +189,6 @@ def _read_header(file: io.BufferedReader) -> int:
 
 def _check_sizes(payload: bytes) -> None:
     """Walks through a pickle without obeying it: a few bytes must not make the unpickler ask for gigabytes."""
-    if len(payload) > LARGEST_FILE:
-        raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
     for count, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
         if count == MOST_OPCODES:
             raise ValueError(f"it has more than {MOST_OPCODES} pickle instructions")
