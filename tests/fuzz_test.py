@@ -23,13 +23,14 @@ from PIL import Image
 
 from nerf_tf import config
 from nerf_tf.data import blender, deepvoxels, llff, untrusted
+from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.train import tf1_weights
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 MOST_SECONDS = 30
 
-# Seven tests: 210 cases always, 2,100 more with `-m long`.
+# Eight tests: 240 cases always, 2,400 more with `-m long`.
 AMOUNTS = [pytest.param(30, id="few"), pytest.param(300, id="many", marks=pytest.mark.long)]
 
 LOADERS: dict[str, tuple[str, Callable[[Path], Scene]]] = {
@@ -337,7 +338,30 @@ def test_config_files(cases, tmp_path):
     try_out(cases, check)
 
 
-# Weights and arrays
+# Images, weights and arrays
+
+
+@pytest.mark.parametrize("cases", AMOUNTS)
+def test_images(cases, tmp_path):
+    path = tmp_path / "image.png"
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8))
+    valid = {"RGB": "PNG", "P": "PNG", "RGBA": "PNG", "L": "JPEG"}
+
+    def check(data: st.DataObject) -> None:
+        mode = data.draw(st.sampled_from(list(valid)))
+        photo.convert(mode).save(path, format=valid[mode])
+        if valid[mode] == "PNG" and data.draw(st.booleans()):
+            damage_image(data, path)
+        else:
+            path.write_bytes(damage_bytes(data, path.read_bytes()))
+        with refused_by_name(path):
+            image = image_files.read_image(path)
+            assert image.shape[2] in (3, 4)
+            assert image.min() >= 0
+            assert image.max() <= 1
+
+    try_out(cases, check)
+
 
 OPCODES = st.sampled_from(
     [

@@ -182,6 +182,12 @@ def test_images_without_pixels(tmp_path):
             image_files.read_image(png_of(tmp_path / "a.png", *size, b""))
 
 
+def test_a_palette_image_without_a_palette(tmp_path):
+    path = save_png(tmp_path / "a.png", struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0), bytes(6))
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+        image_files.read_image(path)
+
+
 def test_sizes_are_compared_before_pixels_are_unpacked(tmp_path):
     """A large image among small ones, in time and memory that its pixels would not fit."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
