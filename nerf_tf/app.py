@@ -38,7 +38,7 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(config.one_line(str(error))) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,6 +69,7 @@ def run(values: flags.FlagValues) -> None:
     """Loads what the flags name, then renders, evaluates or trains."""
     folder = Path(values.basedir) / values.expname
     with explained(ValueError, OSError):
+        build.check_folders(values)
         scene = build.load_scene(values)
         if values.eval_only and not len(scene.i_test):
             raise ValueError(f"{values.datadir}: no test views to compare with; add some, or lower --testskip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import secrets
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import tensorflow as tf
 from absl import flags
 
 from nerf_tf import config
-from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf.data import blender, deepvoxels, llff, untrusted
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import build_mlp, precision
 from nerf_tf.field.query import Field
+from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.render import memory
 from nerf_tf.render.occupancy import Box, Occupancy
@@ -36,8 +38,25 @@ class OutOfMemory(Exception):
     """Memory ran out, and nothing is left to halve; the text says what was in force and what may fit."""
 
 
+def check_folders(values: flags.FlagValues) -> None:
+    """Finds out before any work is done, and without writing, whether a run's folders can be made.
+
+    Raises:
+        OSError: something else has the name of one, or there is no permission to make it.
+    """
+    run, summaries = Path(values.basedir) / values.expname, Path(values.basedir) / "summaries" / values.expname
+    for folder in (run,) if values.render_only else (run / "checkpoints", summaries):
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(f"{there}: nothing can be written there; give another --basedir")
+
+
 def load_scene(values: flags.FlagValues) -> Scene:
     """The scene that the flags describe, with `--near` and `--far` applied."""
+    if not Path(values.datadir).is_dir():
+        raise FileNotFoundError(f"{values.datadir}: no such folder; --datadir names the folder of the scene")
     if values.dataset_type == "llff":
         scene = llff.load(values.datadir, values.factor, values.spherify, values.llffhold, values.no_ndc)
     elif values.dataset_type == "blender":
@@ -257,15 +276,11 @@ def load_render_poses(values: flags.FlagValues, scene: Scene) -> np.ndarray:
     if values.render_path_file is None:
         return scene.poses[scene.i_test] if values.render_test else scene.render_poses
     path = Path(values.render_path_file)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; --render_path_file takes an npy file of poses")
-    try:
-        poses = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not an npy file of plain numbers ({error})") from error
-    if not isinstance(poses, np.ndarray) or poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
-        shape = poses.shape if isinstance(poses, np.ndarray) else "several arrays"
+    poses = untrusted.read_array(path, "; --render_path_file takes an npy file of poses")
+    if poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
+        shape = list(poses.shape)
         raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
-    if poses.dtype.kind not in "fiu" or not len(poses) or not np.isfinite(poses).all():
+    if not len(poses) or not np.isfinite(poses).all():
         raise ValueError(f"{path}: poses must be finite numbers, and at least one")
+    pose_maths.require_rigid(poses[:, :3], [f"{path}: pose {i}" for i in range(len(poses))])
     return poses[:, :3].astype(np.float32)

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, NoReturn
 import configargparse
 from absl import flags
 
+from nerf_tf.data import untrusted
+
 if TYPE_CHECKING:
     from nerf_tf.data.pipeline import BatchSettings
     from nerf_tf.field.mlp import FieldSettings
@@ -70,6 +72,8 @@ class Option:
             value = _BOOLEANS[text.lower()] if self.kind is bool else self.kind(text)
         except (KeyError, ValueError):
             raise ValueError(f"expected {self.expected()}") from None
+        if self.high is None and self.kind in _LARGEST and value > _LARGEST[self.kind]:
+            raise ValueError(f"expected at most {_LARGEST[self.kind]:.10g}")
         within = (
             (not self.choices or value in self.choices)
             and (self.kind is not float or math.isfinite(value))
@@ -87,6 +91,12 @@ _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "t"), True) | dict.fromkeys
     ("false", "no", "off", "0", "f"), False
 )
 
+# What TensorFlow's tensors of 32 bits hold: the largest value of flags without a bound of their own.
+_LARGEST = {int: 2**31 - 1, float: 3.4e38}
+
+# Characters in a config file and in a line of it: configs/ needs 500 and 60, and long lines take the parser seconds.
+_LARGEST_FILE, _LONGEST_LINE = 2**16, 2**10
+
 _MAX_SEED = 2**32 - 1  # What numpy, and so the original, takes as a seed.
 
 # Order and groups are those of the original's help; all but the last two groups are the original's flags.
@@ -98,10 +108,10 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("datadir", str, "./data/llff/fern", "folder of the scene"),
     ),
     "network": (
-        Option("netdepth", int, 8, "layers of the coarse network's trunk", low=1),
-        Option("netwidth", int, 256, "units in each of them", low=2),
-        Option("netdepth_fine", int, 8, "layers of the fine network's trunk", low=1),
-        Option("netwidth_fine", int, 256, "units in each of them", low=2),
+        Option("netdepth", int, 8, "layers of the coarse network's trunk", low=1, high=1000),
+        Option("netwidth", int, 256, "units in each of them", low=2, high=2**16),
+        Option("netdepth_fine", int, 8, "layers of the fine network's trunk", low=1, high=1000),
+        Option("netwidth_fine", int, 256, "units in each of them", low=2, high=2**16),
     ),
     "training": (
         Option("N_rand", int, 4096, "rays in a training step", low=1),
@@ -126,13 +136,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("precrop_frac", float, 0.5, "side of that centre, as a fraction of the image's", above=0, high=1),
     ),
     "rendering": (
-        Option("N_samples", int, 64, "coarse samples on a ray", low=2),
-        Option("N_importance", int, 0, "fine samples added on a ray; 0: no fine network", low=0),
+        Option("N_samples", int, 64, "coarse samples on a ray", low=2, high=2**16),
+        Option("N_importance", int, 0, "fine samples added on a ray; 0: no fine network", 0, 2**16),
         Option("perturb", float, 1.0, "1: samples are jittered while training; 0: they are not", low=0),
         Option("use_viewdirs", bool, False, "colour depends on the viewing direction"),
         Option("i_embed", int, 0, "0: positional encoding; -1: none", choices=(0, -1)),
-        Option("multires", int, 10, "frequencies in the encoding of positions", low=0),
-        Option("multires_views", int, 4, "frequencies in the encoding of viewing directions", low=0),
+        Option("multires", int, 10, "frequencies in the encoding of positions", low=0, high=64),
+        Option("multires_views", int, 4, "frequencies in the encoding of viewing directions", 0, 64),
         Option("raw_noise_std", float, 0.0, "noise added to density while training; 1 is advised for photos", low=0),
         Option("render_only", bool, False, "render and stop; nothing is trained"),
         Option("render_test", bool, False, "with --render_only: the test views instead of the path"),
@@ -194,7 +204,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("render_path_file", str, None, "camera-to-world poses (npy, [M,3,4] or [M,4,4]) to render as the path"),
         Option("eval_only", bool, False, "compare the test views at full size with their photos, and stop"),
         Option("eval_folder", str, None, "with --eval_only: the views NNN.png in this folder; nothing is rendered"),
-        Option("fps", int, 30, "frames per second of videos", low=1),
+        Option("fps", int, 30, "frames per second of videos", low=1, high=1000),
     ),
 }
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
@@ -295,8 +305,14 @@ def _help_entry(title: str, meaning: str, default: object) -> list[str]:
     return [f"  {title}", *textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)]
 
 
+def one_line(message: str) -> str:
+    """A message as one line; what a terminal would act on rather than show, as names in files may hold, is escaped."""
+    text = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def _fail(message: str) -> NoReturn:
-    sys.stderr.write(f"nerf_tf: {' '.join(message.split())}\n")
+    sys.stderr.write(f"nerf_tf: {one_line(message)}\n")
     sys.exit(2)
 
 
@@ -339,12 +355,12 @@ def _read_config(flag_values: flags.FlagValues) -> None:
 
 
 def _read_file(path: str) -> dict[str, str | list]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such config file")
+    text = untrusted.read_text(Path(path), _LARGEST_FILE, "; --config takes a file of `key = value` lines")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
+            raise ValueError(f"a line is longer than {_LONGEST_LINE} characters")
         return configargparse.DefaultConfigFileParser().parse(io.StringIO(text))
-    except (UnicodeDecodeError, configargparse.ConfigFileParserException) as error:
+    except (*untrusted.PARSER_ERRORS, configargparse.ConfigFileParserException) as error:
         raise ValueError(f"{path}: not a config file of `key = value` lines: {error}") from None
 
 
@@ -363,13 +379,15 @@ def _check(flag_values: flags.FlagValues) -> None:
     for name, value in values.items():
         if isinstance(value, str) and (not value.strip() or value.startswith("--")):
             raise ValueError(f"--{name} has no value (found {value!r}); write --{name}=VALUE")
+        if isinstance(value, str) and not value.replace("\n", " ").isprintable():
+            raise ValueError(f"--{name}={value}: holds characters that cannot be printed")
         try:
             _spelling(value)
         except ValueError as error:
             raise ValueError(f"--{name}={value}: {error}") from None
     if values["expname"] is None:
         raise ValueError("--expname is missing: name the run, on the command line or in the --config file")
-    if Path(values["expname"]).name != values["expname"]:
+    if Path(values["expname"]).name != values["expname"] or values["expname"] == "..":
         raise ValueError(
             f"--expname={values['expname']}: expected one folder name; put the folders above it in --basedir"
         )

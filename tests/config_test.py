@@ -313,10 +313,10 @@ def test_a_file_is_checked_even_where_the_command_line_beats_it(capsys, write):
 
 
 def test_files_that_cannot_be_read(capsys, tmp_path):
-    assert "nowhere.txt: no such config file" in refusal(capsys, "--config", tmp_path / "nowhere.txt")
-    assert "no such config file" in refusal(capsys, "--config", tmp_path)
+    assert "nowhere.txt: no such file; --config" in refusal(capsys, "--config", tmp_path / "nowhere.txt")
+    assert "is a folder, not a file" in refusal(capsys, "--config", tmp_path)
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
-    assert "binary.txt: not a config file" in refusal(capsys, "--config", tmp_path / "binary.txt")
+    assert "binary.txt: not a text file" in refusal(capsys, "--config", tmp_path / "binary.txt")
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_damage_anywhere_is_a_value_error_or_other_numbers(tmp_path):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"model_000001\.npy: no such weight file"):
+    with pytest.raises(FileNotFoundError, match=r"model_000001\.npy: no such file; expected weights"):
         tf1_weights.load(tmp_path / "model_000001.npy")
 
 

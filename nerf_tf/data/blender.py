@@ -7,11 +7,13 @@ import functools
 import json
 import math
 import os
+import reprlib
 from pathlib import Path
 
 import numpy as np
 
 from nerf_tf.data import images as image_files
+from nerf_tf.data import untrusted
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -19,11 +21,17 @@ from nerf_tf.geometry.camera import Camera
 # These scenes are rendered from a sphere of radius about 4 around an object within radius 2.
 NEAR, FAR = 2.0, 6.0
 
+# Characters in a transforms file: room for some 30,000 views.
+LARGEST_TEXT = 2**24
+# Characters in an image's path; systems allow some hundred to some thousand, and a message quotes it.
+LONGEST_NAME = 1000
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """What one transforms file says: N image paths, poses [N, 3, 4], horizontal angle of view in radians."""
+    """What one transforms file, `file`, says: N image paths, poses [N, 3, 4], horizontal angle of view in radians."""
 
+    file: Path
     paths: list[Path]
     poses: np.ndarray
     angle: float
@@ -53,11 +61,11 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     images = image_files.read_images(
         paths, transform=functools.partial(_prepare, half_res=half_res, white_bkgd=white_bkgd)
     )
-    cameras = [
-        Camera.centred(*images.shape[1:3], 0.5 * width / math.tan(0.5 * split.angle) / (2 if half_res else 1))
-        for split in splits
-        for _ in split.paths
-    ]
+    cameras = []
+    for split in splits:
+        with untrusted.blamed_on(split.file):
+            focal = 0.5 * width / math.tan(0.5 * split.angle) / (2 if half_res else 1)
+            cameras += [Camera.centred(*images.shape[1:3], focal)] * len(split.paths)
     starts = np.cumsum([len(split.paths) for split in splits])[:-1]
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
     return Scene(
@@ -88,14 +96,13 @@ def read_split(path: Path, stride: int = 1) -> Split:
         FileNotFoundError: no such file.
         ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a Blender scene has transforms_train, _val and _test.json")
+    text = untrusted.read_text(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     angle = _number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
-    if not 0 < angle < np.pi:
+    if not 0 < 0.5 * angle < 0.5 * np.pi:  # halved, as it is used: half of the smallest number is 0
         raise ValueError(f"{path}: camera_angle_x is {angle}; it must lie between 0 and pi (radians)")
     frames = _field(meta, "frames", str(path))
     if not (isinstance(frames, list) and frames):
@@ -103,11 +110,15 @@ def read_split(path: Path, stride: int = 1) -> Split:
     paths, poses = [], []
     for index in range(0, len(frames), stride):
         where = f"{path}: frame {index}"
-        name = str(_field(frames[index], "file_path", where))
+        name = _field(frames[index], "file_path", where)
+        if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME):
+            raise ValueError(f"{where}: file_path is {reprlib.repr(name)}; it must be the path of an image")
         # The official files leave the ending out; many programs that write this format do not.
         paths.append(path.parent / (name if name.endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
         poses.append(_matrix(_field(frames[index], "transform_matrix", where), where))
-    return Split(paths, np.stack(poses), angle)
+    poses = np.stack(poses)
+    pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in range(0, len(frames), stride)])
+    return Split(path, paths, poses, angle)
 
 
 def _field(record: object, key: str, where: str) -> object:
@@ -117,16 +128,19 @@ def _field(record: object, key: str, where: str) -> object:
 
 
 def _number(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where} is {value!r}, which is not a number")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float):
+            return float(value)
+    except OverflowError:  # a whole number beyond what floats hold
+        pass
+    raise ValueError(f"{where} is {reprlib.repr(value)}, which is not a number")
 
 
 def _matrix(value: object, where: str) -> np.ndarray:
     """A camera-to-world matrix as [3, 4]."""
     try:
         matrix = np.asarray(value, np.float64)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{where}: transform_matrix is not a matrix of numbers") from error
     if matrix.shape not in ((3, 4), (4, 4)):
         raise ValueError(f"{where}: transform_matrix has shape {matrix.shape}; it must be 4x4 or 3x4")

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data import images as image_files
+from nerf_tf.data import untrusted
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+
+# Characters in a text file: some hundred are needed.
+LARGEST_TEXT = 2**16
 
 
 def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scene:
@@ -34,19 +38,22 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
         raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
     strides = {"train": 1, "validation": testskip or 1, "test": testskip or 1}
     splits = [_read_split(Path(datadir) / name / shape, stride) for name, stride in strides.items()]
-    photo_focal, photo_height = read_intrinsics(Path(datadir) / "train" / shape / "intrinsics.txt")
+    intrinsics_file = Path(datadir) / "train" / shape / "intrinsics.txt"
+    photo_focal, photo_height = read_intrinsics(intrinsics_file)
     paths = [path for split_paths, _ in splits for path in split_paths]
     poses = np.concatenate([split_poses for _, split_poses in splits]).astype(np.float32)
     side, width = image_files.image_size(paths[0])
     if side != width:
         raise ValueError(f"{paths[0]}: {width}x{side}; DeepVoxels images must be square (the original's are 512x512)")
+    with untrusted.blamed_on(intrinsics_file):
+        camera = Camera.centred(side, side, side / photo_height * photo_focal)
     starts = np.cumsum([len(split_paths) for split_paths, _ in splits])[:-1]
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
     radius = float(np.mean(np.linalg.norm(poses[:, :, 3], axis=-1)))
     return Scene(
         images=image_files.read_images(paths, channels=3),
         poses=poses,
-        cameras=(Camera.centred(side, side, side / photo_height * photo_focal),) * len(paths),
+        cameras=(camera,) * len(paths),
         near=radius - 1.0,
         far=radius + 1.0,
         ndc=False,
@@ -59,9 +66,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
 
 def read_intrinsics(path: Path) -> tuple[float, float]:
     """Focal length and height, in pixels, of the photos the images were cut from: lines 1 and 5 of intrinsics.txt."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = untrusted.read_text(path, LARGEST_TEXT).splitlines()
     try:
         focal, height = float(lines[0].split()[0]), float(lines[4].split()[0])
     except (IndexError, ValueError) as error:
@@ -73,8 +78,9 @@ def read_intrinsics(path: Path) -> tuple[float, float]:
 
 def read_pose(path: Path) -> np.ndarray:
     """A camera-to-world pose [3, 4] in OpenGL axes, from a text file of 4x4 numbers in OpenCV axes, rows first."""
+    text = untrusted.read_text(path, LARGEST_TEXT)
     try:
-        values = np.array(path.read_text(encoding="utf-8").split(), np.float64)
+        values = np.array(text.split(), np.float64)
     except ValueError as error:
         raise ValueError(f"{path}: holds something other than numbers") from error
     if values.size != 16 or not np.all(np.isfinite(values)):
@@ -93,4 +99,7 @@ def _read_split(folder: Path, stride: int) -> tuple[list[Path], np.ndarray]:
         raise ValueError(
             f"{folder}: {len(paths)} PNGs in rgb/, but {len(pose_files)} poses in pose/; each needs the other"
         )
-    return paths[::stride], np.stack([read_pose(path) for path in pose_files[::stride]])
+    pose_files = pose_files[::stride]
+    poses = np.stack([read_pose(path) for path in pose_files])
+    pose_maths.require_rigid(poses, [str(path) for path in pose_files])
+    return paths[::stride], poses

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +14,21 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
+from nerf_tf.data import untrusted
+
 # What the original looks for, and in this spelling.
 IMAGE_ENDINGS = ("JPG", "jpg", "png")
+VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 # Pillow's modes of 8 bits a channel or fewer that become RGB or RGBA without loss.
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 
-# What Pillow raises on files that are damaged, cut short, no images at all, or larger than it agrees to unpack.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# Largest image to unpack: more pixels than any camera's photo (151 million), fewer than Pillow itself refuses. A small
+# file can claim billions.
+MAX_PIXELS = 170_000_000
+
+# The decoders to hand a file to. Pillow has dozens, some of which run other programs (EPS does).
+_FORMATS = ("PNG", "JPEG")
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -35,20 +41,31 @@ def list_images(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no such folder of images")
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(IMAGE_ENDINGS)), key=lambda path: path.name)
     if not paths:
-        raise FileNotFoundError(f"{folder}: holds no image (looked for names that end in {', '.join(IMAGE_ENDINGS)})")
+        video = next((path.name for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS), None)
+        hint = f"; save frames of {video} as images first, and find their poses" if video else ""
+        raise FileNotFoundError(
+            f"{folder}: holds no image (looked for names that end in {', '.join(IMAGE_ENDINGS)}){hint}"
+        )
     return paths
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image at `path`, not decoded yet; what goes wrong while it is used names the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image")
+    untrusted.require_file(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if not image.width * image.height:
+                raise ValueError("it has no pixels")
             yield image
-    except _DECODE_ERRORS as error:
-        raise ValueError(f"{path}: not a readable image ({error}); replace or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: its header announces more than the {MAX_PIXELS} pixels that are read") from error
+    except Exception as error:
+        # Whatever Pillow stumbles over in a damaged file: OSError, SyntaxError, AssertionError, struct.error and more.
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not a readable image ({reason}); replace it by a PNG or JPEG") from error
 
 
 def _decode(path: Path) -> Image.Image:
@@ -61,14 +78,15 @@ def _decode(path: Path) -> Image.Image:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """One image, float32 [H, W, 3] or, with transparency, [H, W, 4], in [0, 1].
+    """One PNG or JPEG image, float32 [H, W, 3] or, with transparency, [H, W, 4], in [0, 1].
 
     Values are the file's bytes over 255: neither gamma chunks nor the orientation a camera noted are applied, as in
     the original. Grey and palette images become RGB; colour PNGs of 16 bits keep their upper 8.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be decoded, or its pixels are of another kind (16-bit grey, CMYK, float).
+        ValueError: it cannot be decoded, has more than `MAX_PIXELS`, or pixels of another kind (16-bit grey, CMYK,
+            float).
     """
     return np.divide(np.asarray(_decode(Path(path))), np.float32(255), dtype=np.float32)
 
@@ -96,6 +114,8 @@ def read_images(
 ) -> np.ndarray:
     """Reads images of one size in parallel, into one array that is allocated once.
 
+    Sizes are compared by the files' headers before any is decoded.
+
     Args:
         paths: the files, N >= 1.
         channels: 3 drops transparency while reading; None keeps what the files have.
@@ -106,14 +126,16 @@ def read_images(
 
     Raises:
         FileNotFoundError: files are missing.
-        ValueError: an image cannot be read, or differs from the first in size or number of channels.
+        ValueError: an image cannot be read, or differs from the first in size or number of channels, or together they
+            take more memory than there is.
     """
     paths = [Path(path) for path in paths]
     if not paths:
         raise ValueError("there are no images to read")
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not os.path.lexists(path)]
     if missing:
         raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing)")
+    _require_one_size(paths)
 
     def read(path: Path) -> np.ndarray:
         return read_image(path)[..., :channels]
@@ -124,7 +146,13 @@ def read_images(
     first = read(paths[0])
     expected = first.shape
     first = finish(first)
-    images = np.empty((len(paths), *first.shape), np.float32)
+    try:
+        images = np.empty((len(paths), *first.shape), np.float32)
+    except MemoryError:
+        raise ValueError(
+            f"{paths[0].parent}: {len(paths)} images of {_describe(first.shape)} take {len(paths) * first.nbytes:.1e} "
+            "bytes of memory, more than there is; load fewer or smaller ones (half_res, factor, testskip)"
+        ) from None
     images[0] = first
 
     def fill(index: int) -> None:
@@ -134,12 +162,23 @@ def read_images(
         if image.shape != expected:
             raise ValueError(
                 f"{paths[index]}: {_describe(image.shape)}, but {paths[0].name} is {_describe(expected)}; "
-                "all images of a scene must have one size and number of channels"
+                "all images of a scene must have one size, and all or none of them transparency"
             )
         images[index] = finish(image)
 
     _parallel(fill, len(paths), "Reading images")
     return images
+
+
+def _require_one_size(paths: Sequence[Path]) -> None:
+    height, width = image_size(paths[0])
+    for path in paths[1:]:
+        other_height, other_width = image_size(path)
+        if (other_height, other_width) != (height, width):
+            raise ValueError(
+                f"{path}: {other_width}x{other_height}, but {paths[0].name} is {width}x{height}; all images of a scene "
+                "must have one size"
+            )
 
 
 def _describe(shape: tuple[int, ...]) -> str:

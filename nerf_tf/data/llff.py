@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data import images as image_files
+from nerf_tf.data import untrusted
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 
 logger = logging.getLogger(__name__)
+
+# Depths that scenes may have, in their own units: float32 holds what is made of them.
+DEPTH_RANGE = (1e-9, 1e9)
 
 
 def load(
@@ -48,15 +52,14 @@ def load(
     factor = factor or 1
     if factor < 0 or (bd_factor is not None and bd_factor <= 0):
         raise ValueError(f"factor {factor} and bd_factor {bd_factor} must be positive")
-    paths = _image_paths(datadir, factor, len(poses))
-    try:
+    with untrusted.blamed_on(bounds_file):
         poses, bounds, render_poses = _arrange(poses, bounds, spherify, bd_factor)
-    except ValueError as error:
-        raise ValueError(f"{bounds_file}: {error}") from error
+    paths = _image_paths(datadir, factor, len(poses))
     if not no_ndc:
         _warn_where_ndc_fails(poses, spherify)
     images = image_files.read_images(paths, channels=3)
-    camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
+    with untrusted.blamed_on(bounds_file):
+        camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
     i_train, i_test = _hold_out(poses, llffhold)
     return Scene(
         images=images,
@@ -81,33 +84,40 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not a plain array [N, 17] of finite numbers with 0 < near < far and focal > 0.
+        ValueError: it is not a plain array [N, 17] of finite numbers with 0 < near < far and focal > 0, or a pose in it
+            is no rotation.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run COLMAP and LLFF's imgs2poses on the photos to make it")
-    try:
-        with path.open("rb") as file:
-            rows = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable .npy array ({error})") from error
+    rows = untrusted.read_array(path, "; run COLMAP and LLFF's imgs2poses on the photos to make it")
     if not (rows.ndim == 2 and rows.shape[1] == 17 and len(rows)):
         raise ValueError(f"{path}: expected an array [N, 17], found {rows.shape}")
-    if not (np.issubdtype(rows.dtype, np.number) and np.all(np.isfinite(rows))):
-        raise ValueError(f"{path}: holds NaN, infinity or something other than numbers")
-    rows = rows.astype(np.float64)
+    with np.errstate(over="ignore"):  # of wider types, which show as infinity then
+        rows = rows.astype(np.float64)
+    if not np.all(np.isfinite(rows)):
+        raise ValueError(f"{path}: row {np.argmin(np.isfinite(rows).all(axis=1))} holds NaN or infinity")
     matrices, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
-    wrong = np.flatnonzero((bounds[:, 0] <= 0) | (bounds[:, 0] >= bounds[:, 1]) | (matrices[:, 2, 4] <= 0))
+    least, most = DEPTH_RANGE
+    in_order = (bounds[:, 0] >= least) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= most)
+    wrong = np.flatnonzero(~in_order | (matrices[:, 2, 4] <= 0))
     if wrong.size:
         raise ValueError(
             f"{path}: row {wrong[0]} has focal {matrices[wrong[0], 2, 4]:g} and bounds {bounds[wrong[0]]}; "
-            "focal must be positive, and 0 < near < far"
+            f"focal must be positive, and 0 < near < far (from {least:g} to {most:g})"
         )
+    pose_maths.require_rigid(matrices[..., :4], [f"{path}: row {i}" for i in range(len(rows))])
     return matrices[..., :4], matrices[..., 4], bounds
 
 
 def _image_paths(datadir: Path, factor: int, expected: int) -> list[Path]:
-    """The images to load, in the order of the poses: by name."""
-    folder = datadir / "images" if factor == 1 else image_files.minify(datadir, factor)
+    """The images to load, in the order of the poses: by name. Smaller copies are made only of photos that fit."""
+    full_size, folder = datadir / "images", datadir / ("images" if factor == 1 else f"images_{factor}")
+    if full_size.is_dir() and not folder.is_dir():
+        height, width = image_files.image_size(_as_many(full_size, expected)[0])
+        if factor > min(height, width):
+            raise ValueError(f"{full_size}: factor {factor} leaves no pixels of photos of {width}x{height}")
+    return _as_many(folder if factor == 1 else image_files.minify(datadir, factor), expected)
+
+
+def _as_many(folder: Path, expected: int) -> list[Path]:
     paths = image_files.list_images(folder)
     if len(paths) != expected:
         raise ValueError(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+# Shortest and longest focal length, in longer sides of the image. The one sees 178 degrees, beyond which rays are all
+# but parallel to the image plane; the other 0.06 degrees, narrower than telescopes.
+FOCAL_RANGE = (0.01, 1000.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
@@ -24,7 +28,17 @@ class Camera:
 
     @classmethod
     def centred(cls, height: int, width: int, focal: float) -> Camera:
-        """The camera of the original code: square pixels, principal point at (width / 2, height / 2)."""
+        """The camera of the original code: square pixels, principal point at (width / 2, height / 2).
+
+        Raises:
+            ValueError: the focal length is beyond `FOCAL_RANGE`, as it is where units or files have been mixed up.
+        """
+        longer, (shortest, longest) = max(height, width), FOCAL_RANGE
+        if not shortest * longer <= focal <= longest * longer:
+            raise ValueError(
+                f"focal length {focal:g} does not go with images of {width}x{height}; expected pixels, "
+                f"{shortest * longer:g} to {longest * longer:g}"
+            )
         return cls(height, width, focal, focal, 0.5 * width, 0.5 * height)
 
     def downscaled(self, factor: int) -> Camera:

@@ -15,7 +15,50 @@ for averaging and recentering, which keep the precision of their argument: see `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+# How far lengths and products of a camera's axes may be from a rotation's 1 and 0: files of 3 decimals pass, and
+# distances along rays are wrong by a hundredth at most.
+RIGID_TOLERANCE = 1e-2
+# Farthest that a camera may be from the origin, in scene units: squares of it are far from float32's limits.
+FARTHEST = 1e9
+
+
+def require_rigid(poses: np.ndarray, names: Sequence[str]) -> None:
+    """Checks that poses [N, 3, 4] are a camera's: a rotation, and a centre within reach.
+
+    Args:
+        poses: the poses.
+        names: [N] what to call each.
+
+    Raises:
+        ValueError: one is not; the message begins with its name.
+    """
+    for pose, name in zip(np.asarray(poses, np.float64), names, strict=True):
+        problem = _what_is_not_rigid(pose)
+        if problem:
+            raise ValueError(f"{name}: {problem}")
+
+
+def _what_is_not_rigid(pose: np.ndarray) -> str | None:
+    if not np.all(np.isfinite(pose)):
+        return "the pose holds NaN or infinity"
+    if np.abs(pose).max() > FARTHEST:
+        return f"the pose holds {np.abs(pose).max():g}; coordinates beyond {FARTHEST:g} are too large to compute with"
+    axes = pose[:, :3]
+    lengths, products = np.linalg.norm(axes, axis=0), axes.T @ axes
+    if np.abs(lengths - 1).max() > RIGID_TOLERANCE:
+        return (
+            f"the camera's axes have lengths {', '.join(f'{length:.3g}' for length in lengths)} rather than 1; divide "
+            "the first three columns by them (in Blender: apply the camera's scale)"
+        )
+    if np.abs(products - np.diag(lengths**2)).max() > RIGID_TOLERANCE:
+        return "the camera's axes, the first three columns, are not at right angles, so they are no rotation"
+    if np.linalg.det(axes) < 0:
+        return "the camera's axes are left-handed, a mirror image: one of the first three columns has the wrong sign"
+    return None
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:

@@ -38,6 +38,9 @@ class RenderSettings:
         white_bkgd: rays that meet nothing are white rather than black.
         lindisp: sample evenly in disparity rather than in depth.
         chunk: largest number of rays to render at once.
+
+    Raises:
+        ValueError: there are too few samples, of which a fine pass needs 3.
     """
 
     N_samples: int = 64
@@ -47,6 +50,12 @@ class RenderSettings:
     white_bkgd: bool = False
     lindisp: bool = False
     chunk: int = 1024 * 32
+
+    def __post_init__(self) -> None:
+        # Fine samples are drawn by the weights of those that have a neighbour on either side.
+        least = 3 if self.N_importance > 0 else 1
+        if self.N_samples < least:
+            raise ValueError(f"N_samples {self.N_samples}, N_importance {self.N_importance}: expected {least} or more")
 
     def deterministic(self) -> RenderSettings:
         """The same without any randomness: what test views are rendered with."""

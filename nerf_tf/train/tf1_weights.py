@@ -18,8 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
+from nerf_tf.data import untrusted
 from nerf_tf.render.outputs import complete_file
 from nerf_tf.train import pickled_arrays
+
+# The largest file that is taken for weights; a trunk of 8 layers of 4096 units takes half of these bytes.
+LARGEST_FILE = 2**30
 
 _FLAGS_HINT = (
     "check --netdepth, --netwidth, --netdepth_fine, --netwidth_fine, --multires, --multires_views, --i_embed "
@@ -41,14 +45,14 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
         ValueError: naming the file and what was found, where that is not a list of float arrays.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weight file")
+    untrusted.require_file(path, "; expected weights, as in model_200000.npy")
     try:
         with path.open("rb") as file:
             count = _read_header(file)
+            if path.stat().st_size > LARGEST_FILE:
+                raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
             payload = file.read()
-        items = _array_items(pickled_arrays.read(payload), count)
-        return [pickled_arrays.float_array(item, f"array {i} of {count}") for i, item in enumerate(items)]
+        return _float_arrays(_array_items(pickled_arrays.read(payload), count), len(payload))
     except pickled_arrays.READING_ERRORS as error:
         raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
 
@@ -123,14 +127,24 @@ def _digits_of(path: Path) -> str:
 
 def _read_header(file: io.BufferedReader) -> int:
     """Reads the header of a one-dimensional object array, and returns its length."""
-    version = npy_format.read_magic(file)
-    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy format {version} does not hold weights")
-    shape, _, dtype = readers[version](file)
+    shape, _, dtype = untrusted.read_npy_header(file)
     if dtype.kind != "O" or len(shape) != 1:
         raise ValueError(f"it holds one array of {dtype} of shape {list(shape)}, not a list of arrays")
     return shape[0]
+
+
+def _float_arrays(items: list, most: int) -> list[np.ndarray]:
+    """Builds arrays from their records. A pickle can name one many times: together they must not pass `most` bytes."""
+    arrays, total = [], 0
+    for i, item in enumerate(items):
+        what = f"array {i} of {len(items)}"
+        arrays.append(pickled_arrays.float_array(item, what))
+        total += arrays[-1].nbytes
+        if total > most:
+            raise ValueError(f"it has {most} bytes, but arrays for {total}")
+        if not np.all(np.isfinite(arrays[-1])):
+            raise ValueError(f"{what} holds NaN or infinity: training that wrote it had failed")
+    return arrays
 
 
 def _array_items(record: object, count: int) -> list:
