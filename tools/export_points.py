@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         values, scene, renderer = trained.load("export_points", program_flags)
         factor = max(values.render_factor, 1)
-        points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_spread)
+        points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
         write_points(args.out, points, colours)
     except (ValueError, OSError, build.OutOfMemory) as error:
         print(f"export_points: {' '.join(str(error).split())}", file=sys.stderr)

@@ -236,8 +236,8 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--threshold",
         type=float,
-        default=10.0,
-        help="density at the surface, per unit of the loaded world (default: 10)",
+        default=25.0,
+        help="density at the surface, per unit of the loaded world (default: 25)",
     )
     names = ("X0", "Y0", "Z0", "X1", "Y1", "Z1")
     parser.add_argument("--bounds", type=float, nargs=6, metavar=names, help="corners of the box to look in")

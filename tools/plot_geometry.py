@@ -24,7 +24,7 @@ from nerf_tf.geometry.depth import transform
 SIDE = 480  # pixels of a panel
 ANGLE = np.deg2rad(40.0)  # of view
 # So many points of a mesh's surface make it look closed; drawn at twice the size and averaged they make smooth edges.
-SURFACE_POINTS = 3_000_000
+SURFACE_POINTS = 2_000_000
 DOT = 3  # pixels of a single point
 FACING = 0.35  # brightness of a surface seen edge on
 
@@ -77,7 +77,7 @@ def view_of(points: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     at = (low + high) / 2 if args.at is None else np.array(args.at)
     if args.eye is None:
         away = poses.normalise(np.array([1.0, 0.55, 0.6]))
-        eye = at + away * 0.55 * np.linalg.norm(high - low) / np.tan(ANGLE / 2)
+        eye = at + away * 0.46 * np.linalg.norm(high - low) / np.tan(ANGLE / 2)
     else:
         eye = np.array(args.eye)
     return poses.look_at(eye - at, np.array(args.up), eye)
@@ -94,7 +94,7 @@ def draw(paths: list[Path], args: argparse.Namespace):
             image = splat(camera_of(SIDE), c2w, points, colours, DOT)
         else:
             facing = np.abs(np.sum(normals * poses.normalise(c2w[:, 3] - points), axis=-1, keepdims=True))
-            large = splat(camera_of(2 * SIDE), c2w, points, colours * (FACING + (1 - FACING) * facing), 1)
+            large = splat(camera_of(2 * SIDE), c2w, points, colours * (FACING + (1 - FACING) * facing), 2)
             image = large.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
         axes.imshow(image)
         axes.set_axis_off()
