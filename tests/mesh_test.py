@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -310,8 +309,9 @@ def test_export_points_says_what_is_wrong(tool, tmp_path, capsys):
     collect = tool("export_points").collect_points
     with pytest.raises(ValueError, match=r"--min_acc 0\.9: lower it"):
         collect(nothing, scene, 2, 4, 0.9, 0.03)
-    with pytest.raises(ValueError, match="no training views"):
-        collect(nothing, dataclasses.replace(scene, i_train=scene.i_test), 2, 4, 0.9, 0.03)
+    words = [*octahedron(tmp_path / "model_000007.npy", 1e5, np.zeros(3)), *dataset("llff"), "--llffhold=1"]
+    assert tool("export_points").main(words) == 1
+    assert "all views are held out" in capsys.readouterr().err
     assert tool("export_points").main(["--expname=o", f"--datadir={tmp_path}", "--out=x.ply"]) == 1
     assert "poses_bounds.npy" in capsys.readouterr().err
 
@@ -337,6 +337,9 @@ def test_plot_geometry_draws_a_mesh_beside_points(tool, tmp_path, capsys):
     assert ((right[..., 2] > 150) & (right[..., 0] < 100)).sum() > 500
     assert plot_geometry.main([str(tmp_path / "nothing.ply")]) == 1
     assert "nothing.ply: no such file" in capsys.readouterr().err
+    (tmp_path / "noise.ply").write_text("noise")
+    assert plot_geometry.main([str(tmp_path / "noise.ply")]) == 1
+    assert "noise.ply: neither a mesh nor points" in capsys.readouterr().err
 
 
 def test_nearer_points_hide_farther_ones(tool):

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 import trained
 
 from nerf_tf import build
@@ -47,10 +48,8 @@ def collect_points(
         Points [P, 3] in the data set's own coordinates and colours [P, 3], 8-bit.
 
     Raises:
-        ValueError: there are no training views, nothing left of their pixels, or no ray that meets anything.
+        ValueError: nothing is left of the views' pixels, or no ray meets anything.
     """
-    if not len(scene.i_train):
-        raise ValueError("the scene has no training views; lower --llffhold, or hold out fewer")
     chosen = scene.i_train[np.unique(np.linspace(0, len(scene.i_train) - 1, views).round().astype(int))]
     cameras = [scene.cameras[view].downscaled(factor) for view in chosen]
     points, colours = [], []
@@ -129,6 +128,9 @@ def main(argv: list[str] | None = None) -> int:
         write_points(args.out, points, colours)
     except (ValueError, OSError, build.OutOfMemory) as error:
         print(f"export_points: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except tf.errors.ResourceExhaustedError as error:
+        print(f"export_points: out of memory ({build.failed_allocation(error)}): lower --chunk", file=sys.stderr)
         return 1
     low, high = (" ".join(f"{x:.3g}" for x in corner(axis=0)) for corner in (points.min, points.max))
     print(f"{len(points)} points, from {low} to {high}", file=sys.stderr)

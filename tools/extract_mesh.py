@@ -277,6 +277,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, build.OutOfMemory) as error:
         print(f"extract_mesh: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        reason = " ".join(str(error).split())
+        print(f"extract_mesh: out of memory ({reason:.200}): lower --resolution or --netchunk", file=sys.stderr)
+        return 1
     low, high = (
         " ".join(f"{x:.3g}" for x in corner(axis=0)) for corner in (surface.vertices.min, surface.vertices.max)
     )

@@ -23,9 +23,9 @@ from nerf_tf.geometry.depth import transform
 
 SIDE = 480  # pixels of a panel
 ANGLE = np.deg2rad(40.0)  # of view
-# So many points of a mesh's surface make it look closed; drawn at twice the size and averaged they make smooth edges.
-SURFACE_POINTS = 2_000_000
-DOT = 3  # pixels of a single point
+# So many dots on a mesh's surface make it look closed; drawn at twice the size and averaged they make smooth edges.
+SURFACE_POINTS, SURFACE_DOT = 2_000_000, 2
+POINT_DOT = 3  # pixels of a point of a cloud
 FACING = 0.35  # brightness of a surface seen edge on
 
 
@@ -41,7 +41,10 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    loaded = trimesh.load(path, process=False, **({"force": "mesh"} if path.suffix == ".glb" else {}))
+    try:
+        loaded = trimesh.load(path, process=False, **({"force": "mesh"} if path.suffix == ".glb" else {}))
+    except Exception as error:  # trimesh's readers raise whatever they stumble over
+        raise ValueError(f"{path}: neither a mesh nor points that can be read ({error})") from error
     if isinstance(loaded, trimesh.PointCloud):
         return loaded.vertices, loaded.colors[:, :3] / 255, None, f"{len(loaded.vertices):,} points"
     if not isinstance(loaded, trimesh.Trimesh) or not len(loaded.faces):
@@ -91,10 +94,10 @@ def draw(paths: list[Path], args: argparse.Namespace):
         points, colours, normals, contents = read(path)
         c2w = view_of(points, args) if c2w is None else c2w
         if normals is None:
-            image = splat(camera_of(SIDE), c2w, points, colours, DOT)
+            image = splat(camera_of(SIDE), c2w, points, colours, POINT_DOT)
         else:
             facing = np.abs(np.sum(normals * poses.normalise(c2w[:, 3] - points), axis=-1, keepdims=True))
-            large = splat(camera_of(2 * SIDE), c2w, points, colours * (FACING + (1 - FACING) * facing), 2)
+            large = splat(camera_of(2 * SIDE), c2w, points, colours * (FACING + (1 - FACING) * facing), SURFACE_DOT)
             image = large.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
         axes.imshow(image)
         axes.set_axis_off()

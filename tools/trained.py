@@ -43,6 +43,8 @@ def load(program: str, arguments: Sequence[str]) -> Trained:
     values = flags.FlagValues()
     config.parse_flags([program, *arguments, "--render_only"], values)
     scene = build.load_scene(values)
+    if not len(scene.i_train):
+        raise ValueError(f"{values.datadir}: all views are held out, none is left to look from; raise --llffhold")
     trainer = build.make_trainer(values, scene.ndc)
     folder = Path(values.basedir) / values.expname
     build.restore(values, trainer, CheckpointStore(trainer, folder / "checkpoints"), folder)
