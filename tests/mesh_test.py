@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -277,6 +278,19 @@ def test_exported_points_lie_on_what_is_there(tool, tmp_path, capsys, kind):
     np.testing.assert_allclose(cloud.colors[:, :3], 255 / (1 + np.exp(-4 * points)), atol=6)
 
 
+def test_depth_is_in_the_files_units(tool, tmp_path):
+    scene = SCENE_OF["llff"]()
+    centre = before_first_camera(scene)  # at depth 4
+    words = [*octahedron(tmp_path / "model_000007.npy", 1e5, centre), *dataset("llff"), "--N_samples=400"]
+    view = scene.i_train[0]
+    camera = dataclasses.replace(scene.cameras[view], height=1, width=1, cx=0.0, cy=0.0)
+    image = tool("trained").load("test", words).renderer.image(camera, scene.poses[view])
+    back = scene.poses[view][:, 2]
+    expected = (4 - 1 / np.abs(back).sum()) * scene.unit
+    assert abs(scene.unit - 1) > 0.1
+    np.testing.assert_allclose([image.depth_z, image.depth_ray], expected, rtol=0.01)
+
+
 def test_points3d_has_the_columns_that_other_programs_look_for(tool, tmp_path):
     points, colours = np.array([[1.5, -2, 3], [4, 5, 6]]), np.array([[1, 2, 3], [253, 254, 255]], np.uint8)
     tool("export_points").write_points(tmp_path / "points3d.ply", points, colours)
@@ -325,7 +339,7 @@ def test_plot_geometry_draws_a_mesh_beside_points(tool, tmp_path, capsys):
         tmp_path / "points.ply", red.vertices, np.tile(np.uint8([0, 0, 255]), [len(red.vertices), 1])
     )
     plot_geometry = tool("plot_geometry")
-    plot_geometry.SURFACE_POINTS, plot_geometry.SIDE = 200_000, 160
+    plot_geometry.DOTS_AT_ONCE, plot_geometry.SIDE = 100_000, 160
     out = tmp_path / "both.png"
     assert plot_geometry.main([str(tmp_path / "ball.ply"), str(tmp_path / "points.ply"), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
@@ -343,8 +357,9 @@ def test_plot_geometry_draws_a_mesh_beside_points(tool, tmp_path, capsys):
 
 
 def test_nearer_points_hide_farther_ones(tool):
-    camera = Camera.centred(4, 4, 4.0)
+    canvas = tool("plot_geometry").Canvas(4, np.eye(4)[:3])
     points, colours = np.array([[0, 0, -2.0], [0, 0, -1.0], [0, 0, -3.0], [0, 0, 1.0]]), np.eye(4)[:, :3]
-    image = tool("plot_geometry").splat(camera, np.eye(4)[:3], points, colours, 1)
-    np.testing.assert_array_equal(image[2, 2], [0, 1, 0])
-    assert (image != 1).any(axis=-1).sum() == 1
+    canvas.draw(points, colours, 1)
+    canvas.draw(points[::2], colours[::2], 1)
+    np.testing.assert_array_equal(canvas.image[2, 2], [0, 1, 0])
+    assert (canvas.image != 1).any(axis=-1).sum() == 1

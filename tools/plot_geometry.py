@@ -19,23 +19,19 @@ import numpy as np
 
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import transform
 
 SIDE = 480  # pixels of a panel
 ANGLE = np.deg2rad(40.0)  # of view
-# So many dots on a mesh's surface make it look closed; drawn at twice the size and averaged they make smooth edges.
-SURFACE_POINTS, SURFACE_DOT = 2_000_000, 2
-POINT_DOT = 3  # pixels of a point of a cloud
+DOTS_AT_ONCE, DOTS_PER_PIXEL, MOST_ROUNDS = 1_000_000, 2, 20  # on a mesh
+MESH_DOT, POINT_DOT = 2, 3  # pixels along the side of a dot on a mesh, and of a point of a cloud
 FACING = 0.35  # brightness of a surface seen edge on
 
 
-def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
-    """Points [P, 3], their colours [P, 3] in [0, 1], normals [P, 3] or None, and what the file holds in words.
-
-    A mesh becomes points spread over its surface.
+def read(path: Path):
+    """The mesh or point cloud in a file, as trimesh has it.
 
     Raises:
-        ValueError: it is neither a mesh nor points.
+        ValueError: it is neither.
     """
     import trimesh
 
@@ -45,33 +41,65 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
         loaded = trimesh.load(path, process=False, **({"force": "mesh"} if path.suffix == ".glb" else {}))
     except Exception as error:  # trimesh's readers raise whatever they stumble over
         raise ValueError(f"{path}: neither a mesh nor points that can be read ({error})") from error
-    if isinstance(loaded, trimesh.PointCloud):
-        return loaded.vertices, loaded.colors[:, :3] / 255, None, f"{len(loaded.vertices):,} points"
-    if not isinstance(loaded, trimesh.Trimesh) or not len(loaded.faces):
-        raise ValueError(f"{path}: holds neither a mesh nor points")
-    points, faces = trimesh.sample.sample_surface(loaded, SURFACE_POINTS, seed=0)
-    corners = trimesh.triangles.points_to_barycentric(loaded.triangles[faces], points)
-    colours = np.einsum("pc,pcx->px", corners, loaded.visual.vertex_colors[loaded.faces[faces], :3] / 255)
-    return points, colours, loaded.face_normals[faces], f"{len(loaded.faces):,} triangles"
+    if isinstance(loaded, trimesh.PointCloud) or (isinstance(loaded, trimesh.Trimesh) and len(loaded.faces)):
+        return loaded
+    raise ValueError(f"{path}: holds neither a mesh nor points")
 
 
-def splat(camera: Camera, c2w: np.ndarray, points: np.ndarray, colours: np.ndarray, dot: int) -> np.ndarray:
-    """An image [H, W, 3] of points [P, 3] on white, each a square of `dot` pixels; nearer ones hide farther ones."""
-    x, y, z = transform(np.concatenate([poses.invert(c2w), [[0, 0, 0, 1]]]), points).T
-    order = np.argsort(z)  # farthest first: z points backwards
-    order = order[z[order] < 0]
-    cols = camera.cx - camera.fx * x[order] / z[order]
-    rows = camera.cy + camera.fy * y[order] / z[order]
-    image, nearest = np.ones([camera.height, camera.width, 3]), np.full([camera.height, camera.width], -np.inf)
-    for i in range(dot):
-        for j in range(dot):
-            row, col = np.floor(rows + i - dot // 2).astype(int), np.floor(cols + j - dot // 2).astype(int)
-            inside = (row >= 0) & (row < camera.height) & (col >= 0) & (col < camera.width)
-            row, col, chosen = row[inside], col[inside], order[inside]
-            np.maximum.at(nearest, (row, col), z[chosen])
-            front = z[chosen] == nearest[row, col]
-            image[row[front], col[front]] = colours[chosen[front]]
-    return image
+class Canvas:
+    """An image [side, side, 3], white at first, on which nearer dots hide farther ones.
+
+    Attributes:
+        camera, c2w: what it is seen with.
+        image: what has been drawn.
+    """
+
+    def __init__(self, side: int, c2w: np.ndarray):
+        self.camera, self.c2w = Camera.centred(side, side, side / 2 / np.tan(ANGLE / 2)), c2w
+        self.image, self._nearest = np.ones([side, side, 3]), np.full([side, side], -np.inf)
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows and columns [P] where points [P, 3] appear, and z [P], which is below 0 before the camera."""
+        x, y, z = ((points - self.c2w[:, 3]) @ self.c2w[:, :3]).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.camera.cy + self.camera.fy * y / z, self.camera.cx - self.camera.fx * x / z, z
+
+    def draw(self, points: np.ndarray, colours: np.ndarray, dot: int) -> None:
+        """Draws points [P, 3] in their colours [P, 3], each a square of `dot` pixels."""
+        rows, cols, depths = self.project(points)
+        for i in range(dot):
+            for j in range(dot):
+                row, col = np.floor(rows + i - dot // 2), np.floor(cols + j - dot // 2)
+                inside = (depths < 0) & (row >= 0) & (row < len(self.image)) & (col >= 0) & (col < len(self.image))
+                row, col, z = row[inside].astype(int), col[inside].astype(int), depths[inside]
+                np.maximum.at(self._nearest, (row, col), z)
+                front = z == self._nearest[row, col]
+                self.image[row[front], col[front]] = colours[inside][front]
+
+
+def picture_of_points(cloud, c2w: np.ndarray) -> np.ndarray:
+    """An image [SIDE, SIDE, 3] of a point cloud."""
+    canvas = Canvas(SIDE, c2w)
+    canvas.draw(cloud.vertices, cloud.colors[:, :3] / 255, POINT_DOT)
+    return canvas.image
+
+
+def picture_of_mesh(mesh, c2w: np.ndarray) -> np.ndarray:
+    """An image [SIDE, SIDE, 3] of a mesh: so many dots on its surface that it looks closed."""
+    import trimesh
+
+    # Drawn at twice the size and averaged, the dots make smooth edges.
+    eye, canvas = c2w[:, 3], Canvas(2 * SIDE, c2w)
+    rows, cols, z = canvas.project(mesh.triangles_center)
+    visible = (z < 0) & (abs(rows - SIDE) < 1.1 * SIDE) & (abs(cols - SIDE) < 1.1 * SIDE)
+    pixels = visible * mesh.area_faces * (canvas.camera.fx / z) ** 2  # were they all to face the camera
+    for seed in range(int(np.clip(DOTS_PER_PIXEL * pixels.sum() / DOTS_AT_ONCE, 1, MOST_ROUNDS))):
+        points, faces = trimesh.sample.sample_surface(mesh, DOTS_AT_ONCE, face_weight=pixels, seed=seed)
+        corners = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
+        colours = np.einsum("pc,pcx->px", corners, mesh.visual.vertex_colors[mesh.faces[faces], :3] / 255)
+        facing = np.abs(np.sum(mesh.face_normals[faces] * poses.normalise(eye - points), axis=-1, keepdims=True))
+        canvas.draw(points, colours * (FACING + (1 - FACING) * facing), MESH_DOT)
+    return canvas.image.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
 
 
 def view_of(points: np.ndarray, args: argparse.Namespace) -> np.ndarray:
@@ -89,26 +117,19 @@ def view_of(points: np.ndarray, args: argparse.Namespace) -> np.ndarray:
 def draw(paths: list[Path], args: argparse.Namespace):
     """The figure: a panel for each file, all from the camera that fits the first."""
     figure = drawing.new_figure(4.2 * len(paths), 4.4)
-    c2w = None
-    for path, axes in zip(paths, figure.subplots(1, len(paths), squeeze=False)[0], strict=True):
-        points, colours, normals, contents = read(path)
-        c2w = view_of(points, args) if c2w is None else c2w
-        if normals is None:
-            image = splat(camera_of(SIDE), c2w, points, colours, POINT_DOT)
+    loaded = [read(path) for path in paths]
+    c2w = view_of(loaded[0].vertices, args)
+    panels = figure.subplots(1, len(paths), squeeze=False)[0]
+    for path, geometry, axes in zip(paths, loaded, panels, strict=True):
+        if hasattr(geometry, "faces"):
+            image, contents = picture_of_mesh(geometry, c2w), f"{len(geometry.faces):,} triangles"
         else:
-            facing = np.abs(np.sum(normals * poses.normalise(c2w[:, 3] - points), axis=-1, keepdims=True))
-            large = splat(camera_of(2 * SIDE), c2w, points, colours * (FACING + (1 - FACING) * facing), SURFACE_DOT)
-            image = large.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
+            image, contents = picture_of_points(geometry, c2w), f"{len(geometry.vertices):,} points"
         axes.imshow(image)
         axes.set_axis_off()
         axes.set_title(f"{path.name}: {contents}", color=drawing.INK)
     figure.tight_layout()
     return figure
-
-
-def camera_of(side: int) -> Camera:
-    """A camera with a square image of so many pixels."""
-    return Camera.centred(side, side, side / 2 / np.tan(ANGLE / 2))
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
