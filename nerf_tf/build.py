@@ -99,7 +99,12 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
         return coarse, fine, dataclasses.replace(settings, chunk=plan.chunk)
 
     return Renderer(
-        *sized(planned.plan), scene.near, scene.far, scene.ndc, lambda error: sized(planned.give_way(error)), scene.unit
+        *sized(planned.plan),
+        scene.near,
+        scene.far,
+        scene.ndc,
+        lambda error: sized(planned.give_way(error)),
+        unit=scene.unit,
     )
 
 
