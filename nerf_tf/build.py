@@ -130,7 +130,13 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
             occupancy.update(networks, [field.mlp.get_weights() for field in networks])
 
     return Renderer(
-        *sized(planned.plan), scene.near, scene.far, scene.ndc, lambda error: sized(planned.give_way(error)), prepare
+        *sized(planned.plan),
+        scene.near,
+        scene.far,
+        scene.ndc,
+        lambda error: sized(planned.give_way(error)),
+        prepare,
+        scene.unit,
     )
 
 

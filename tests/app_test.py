@@ -323,7 +323,7 @@ def test_render_test(interrupted):
         with np.load(folder / f"{i:03d}.npz", allow_pickle=False) as npz:
             assert {name: npz[name].shape for name in npz.files} == {
                 "rgb": (20, 20, 3),
-                **dict.fromkeys(("disp", "acc", "depth"), (20, 20)),
+                **dict.fromkeys(("disp", "acc", "depth", "depth_ray", "depth_z"), (20, 20)),
             }
             np.testing.assert_array_equal(png(folder / f"{i:03d}.png"), np.floor(255 * npz["rgb"].clip(0, 1)))
         rgba = png(SCENES / "blender" / "test" / f"r_{2 * i}.png") / np.float32(255)

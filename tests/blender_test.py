@@ -45,6 +45,7 @@ def test_matches_the_original(golden):
         np.testing.assert_array_equal(getattr(scene, f"i_{name}"), golden[name])
         assert getattr(scene, f"i_{name}").dtype == np.int64
     assert (scene.near, scene.far, scene.ndc) == (2.0, 6.0, False)
+    np.testing.assert_array_equal(scene.to_dataset, np.eye(4))
     assert len(scene.cameras) == len(scene.images)
     height, width, focal = golden["hwf"]
     for camera in scene.cameras:

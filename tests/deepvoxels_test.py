@@ -40,6 +40,9 @@ def test_matches_the_original():
     radius = np.linalg.norm(golden["poses"][:, :, 3], axis=-1).mean()
     np.testing.assert_allclose([scene.near, scene.far], [radius - 1, radius + 1], rtol=1e-6)
     assert not scene.ndc
+    # The fourth column of a pose file is the camera's centre, whatever its axes.
+    centre = np.loadtxt(SCENES / "deepvoxels" / "train" / "greek" / "pose" / "000000.txt").reshape(4, 4)[:3, 3]
+    np.testing.assert_allclose(scene.to_dataset[:3] @ [*scene.poses[0, :, 3], 1], centre, atol=1e-6)
     assert all(getattr(scene, name).dtype == np.float32 for name in ("images", "poses", "render_poses"))
 
 

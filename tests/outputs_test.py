@@ -29,7 +29,7 @@ def make_image(seed: int, height: int = 4, width: int = 6, fine: bool = True) ->
     def plane(*channels: int) -> np.ndarray:
         return rng.random([height, width, *channels], np.float32)
 
-    image = Image(plane(3), plane(), plane(), plane())
+    image = Image(plane(3), plane(), plane(), plane(), depth_ray=plane(), depth_z=plane())
     return image._replace(rgb0=plane(3), disp0=plane(), acc0=plane(), z_std=plane()) if fine else image
 
 
@@ -141,7 +141,7 @@ def test_write_views(tmp_path, save_arrays):
         np.testing.assert_array_equal(frames.disp[i], image.disp)
         if save_arrays:
             with np.load(tmp_path / "views" / f"{i:03d}.npz", allow_pickle=False) as npz:
-                assert sorted(npz.files) == ["acc", "depth", "disp", "rgb"]
+                assert sorted(npz.files) == ["acc", "depth", "depth_ray", "depth_z", "disp", "rgb"]
                 for name in npz.files:
                     assert npz[name].dtype == np.float32
                     np.testing.assert_array_equal(npz[name], getattr(image, name))

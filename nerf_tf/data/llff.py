@@ -53,7 +53,7 @@ def load(
     if factor < 0 or (bd_factor is not None and bd_factor <= 0):
         raise ValueError(f"factor {factor} and bd_factor {bd_factor} must be positive")
     with untrusted.blamed_on(bounds_file):
-        poses, bounds, render_poses = _arrange(poses, bounds, spherify, bd_factor)
+        poses, bounds, render_poses, to_dataset = _arrange(poses, bounds, spherify, bd_factor)
     paths = _image_paths(datadir, factor, len(poses))
     if not no_ndc:
         _warn_where_ndc_fails(poses, spherify)
@@ -72,6 +72,7 @@ def load(
         i_val=i_test,
         i_test=i_test,
         render_poses=render_poses.astype(np.float32),
+        to_dataset=to_dataset,
     )
 
 
@@ -129,20 +130,31 @@ def _as_many(folder: Path, expected: int) -> list[Path]:
 
 def _arrange(
     poses: np.ndarray, bounds: np.ndarray, spherify: bool, bd_factor: float | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The original's order: axes, scale, recenter, then sphere and circle, or spiral. Poses, bounds, render poses.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The original's order: axes, scale, recenter, then sphere and circle, or spiral.
 
     All in float32 as there, so that renders from its weights agree to rounding (see `poses.recenter`).
+
+    Returns:
+        Poses, bounds, render poses, and [4, 4] in float64, the similarity that undoes it all.
     """
     poses, bounds = pose_maths.llff_to_opengl(poses).astype(np.float32), bounds.astype(np.float32)
     scale = 1.0 if bd_factor is None else 1.0 / (bounds.min() * np.float32(bd_factor))
     poses[:, :, 3] *= scale
     bounds = bounds * scale
+    to_dataset = _similarity(pose_maths.average_pose(poses), 1.0 / float(scale))
     poses = pose_maths.recenter(poses)
     if not spherify:
-        return poses, bounds, pose_maths.spiral_path(poses, bounds.min(), bounds.max())
+        return poses, bounds, pose_maths.spiral_path(poses, bounds.min(), bounds.max()), to_dataset
+    to_dataset = to_dataset @ _similarity(pose_maths.sphere_frame(poses), 1.0)
     poses, sphere_scale = pose_maths.spherify(poses)
-    return poses, bounds * sphere_scale, pose_maths.circle_path(poses)
+    to_dataset = to_dataset @ np.diag([*[1.0 / sphere_scale] * 3, 1.0])
+    return poses, bounds * sphere_scale, pose_maths.circle_path(poses), to_dataset
+
+
+def _similarity(frame: np.ndarray, scale: float) -> np.ndarray:
+    """[4, 4]: out of the frame [3, 4], then scaled."""
+    return np.concatenate([scale * frame.astype(np.float64), [[0.0, 0.0, 0.0, 1.0]]])
 
 
 def _warn_where_ndc_fails(poses: np.ndarray, spherify: bool) -> None:

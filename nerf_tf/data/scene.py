@@ -21,6 +21,8 @@ class Scene:
         ndc: whether rays move to normalised device coordinates before sampling.
         i_train, i_val, i_test: int64 indices into images.
         render_poses: [M, 3, 4] the camera path for videos.
+        to_dataset: [4, 4] float64, the similarity that takes points of this world, the one that poses and networks live
+            in, to the data set's own coordinates.
     """
 
     images: np.ndarray
@@ -33,3 +35,9 @@ class Scene:
     i_val: np.ndarray
     i_test: np.ndarray
     render_poses: np.ndarray
+    to_dataset: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(4))
+
+    @property
+    def unit(self) -> float:
+        """Length of this world's unit in the data set's own."""
+        return float(np.cbrt(np.linalg.det(self.to_dataset[:3, :3])))

@@ -126,6 +126,16 @@ def _nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
     return np.linalg.solve(normal, (off_axis @ centres).mean(axis=0))[:, 0]
 
 
+def sphere_frame(poses: np.ndarray) -> np.ndarray:
+    """The frame [3, 4] that `spherify` takes `poses` [N, 3, 4] into: the point they look at, z from there to them."""
+    poses = np.asarray(poses, np.float64)[:, :3, :4]
+    origin = _nearest_point_to_axes(poses)
+    z = normalise((poses[:, :, 3] - origin).mean(axis=0))
+    # Any direction that is not parallel to z would do; this is the original's.
+    x = normalise(np.cross([0.1, 0.2, 0.3], z))
+    return np.stack([x, normalise(np.cross(z, x)), z, origin], axis=-1)
+
+
 def spherify(poses: np.ndarray) -> tuple[np.ndarray, float]:
     """Brings cameras around an object onto the unit sphere, as the original's --spherify does.
 
@@ -142,12 +152,7 @@ def spherify(poses: np.ndarray) -> tuple[np.ndarray, float]:
         ValueError: the optical axes are parallel (a single camera's included).
     """
     poses = np.asarray(poses, np.float64)[:, :3, :4]
-    origin = _nearest_point_to_axes(poses)
-    z = normalise((poses[:, :, 3] - origin).mean(axis=0))
-    # Any direction that is not parallel to z would do; this is the original's.
-    x = normalise(np.cross([0.1, 0.2, 0.3], z))
-    y = normalise(np.cross(z, x))
-    moved = compose(invert(np.stack([x, y, z, origin], axis=-1)), poses)
+    moved = compose(invert(sphere_frame(poses)), poses)
     scale = 1.0 / np.sqrt(np.mean(np.sum(np.square(moved[:, :, 3]), axis=-1)))
     moved[:, :, 3] *= scale
     return moved, float(scale)

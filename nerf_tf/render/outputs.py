@@ -85,9 +85,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_arrays(path: Path, image: Image) -> None:
-    """Writes a view's rgb [H, W, 3], disp, acc and depth [H, W] as float32 arrays in one npz file."""
+    """Writes a view's rgb [H, W, 3] and its disp, acc, depth, depth_ray, depth_z [H, W] as float32 arrays in an npz."""
+    arrays = {name: getattr(image, name) for name in ("rgb", "disp", "acc", "depth", "depth_ray", "depth_z")}
     with complete_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, rgb=image.rgb, disp=image.disp, acc=image.acc, depth=image.depth)
+        np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
 def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> Frames:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.depth import surface
 from nerf_tf.geometry.rays import Rays, image_rays
 from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
 from nerf_tf.render.volume import Rendering, volume_render
@@ -222,6 +223,8 @@ class Image(NamedTuple):
         disp, acc, depth: [H, W], as in `Rendering`.
         rgb0, disp0, acc0: the same of the coarse pass; None when there is no fine pass.
         z_std: [H, W]; None when there is no fine pass.
+        depth_ray, depth_z: [H, W] along the ray and along the optical axis, in the data set's units; NaN where a ray
+            meets nothing, that is where `acc` is below `geometry.depth.MIN_ACC`.
     """
 
     rgb: np.ndarray
@@ -232,6 +235,8 @@ class Image(NamedTuple):
     disp0: np.ndarray | None = None
     acc0: np.ndarray | None = None
     z_std: np.ndarray | None = None
+    depth_ray: np.ndarray | None = None
+    depth_z: np.ndarray | None = None
 
 
 # What to render with after memory ran out: networks and settings that take less of it.
@@ -248,6 +253,7 @@ class Renderer:
         near, far, ndc: the scene's, see `Scene`.
         give_way: called when memory runs out, for networks and settings that take less of it; it may raise instead.
         prepare: called before each view, to bring up to date what the networks depend on besides their weights.
+        unit: length of the world's unit in the data set's, see `Scene`.
     """
 
     coarse: FieldFunction
@@ -258,6 +264,7 @@ class Renderer:
     ndc: bool
     give_way: GiveWay | None = None
     prepare: Callable[[], None] | None = None
+    unit: float = 1.0
 
     @functools.cached_property
     def _render_chunk(self) -> Callable[[Rays], list[tf.Tensor]]:
@@ -312,7 +319,10 @@ class Renderer:
                 buffer[first : first + kept] = result[:kept]
             progress(kept)
             first += kept
-        return Image(*(buffer.reshape(camera.height, camera.width, *buffer.shape[1:]) for buffer in buffers))
+        image = Image(*(buffer.reshape(camera.height, camera.width, *buffer.shape[1:]) for buffer in buffers))
+        seen = surface(camera, c2w, image.depth, image.acc, self.ndc)
+        along_ray, along_z = (np.float32(self.unit * distance) for distance in (seen.along_ray, seen.along_z))
+        return image._replace(depth_ray=along_ray, depth_z=along_z)
 
     def path(
         self,

@@ -1,0 +1,142 @@
+"""Makes a point cloud with colours of a trained scene: what the pixels of rendered training views meet.
+
+    python tools/export_points.py --config logs/lego_test/args.txt --views 12 --render_factor 4 --out points3d.ply
+
+Every flag of the program may be given and means what it means there; --render_factor 4 takes every fourth pixel along
+either side. A point is where a ray ends, at the expected depth, with the colour rendered there. Rays that pass by
+everything give none, nor do those that graze an edge and so end in mid-air. Points are in the data set's own
+coordinates: those of transforms_*.json, of the pose files, or of poses_bounds.npy, whatever the loader did to them.
+
+The file is a binary PLY with the columns x y z nx ny nz red green blue, as programs that start from a points3d.ply
+expect it; the normals are zero. Prints the file's path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import trained
+
+from nerf_tf import build
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry.depth import surface, transform
+from nerf_tf.render import outputs
+from nerf_tf.render.renderer import Renderer
+
+COLUMNS = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
+    (name, "u1") for name in ("red", "green", "blue")
+]
+
+
+def collect_points(
+    renderer: Renderer, scene: Scene, views: int, factor: int, min_acc: float, max_jump: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Renders evenly chosen training views and finds what their pixels meet.
+
+    Args:
+        renderer, scene: what to render.
+        views: how many; all where there are no more.
+        factor: what the sides of the views are divided by.
+        min_acc: least opacity along a ray that meets something.
+        max_jump: see `in_mid_air`.
+
+    Returns:
+        Points [P, 3] in the data set's own coordinates and colours [P, 3], 8-bit.
+
+    Raises:
+        ValueError: nothing is left of the views' pixels, or no ray meets anything.
+    """
+    chosen = scene.i_train[np.unique(np.linspace(0, len(scene.i_train) - 1, views).round().astype(int))]
+    cameras = [scene.cameras[view].downscaled(factor) for view in chosen]
+    points, colours = [], []
+    for view, camera, image in zip(
+        chosen, cameras, renderer.path(cameras, scene.poses[chosen], description="views"), strict=True
+    ):
+        found = surface(camera, scene.poses[view], image.depth, image.acc, scene.ndc, min_acc)
+        kept = np.isfinite(found.along_z) & ~in_mid_air(found.along_z, max_jump)
+        points.append(transform(scene.to_dataset, found.points[kept]))
+        colours.append(outputs.to_8bit(image.rgb[kept]))
+    if not sum(map(len, points)):
+        raise ValueError(f"no ray of {len(chosen)} views meets anything at --min_acc {min_acc:g}: lower it")
+    return np.concatenate(points), np.concatenate(colours)
+
+
+def in_mid_air(depth: np.ndarray, max_jump: float) -> np.ndarray:
+    """Which pixels of a view show the edge of something and what is behind it, so that their mean depth is neither's.
+
+    Args:
+        depth: [H, W]; NaN where there is none.
+        max_jump: such a pixel is between its neighbours in a row or column, and farther from both than this part of its
+            depth.
+    """
+    mask = np.zeros(depth.shape, bool)
+    for z, found in ((depth, mask), (depth.T, mask.T)):
+        steps = np.diff(z, axis=0)
+        before, after = steps[:-1], steps[1:]
+        found[1:-1] |= (before * after > 0) & (np.minimum(abs(before), abs(after)) > max_jump * z[1:-1])
+    return mask
+
+
+def write_points(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
+    """Writes points [P, 3] and 8-bit colours [P, 3] as a binary PLY."""
+    records = np.zeros(len(points), COLUMNS)
+    for i, (position, colour) in enumerate((("x", "red"), ("y", "green"), ("z", "blue"))):
+        records[position], records[colour] = points[:, i], colours[:, i]
+    kinds = {"<f4": "float", "u1": "uchar"}
+    properties = "".join(f"property {kinds[kind]} {name}\n" for name, kind in COLUMNS)
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{properties}end_header\n"
+    with outputs.complete_file(path) as temporary:
+        temporary.write_bytes(header.encode() + records.tobytes())
+
+
+def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--views", type=int, default=12, help="training views to render, evenly chosen (default: 12)")
+    add("--min_acc", type=float, default=0.9, help="opacity below which a ray meets nothing (default: 0.9)")
+    add(
+        "--max_jump",
+        type=float,
+        default=0.03,
+        help="drop pixels whose depth is farther than this part of it from both neighbours', and between them: they "
+        "show an edge (default: 0.03)",
+    )
+    add("--out", type=Path, default=Path("points3d.ply"), help="the file (default: points3d.ply)")
+    args, rest = parser.parse_known_args(argv)
+    if args.out.suffix != ".ply":
+        parser.error(f"--out {args.out}: the file is a PLY; let its name end in .ply")
+    if args.views < 1:
+        parser.error(f"--views {args.views}: at least 1")
+    if not 0 < args.min_acc <= 1:
+        parser.error(f"--min_acc {args.min_acc:g}: above 0, at most 1")
+    return args, rest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args, program_flags = _arguments(argv)
+    try:
+        values, scene, renderer = trained.load("export_points", program_flags)
+        factor = max(values.render_factor, 1)
+        points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
+        write_points(args.out, points, colours)
+    except (ValueError, OSError, build.OutOfMemory) as error:
+        print(f"export_points: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except tf.errors.ResourceExhaustedError as error:
+        print(f"export_points: out of memory ({build.failed_allocation(error)}): lower --chunk", file=sys.stderr)
+        return 1
+    low, high = (" ".join(f"{x:.3g}" for x in corner(axis=0)) for corner in (points.min, points.max))
+    print(f"{len(points)} points, from {low} to {high}", file=sys.stderr)
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
