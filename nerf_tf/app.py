@@ -1,12 +1,10 @@
-"""The program: flags -> Scene -> networks -> train, or render."""
+"""The program: flags -> Scene -> networks -> train, render, or evaluate."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,15 +13,15 @@ import tensorflow as tf
 from absl import flags
 from absl.logging import converter
 
-from nerf_tf import build, config
+from nerf_tf import build, config, evaluation
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
-from nerf_tf.render.renderer import Image, Renderer
+from nerf_tf.render.renderer import Renderer
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.metrics import psnr, psnr_8bit
+from nerf_tf.train.metrics import psnr
 from nerf_tf.train.trainer import Event, StepResult, Trainer, train
 
 FLAGS = flags.FLAGS
@@ -68,11 +66,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(values: flags.FlagValues) -> None:
-    """Loads what the flags name, then renders or trains."""
+    """Loads what the flags name, then renders, evaluates or trains."""
     folder = Path(values.basedir) / values.expname
     with explained(ValueError, OSError):
         build.check_folders(values)
         scene = build.load_scene(values)
+        if values.eval_only and not len(scene.i_test):
+            raise ValueError(f"{values.datadir}: no test views to compare with; add some, or lower --testskip")
+        if values.eval_folder is not None:
+            compare_folder(values, folder, scene)
+            return
         trainer = build.make_trainer(values, scene.ndc)
         renderer = build.make_renderer(values, scene, trainer)
         store = CheckpointStore(trainer, folder / "checkpoints")
@@ -80,14 +83,35 @@ def run(values: flags.FlagValues) -> None:
         this = Run(values, folder, scene, trainer, store, renderer, build.load_render_poses(values, scene))
         if values.render_only:
             cameras = this.render_only_cameras()
-        else:
+        elif not values.eval_only:
             planned = build.plan_training(values, trainer)
             batches = ray_batches(scene, config.batch_settings(values), this.seed, this.start)
     with explained(OSError):
-        if values.render_only:
+        if values.eval_only:
+            this.evaluate()
+        elif values.render_only:
             this.render_only(cameras)
         else:
             this.train(batches, planned)
+
+
+def compare_folder(values: flags.FlagValues, folder: Path, scene: Scene) -> None:
+    """Compares the views in `--eval_folder` with the photos; writes metrics.json into the run's folder."""
+    views = Path(values.eval_folder)
+    result = evaluation.read(views, test_photos(scene))
+    evaluation.report(folder / "metrics.json", about(values, evaluation.weights_step(views)), result)
+
+
+def test_photos(scene: Scene) -> list[np.ndarray]:
+    """The photos [H, W, 3] of the test views, without a copy."""
+    return [scene.images[i] for i in scene.i_test]
+
+
+def about(values: flags.FlagValues, step: int | None) -> dict[str, object]:
+    """What metrics.json says of the run, whose weights are those of `step`."""
+    scene = Path(values.datadir).resolve().name
+    told = {name: values[name].value for name in ("expname", "dataset_type", "white_bkgd")}
+    return {"scene": scene, "step": step} | told
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +161,7 @@ class Run:
         self.write_settings(replace=False)
         if self.values.render_test and self.values.render_path_file is None:
             folder = self.folder / f"renderonly_test_{self.start:06d}"
-            frames = self.render_test_views(cameras, folder, self.start)
+            frames = self.render_test_views(cameras, folder, self.start - 1)
         else:
             folder = self.folder / f"renderonly_path_{self.start:06d}"
             images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
@@ -148,43 +172,20 @@ class Run:
         logger.info("%s", folder)
 
     def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> outputs.Frames:
-        """Renders the test views; at full size also compares them with the photos, in the log and in metrics.json."""
-        scene = self.scene
-        full_size = (cameras[0].height, cameras[0].width) == scene.images.shape[1:3]
-        float_psnrs = []
-
-        def compared() -> Iterator[Image]:
-            test_cameras = [cameras[i] for i in scene.i_test]
-            images = self.renderer.path(test_cameras, scene.poses[scene.i_test], description="test views")
-            for i, image in zip(scene.i_test, images, strict=True):
-                if full_size:
-                    float_psnrs.append(psnr(image.rgb, scene.images[i]))
-                yield image
-
-        start = time.perf_counter()
-        frames = outputs.write_views(folder, compared(), self.values.save_arrays)
-        if full_size:
-            seconds = (time.perf_counter() - start) / len(scene.i_test)
-            psnrs = [psnr_8bit(frame, scene.images[i]) for i, frame in zip(scene.i_test, frames.rgb, strict=True)]
-            self.write_metrics(step, seconds, psnrs, float_psnrs)
+        """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
+        scene, save_arrays = self.scene, self.values.save_arrays
+        test_cameras = [cameras[i] for i in scene.i_test]
+        images = self.renderer.path(test_cameras, scene.poses[scene.i_test], description="test views")
+        if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
+            return outputs.write_views(folder, images, save_arrays)
+        frames, result = evaluation.render(folder, images, test_photos(scene), save_arrays)
+        evaluation.report(self.folder / "metrics.json", about(self.values, step), result)
         return frames
 
-    def write_metrics(self, step: int, seconds: float, psnrs: list[float], float_psnrs: list[float]) -> None:
-        """Logs, and writes to metrics.json, PSNR of the test views: of the saved 8-bit images, and before rounding."""
-        for view, (saved, exact) in enumerate(zip(psnrs, float_psnrs, strict=True)):
-            logger.info("test view %03d: psnr %.3f (8-bit %.3f)", view, exact, saved)
-        logger.info("mean of %d test views: psnr %.3f (8-bit %.3f)", len(psnrs), np.mean(float_psnrs), np.mean(psnrs))
-        metrics = {
-            "step": step,
-            "views": len(psnrs),
-            "height": self.scene.images.shape[1],
-            "width": self.scene.images.shape[2],
-            "white_bkgd": self.values.white_bkgd,
-            "seconds_per_view": seconds,
-            "psnr_8bit": {"mean": float(np.mean(psnrs)), "views": psnrs},
-            "psnr_float": {"mean": float(np.mean(float_psnrs)), "views": float_psnrs},
-        }
-        outputs.write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    def evaluate(self) -> None:
+        """Renders the test views into `testset_{step}`, named after the weights, and compares them with the photos."""
+        self.write_settings(replace=False)
+        self.render_test_set(self.start - 1)
 
     def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> None:
         """Trains up to `--N_iters`, writing what the original writes, when it writes it."""

@@ -20,8 +20,10 @@ from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import build_mlp, precision
 from nerf_tf.field.query import Field
 from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.render import memory
-from nerf_tf.render.renderer import Renderer, RenderSettings
+from nerf_tf.render.occupancy import Box, Occupancy
+from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.trainer import Trainer
@@ -43,7 +45,7 @@ def check_folders(values: flags.FlagValues) -> None:
         OSError: something else has the name of one, or there is no permission to make it.
     """
     run, summaries = Path(values.basedir) / values.expname, Path(values.basedir) / "summaries" / values.expname
-    for folder in (run,) if values.render_only else (run / "checkpoints", summaries):
+    for folder in (run,) if values.render_only or values.eval_only else (run / "checkpoints", summaries):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
             raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")
@@ -113,13 +115,39 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
     planned = Memory(values, trainer, training=False, rays=height * width)
     settings = config.render_settings(values, scene.ndc)
 
-    def sized(plan: memory.Plan) -> tuple[Field, Field | None, RenderSettings]:
-        coarse, fine = (f and dataclasses.replace(f, netchunk=plan.netchunk) for f in (trainer.coarse, trainer.fine))
-        return coarse, fine, dataclasses.replace(settings, chunk=plan.chunk)
+    networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]
+    folder = Path(values.basedir) / values.expname
+    occupancy = Occupancy(ray_box(scene), folder / "occupancy.npz", len(networks)) if values.occupancy else None
+
+    def sized(plan: memory.Plan) -> tuple[FieldFunction, FieldFunction | None, RenderSettings]:
+        fields = [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
+        if occupancy is not None:
+            fields = occupancy.restrict(fields)
+        return fields[0], fields[1] if len(fields) > 1 else None, dataclasses.replace(settings, chunk=plan.chunk)
+
+    def prepare() -> None:
+        if occupancy is not None:
+            occupancy.update(networks, [field.mlp.get_weights() for field in networks])
 
     return Renderer(
-        *sized(planned.plan), scene.near, scene.far, scene.ndc, lambda error: sized(planned.give_way(error))
+        *sized(planned.plan), scene.near, scene.far, scene.ndc, lambda error: sized(planned.give_way(error)), prepare
     )
+
+
+def ray_box(scene: Scene) -> Box:
+    """The smallest box around all that the scene's cameras and its path can see, in the space that rays live in."""
+    views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], c2w) for c2w in scene.render_poses)]
+    corners = []
+    for camera in set(scene.cameras):
+        c2w = np.stack([pose for other, pose in views if other == camera])[:, None]  # [N, 1, 3, 4]
+        # What a camera sees is a frustum, under NDC too, so its corners are enough.
+        rows, cols = np.array([0, 0, camera.height, camera.height]), np.array([0, camera.width, 0, camera.width])
+        rays = finish_rays(camera, *pixel_rays(camera, c2w, rows, cols), scene.near, scene.far, scene.ndc)
+        corners += [tf.reshape(rays.origins + t * rays.directions, [-1, 3]) for t in (scene.near, scene.far)]
+    points = np.concatenate(corners)
+    lower, upper = points.min(axis=0), points.max(axis=0)
+    margin = 1e-3 * (upper - lower)  # so that rounding leaves no sample outside
+    return Box(lower - margin, upper + margin)
 
 
 class Memory:
@@ -218,9 +246,9 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
     That is `--ft_path`, or else the newest checkpoint in the run's folder, or else, in a folder that the original
     wrote, the newest `model_*.npy`; nothing with `--no_reload`.
     """
-    newest = tf1_weights.newest(folder)
+    newest, training = tf1_weights.newest(folder), not (values.render_only or values.eval_only)
     if values.no_reload or (values.ft_path is None and newest is None and store.newest is None):
-        if values.render_only:
+        if not training:
             raise ValueError(f"{folder}: no weights to render; train first, or give --ft_path (without --no_reload)")
         if newest is not None:
             logger.warning("%s holds an earlier run, up to %s: files of equal names are replaced", folder, newest.name)
@@ -234,7 +262,7 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
         trainer.step.assign(tf1_weights.step_of(path) + 1)
         load_weights(trainer, path)
         logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
-        if store.newest is not None and not values.render_only:
+        if store.newest is not None and training:
             logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)
     logger.info("random_seed %d", trainer.seed.numpy())
 

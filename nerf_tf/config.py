@@ -194,6 +194,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "whether XLA compiles what happens within a netchunk; auto: on a GPU only, it is slower on a CPU",
             choices=("auto", "true", "false"),
         ),
+        Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),
     ),
     "new here": (
         Option("N_iters", int, 1000000, "training stops after this many steps", low=1),
@@ -201,6 +202,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("far", float, None, "end of the rays' range, instead of the scene's own", above=0),
         Option("save_arrays", bool, False, "also write float rgb, disp, acc, depth of every rendered view (npz)"),
         Option("render_path_file", str, None, "camera-to-world poses (npy, [M,3,4] or [M,4,4]) to render as the path"),
+        Option("eval_only", bool, False, "compare the test views at full size with their photos, and stop"),
+        Option("eval_folder", str, None, "with --eval_only: the views NNN.png in this folder; nothing is rendered"),
         Option("fps", int, 30, "frames per second of videos", low=1, high=1000),
     ),
 }
@@ -392,6 +395,10 @@ def _check(flag_values: flags.FlagValues) -> None:
         raise ValueError(
             f"--N_samples={values['N_samples']}: --N_importance needs at least 3 coarse samples to draw from"
         )
+    if values["eval_folder"] is not None and not values["eval_only"]:
+        raise ValueError("--eval_folder names views to compare, which needs --eval_only")
+    if values["eval_only"] and values["render_only"]:
+        raise ValueError("--eval_only and --render_only are two things to do: choose one")
     if None not in (values["near"], values["far"]) and values["near"] >= values["far"]:
         raise ValueError(f"--near={values['near']} is not below --far={values['far']}")
 

@@ -25,7 +25,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nerf_tf import app, build, config
 from nerf_tf.data import blender
+from nerf_tf.render import occupancy
 from nerf_tf.train import tf1_weights
+from nerf_tf.train.metrics import ssim
 
 ROOT = Path(__file__).parent.parent
 SCENES = ROOT / "tests" / "data" / "portable" / "scenes"
@@ -35,6 +37,7 @@ CONFIGS = ROOT / "configs"
 BLENDER = [f"--config={CONFIGS / 'lego.txt'}", f"--datadir={SCENES / 'blender'}", *TINY.split()]
 LLFF = [f"--config={CONFIGS / 'fern.txt'}", f"--datadir={SCENES / 'llff'}", "--factor=2", *TINY.split()]
 DEEPVOXELS = [f"--config={CONFIGS / 'deepvoxels_greek.txt'}", f"--datadir={SCENES / 'deepvoxels'}", *TINY.split()]
+OCCUPANCY_RUNS = [("fast", ["--occupancy"]), ("fast", ["--occupancy"]), ("exact", [])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +222,12 @@ def test_metrics_are_those_of_the_saved_images(interrupted):
     expected = saved_psnr(png(interrupted.folder / "testset_000010" / "000.png"), photo)
     assert metrics["psnr_8bit"] == {"mean": pytest.approx(expected), "views": [pytest.approx(expected)]}
     assert metrics["psnr_float"]["mean"] == pytest.approx(expected, abs=0.1)
-    assert f"psnr {metrics['psnr_float']['mean']:.3f} (8-bit {expected:.3f})" in interrupted.second.stderr
+    assert (metrics["scene"], metrics["dataset_type"], metrics["expname"]) == ("blender", "blender", "t")
+    assert "test views of blender, 10x10, on white, weights of step 10, " in interrupted.second.stderr
+    assert f"mean{expected:12.3f}{metrics['psnr_float']['mean']:12.3f}\n" in interrupted.second.stderr
+    assert "no SSIM: it needs 11 pixels a side" in interrupted.second.stderr
+    assert "no LPIPS: it needs 16 pixels a side" in interrupted.second.stderr
+    assert not {"ssim", "lpips"} & set(metrics)
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(interrupted):
@@ -322,9 +330,58 @@ def test_render_test(interrupted):
         photo = np.rint(255 * (rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])))
         psnrs.append(saved_psnr(png(folder / f"{i:03d}.png"), photo))
     metrics = json.loads((interrupted.folder / "metrics.json").read_text())
-    assert (metrics["step"], metrics["views"]) == (12, 3)
+    assert (metrics["step"], metrics["views"]) == (11, 3)  # the weights' step
     assert metrics["psnr_8bit"]["views"] == pytest.approx(psnrs)
     assert metrics["psnr_8bit"]["mean"] == pytest.approx(np.mean(psnrs))
+
+
+def test_eval_only(interrupted):
+    again = [*interrupted.again, "--testskip=2", "--half_res=False"]
+    folder = interrupted.copy("evaluated", "model_*000011.npy")
+    result = run(*again, "--expname=evaluated", "--eval_only", "--render_factor=4")
+    assert result.code == 0, result.stderr
+    images = {f"testset_000011/{i:03d}.png" for i in range(3)}
+    assert files_in(folder) == {*pair(11), *images, "args.txt", "config.txt", "metrics.json"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["step"], metrics["views"], metrics["width"]) == (11, 3, 20)
+    assert metrics["seconds_per_view"] > 0
+    rows = re.findall(r"^(\d{3}|mean)((?: +-?\d+\.\d+)+)$", result.stderr, re.MULTILINE)
+    assert [title for title, _ in rows] == ["000", "001", "002", "mean"]
+    # Recomputed from the files.
+    scene = blender.load(SCENES / "blender", half_res=False, testskip=2, white_bkgd=True)
+    for i, photo in enumerate(np.uint8(np.rint(255 * scene.images[scene.i_test]))):
+        image = png(folder / "testset_000011" / f"{i:03d}.png")
+        assert metrics["psnr_8bit"]["views"][i] == pytest.approx(saved_psnr(image, photo))
+        assert metrics["psnr_float"]["views"][i] == pytest.approx(saved_psnr(image, photo), abs=0.1)
+        assert metrics["ssim"]["views"][i] == pytest.approx(ssim(image, photo), abs=1e-6)
+        assert float(rows[i][1].split()[0]) == pytest.approx(saved_psnr(image, photo), abs=5e-4)
+    assert metrics["ssim"]["mean"] == pytest.approx(np.mean(metrics["ssim"]["views"]))
+
+    # The same files, compared without a network.
+    views = folder / "testset_000011"
+    result = run(*again, "--expname=compared", "--eval_only", f"--eval_folder={views}")
+    assert result.code == 0, result.stderr
+    assert files_in(interrupted.basedir / "compared") == {"metrics.json"}
+    compared = json.loads((interrupted.basedir / "compared" / "metrics.json").read_text())
+    assert (compared["step"], compared["folder"], compared["seconds_per_view"]) == (11, str(views), None)
+    measures = {"psnr_8bit", "ssim", "lpips"} & set(metrics)
+    assert {name: compared[name] for name in measures} == {name: metrics[name] for name in measures}
+    assert "psnr_float" not in compared
+
+
+def test_eval_folder_says_what_does_not_fit(interrupted, tmp_path):
+    words = [*interrupted.again, "--expname=unfit", "--eval_only", f"--eval_folder={tmp_path / 'views'}"]
+    assert_one_line(run(*words), 1, "views: no such folder")
+    (tmp_path / "views").mkdir()
+    assert_one_line(run(*words), 1, "views/000.png: no such image")
+    for i in range(2):
+        Image.new("RGB", (5, 10)).save(tmp_path / "views" / f"{i:03d}.png")
+    assert_one_line(run(*words), 1, "2 views for 1 test photos.*testskip")
+    (tmp_path / "views" / "001.png").unlink()
+    assert_one_line(run(*words), 1, "views of 5x10 with 3 channels for photos of 10x10")
+    (tmp_path / "views" / "000.png").write_text("not a picture")
+    assert_one_line(run(*words), 1, "000.png: not a readable image")
+    assert not (interrupted.basedir / "unfit").exists()
 
 
 def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path):
@@ -486,6 +543,22 @@ def test_precision_and_compilation(tmp_path, flag):
 # Users' mistakes
 
 
+def test_occupancy_keeps_its_grids_and_leaves_exact_renders_alone(interrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(occupancy, "COARSE_CELLS", 16)
+    monkeypatch.setattr(occupancy, "FINE_CELLS", 32)
+    weights = interrupted.folder / "model_000010.npy"
+    arguments = [*BLENDER, f"--basedir={tmp_path}", f"--ft_path={weights}", "--render_only", "--render_test"]
+    results = [run(*arguments, f"--expname={name}", *more) for name, more in OCCUPANCY_RUNS]
+    assert [result.code for result in results] == [0, 0, 0], results
+    folders = [tmp_path / name for name, _ in OCCUPANCY_RUNS]
+    assert ["occupancy.npz" in files_in(folder) for folder in folders] == [True, True, False]
+    assert "occupancy, coarse" in results[0].stderr
+    assert "occupancy, coarse" not in results[1].stderr  # the file serves again
+    views = [png(folder / "renderonly_test_000011" / "000.png") for folder in folders]
+    np.testing.assert_array_equal(views[0], views[1])
+    assert saved_psnr(views[0], views[2]) > 25
+
+
 def test_a_mistake_in_a_flag_is_one_line():
     result = command("--expname=x", "--dataset_type=lego")
     assert_one_line(result, 2, "dataset_type")
@@ -506,6 +579,9 @@ def test_a_mistake_in_the_data_is_one_line(tmp_path):
         ([*BLENDER, "--dataset_type=deepvoxels"], 1, "train/greek"),
         ([*BLENDER, "--dataset_type=llff"], 1, "poses_bounds.npy"),
         ([*BLENDER, "--render_only"], 1, "no weights to render.*--ft_path"),
+        ([*BLENDER, "--eval_only"], 1, "no weights to render.*--ft_path"),
+        ([*BLENDER, "--eval_only", "--render_only"], 2, "--eval_only and --render_only"),
+        ([*BLENDER, "--eval_folder=views"], 2, "--eval_folder.*needs --eval_only"),
         ([*BLENDER, "--ft_path=model_000001.npy"], 1, "model_000001.npy: no such"),
         ([*LLFF, "--near=1"], 1, "--near.*--no_ndc"),
         ([*BLENDER, "--near=6.5"], 1, "near 6.5.*far 6"),

@@ -21,8 +21,9 @@ BELOW = {
     "train": {"geometry", "field", "data", "render"},
     "config": {"geometry", "field", "data", "render", "train"},
     "build": {"geometry", "field", "data", "render", "train", "config"},
-    "app": {"geometry", "field", "data", "render", "train", "config", "build"},
-    "__main__": {"geometry", "field", "data", "render", "train", "config", "build", "app"},
+    "evaluation": {"geometry", "field", "data", "render", "train"},
+    "app": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation"},
+    "__main__": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "app"},
     "__init__": set(),
 }
 # Dependencies that every installation has; whatever else a function wants, it imports itself.

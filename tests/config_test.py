@@ -67,10 +67,13 @@ NEW_DEFAULTS = {
     "far": None,
     "save_arrays": False,
     "render_path_file": None,
+    "eval_only": False,
+    "eval_folder": None,
     "fps": 30,
     "memory_budget_mb": None,
     "mixed_precision": "float32",
     "jit_compile": "auto",
+    "occupancy": False,
 }
 CONFIG_VALUES = {
     "fern.txt": {

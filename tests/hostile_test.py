@@ -22,7 +22,7 @@ from tf1_weights_test import hostile_payloads, npy_bytes
 
 from nerf_tf.data import blender, deepvoxels, llff, untrusted
 from nerf_tf.data import images as image_files
-from nerf_tf.train import tf1_weights
+from nerf_tf.train import pickled_arrays, tf1_weights
 
 # More than any of these files needs: they are some kilobytes.
 MOST_MEMORY, MOST_SECONDS = 64 * 2**20, 20
@@ -114,7 +114,7 @@ def weights_that_repeat(times: int) -> bytes:
     ("content", "message"),
     [
         (weights_that_repeat(60000), "but arrays for"),
-        (npy_bytes(b"\x80\x02" + b"N0" * (tf1_weights.MOST_OPCODES // 2) + b"N."), "pickle instructions"),
+        (npy_bytes(b"\x80\x02" + b"N0" * (pickled_arrays.MOST_OPCODES // 2) + b"N."), "pickle instructions"),
         (npy_bytes(b"\x80\x02" + b"]q\x00" + b"h\x00a" * 5000 + b"."), "not an array"),
         (npy_bytes(b"\x80\x02" + b"(" * 30000 + b"t" * 29999 + b"."), "not an array"),
     ],

@@ -324,7 +324,7 @@ def test_contact_sheet_shows_views_with_their_psnr(tmp_path, capsys):
     assert Image.open(sheet).width > 3 * contact_sheet.TILE_HEIGHT
     (renders / "002.npz").unlink()
     assert contact_sheet.main(["--run", str(tmp_path / "run")]) == 2
-    assert "002.png or .npz is missing; render again with --save_arrays" in capsys.readouterr().err
+    assert "002.npz: is missing; render again with --save_arrays" in capsys.readouterr().err
 
 
 def test_disparity_colours_grow_lighter_towards_the_viewer_and_vanish_where_empty():

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
-from nerf_tf import build, config
+from nerf_tf import build, config, evaluation
 from nerf_tf.render import outputs
 from nerf_tf.train import metrics
 
@@ -64,25 +64,17 @@ def read_views(folder: Path, photos: np.ndarray) -> list[View]:
 
     Raises:
         FileNotFoundError: a view, or its arrays, are missing.
-        ValueError: there are more views than photographs, or they differ in size.
+        ValueError: there are more views than photographs, one cannot be read, or they differ in size.
     """
-    count = len(list(folder.glob("[0-9]*.png")))
-    if count > len(photos):
-        raise ValueError(
-            f"{folder}: {count} views for {len(photos)} test photographs; was datadir or testskip changed?"
-        )
     views = []
-    for i, photo in enumerate(photos):
-        png, npz = folder / f"{i:03d}.png", folder / f"{i:03d}.npz"
-        if not (png.is_file() and npz.is_file()):
-            raise FileNotFoundError(f"{folder}: {i:03d}.png or .npz is missing; render again with --save_arrays")
-        render = np.asarray(Image.open(png).convert("RGB"))
-        if render.shape != photo.shape:
-            raise ValueError(f"{png}: its size differs from the photograph's; render again with render_factor 0")
+    for i, (render, photo) in enumerate(zip(evaluation.read_views(folder, photos), photos, strict=True)):
+        npz = folder / f"{i:03d}.npz"
+        if not npz.is_file():
+            raise FileNotFoundError(f"{npz}: is missing; render again with --save_arrays")
         with np.load(npz) as arrays:
             disp, acc = arrays["disp"], arrays["acc"]
-        shown = np.uint8(np.rint(255.0 * np.clip(photo, 0.0, 1.0)))
-        views.append(View(shown, render, disp, acc, metrics.psnr_8bit(render, photo)))
+        shown = metrics.photo_8bit(photo)
+        views.append(View(shown, render, disp, acc, metrics.psnr(render, shown)))
     return views
 
 

@@ -23,8 +23,9 @@ MEGABYTE = 1e6
 RENDERED_SAMPLE, TRAINED_SAMPLE = 10.9, 45.0
 # What the view branch takes, for what it holds: the allocator does not cut up pieces that are a little too large.
 BRANCH_ROOM = 1.25
-# Layers' outputs in the backward pass besides those kept: gathered rows, and the gradients on either side of a layer.
-BACKWARD_LAYERS = 5.5
+# Layers' outputs in the backward pass besides those kept, by bytes of a value: gathered rows, and the gradients on
+# either side of a layer.
+BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
 # Copies of all weights in training: the sums of their gradients, and what is added to them.
 GRADIENT_COPIES = 2.0
 # What is measured is at most so much more than predicted; a plan has to fit all the same.
@@ -142,7 +143,7 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
     encoded = network.points * (FLOAT if size == FLOAT else FLOAT + size)
     if work.training:
         branch = network.viewdirs + BOTTLENECK_WIDTH + width // 2 if network.viewdirs else 0
-        tile = encoded + (width * (network.depth + BACKWARD_LAYERS) + branch) * size
+        tile = encoded + (width * (network.depth + BACKWARD_LAYERS[size]) + branch) * size
         each = TRAINED_SAMPLE
     else:
         trunk = encoded + (2 * width + network.points) * size  # around the skip

@@ -247,6 +247,7 @@ class Renderer:
         settings: how; its randomness is ignored.
         near, far, ndc: the scene's, see `Scene`.
         give_way: called when memory runs out, for networks and settings that take less of it; it may raise instead.
+        prepare: called before each view, to bring up to date what the networks depend on besides their weights.
     """
 
     coarse: FieldFunction
@@ -256,6 +257,7 @@ class Renderer:
     far: float
     ndc: bool
     give_way: GiveWay | None = None
+    prepare: Callable[[], None] | None = None
 
     @functools.cached_property
     def _render_chunk(self) -> Callable[[Rays], list[tf.Tensor]]:
@@ -284,6 +286,8 @@ class Renderer:
             c2w_viewdirs: [3, 4] another pose to take view directions from.
             progress: told the number of rays after each chunk.
         """
+        if self.prepare is not None:
+            self.prepare()
         count = camera.height * camera.width
         buffers, first = None, 0
         while first < count:

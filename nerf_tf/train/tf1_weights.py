@@ -1,18 +1,15 @@
 """The original's weight files (`model_200000.npy`), in and out.
 
 Such a file is a NumPy object array of float arrays, which NumPy stores as a pickle, and a pickle can carry code. So
-`load` never lets it run: the pickle is read into an inert record of what it asks for, and arrays are built from that
-record only if it asks for nothing but float arrays.
+`load` never lets it run (see `pickled_arrays`).
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-import math
 import os
 import pickle
-import pickletools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,22 +20,10 @@ from numpy.lib import format as npy_format
 
 from nerf_tf.data import untrusted
 from nerf_tf.render.outputs import complete_file
+from nerf_tf.train import pickled_arrays
 
-# All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
-# `_codecs.encode` is how pickle protocol 2 spells bytes.
-_RECONSTRUCT = "numpy.core.multiarray._reconstruct"
-_NDARRAY = "numpy.ndarray"
-_DTYPE = "numpy.dtype"
-_ENCODE = "_codecs.encode"
-_ADMITTED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
-
-# What numpy's header reader and an unpickler can raise over a damaged or hostile file.
-_READING_ERRORS = (*untrusted.PARSER_ERRORS, pickle.UnpicklingError, ImportError)
-
-# Bounds on what is taken for weights. A trunk of 8 layers of 4096 units takes half of these bytes; 26 arrays take some
-# 800 pickle instructions.
+# Bytes of a weight file; a trunk of 8 layers of 4096 units takes half of them.
 LARGEST_FILE = 2**30
-MOST_OPCODES = 10**6
 
 _FLAGS_HINT = (
     "check --netdepth, --netwidth, --netdepth_fine, --netwidth_fine, --multires, --multires_views, --i_embed "
@@ -67,10 +52,8 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
             if path.stat().st_size > LARGEST_FILE:
                 raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
             payload = file.read()
-        _check_sizes(payload)
-        record = _Recorder(io.BytesIO(payload), encoding="latin1").load()
-        return _float_arrays(_array_items(record, count), len(payload))
-    except _READING_ERRORS as error:
+        return _float_arrays(_array_items(pickled_arrays.read(payload), count), len(payload))
+    except pickled_arrays.READING_ERRORS as error:
         raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
 
 
@@ -142,43 +125,6 @@ def _digits_of(path: Path) -> str:
     return match[1]
 
 
-class _Global:
-    """A name that a pickle refers to, standing in for the thing itself: calling it only records the call."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *args: object) -> _Call:
-        return _Call(self.name, args)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError(f"it tries to change {self.name}, so it carries code")
-
-
-class _Call:
-    """The record of a call, and of the state that the pickle would give to its result."""
-
-    __slots__ = ("args", "name", "state")
-
-    def __init__(self, name: str, args: tuple) -> None:
-        self.name, self.args, self.state = name, args, None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-class _Recorder(pickle.Unpickler):
-    """Reads a pickle without importing or calling anything that it names."""
-
-    def find_class(self, module: str, name: str) -> _Global:
-        full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
-        if full_name not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, so it carries code; nothing of it was run")
-        return _Global(full_name)
-
-
 def _read_header(file: io.BufferedReader) -> int:
     """Reads the header of a one-dimensional object array, and returns its length."""
     shape, _, dtype = untrusted.read_npy_header(file)
@@ -187,73 +133,20 @@ def _read_header(file: io.BufferedReader) -> int:
     return shape[0]
 
 
-def _check_sizes(payload: bytes) -> None:
-    """Walks through a pickle without obeying it: a few bytes must not make the unpickler ask for gigabytes."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
-        if count == MOST_OPCODES:
-            raise ValueError(f"it has more than {MOST_OPCODES} pickle instructions")
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
-            raise ValueError("it is damaged")
-
-
 def _float_arrays(items: list, most: int) -> list[np.ndarray]:
     """Builds arrays from their records. A pickle can name one many times: together they must not pass `most` bytes."""
     arrays, total = [], 0
     for i, item in enumerate(items):
-        arrays.append(_float_array(item, f"array {i} of {len(items)}"))
+        arrays.append(pickled_arrays.float_array(item, f"array {i} of {len(items)}"))
         total += arrays[-1].nbytes
         if total > most:
             raise ValueError(f"it has {most} bytes, but arrays for {total}")
     return arrays
 
 
-def _array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
-    """Takes apart the record of one array: shape, dtype, whether in Fortran order, contents."""
-    if not (isinstance(record, _Call) and record.name == _RECONSTRUCT):
-        raise ValueError(f"{what} is not an array")
-    state = record.state
-    if not (isinstance(state, tuple) and len(state) == 5):
-        raise ValueError(f"{what} is not a whole array")
-    _, shape, dtype, fortran, contents = state
-    if not (isinstance(shape, tuple) and len(shape) <= 8 and all(type(s) is int and 0 < s < 2**63 for s in shape)):
-        raise ValueError(f"{what} has no proper shape")
-    if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
-        raise ValueError(f"{what} has no proper type")
-    return shape, dtype, bool(fortran), contents
-
-
 def _array_items(record: object, count: int) -> list:
     """The items, still records, of the outer array of `count` objects."""
-    shape, dtype, _, items = _array_state(record, "its content")
+    shape, dtype, _, items = pickled_arrays.array_state(record, "its content")
     if not dtype.args[0].startswith("O") or shape != (count,) or not isinstance(items, list) or len(items) != count:
         raise ValueError(f"its content is not the list of {count} arrays that its header announces")
     return items
-
-
-def _float_array(record: object, what: str) -> np.ndarray:
-    """Builds a float array, in this machine's byte order, from its record."""
-    shape, dtype, fortran, contents = _array_state(record, what)
-    if dtype.args[0] not in ("f2", "f4", "f8"):
-        raise ValueError(f"{what} is not an array of floats but of type {dtype.args[0][:20]!r}")
-    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
-    if order not in ("<", ">", "="):
-        raise ValueError(f"{what} has no proper byte order")
-    kind = np.dtype(order + dtype.args[0])
-    content = _content_bytes(contents, what)
-    if len(content) != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"{what} has {len(content)} bytes, which is not {kind.name} of shape {list(shape)}")
-    array = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{what} holds NaN or infinity: training that wrote it had failed")
-    return np.array(array, kind.newbyteorder("="), order="C")
-
-
-def _content_bytes(contents: object, what: str) -> bytes:
-    """The bytes of an array: plain, spelled as text and encoding, or text of one character a byte (Python 2)."""
-    if isinstance(contents, _Call) and contents.name == _ENCODE and contents.args[1:] in (("latin1",), ("latin-1",)):
-        contents = contents.args[0]
-    if isinstance(contents, str):
-        return contents.encode("latin1")
-    if not isinstance(contents, bytes):
-        raise ValueError(f"{what} holds objects, not numbers")
-    return contents

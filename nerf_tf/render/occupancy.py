@@ -1,0 +1,218 @@
+"""Skips what cannot be seen: samples in empty space, and samples behind a surface that hides them.
+
+A trained scene is mostly air. A grid over the space that rays live in (NDC included) remembers where a network has any
+density, so that it need not be asked elsewhere. The grid errs on the safe side: a cell counts as empty only if there
+is next to no density at its centre and at the centres of all cells around it, and outside the grid nothing is empty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from nerf_tf.render.outputs import complete_file
+from nerf_tf.render.renderer import FieldFunction
+
+logger = logging.getLogger(__name__)
+
+# Cells along each side: where the whole box is looked at, and where what was not empty is looked at again.
+COARSE_CELLS, FINE_CELLS = 128, 256
+# A cell is empty if light that crosses its longest side loses less than this part.
+LEAST_OPACITY = 5e-3
+# A ray is spent when less than this part of its light is left: a quarter of a step of an 8-bit image.
+LEAST_TRANSMITTANCE = 1e-3
+# Samples of a ray that are asked about before looking again whether it is spent.
+SEGMENT = 8
+# Points to ask about at once while a grid is built.
+BUILD_POINTS = 2**18
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Box:
+    """A part of the space that rays live in.
+
+    Attributes:
+        lower, upper: [3] float32 corners.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def find_occupied(field: FieldFunction, box: Box, description: str = "occupancy") -> np.ndarray:
+    """Asks a network about the whole box, then again, more finely, where it found something.
+
+    Args:
+        field: the network.
+        box: where to look.
+        description: what the progress bar calls it.
+
+    Returns:
+        [FINE_CELLS] * 3 bool, by x, y, z: whether something may be in a cell.
+    """
+    occupied = np.ones([1, 1, 1], bool)
+    for cells in (COARSE_CELLS, FINE_CELLS):
+        factor = cells // len(occupied)
+        for axis in range(3):
+            occupied = occupied.repeat(factor, axis)
+        candidates = np.argwhere(occupied)
+        size = (box.upper - box.lower) / cells
+        least_density = -np.log1p(-LEAST_OPACITY) / size.max()  # opacity is 1 - exp(-density * length)
+        centres = (box.lower + (candidates + 0.5) * size).astype(np.float32)
+        found = np.zeros_like(occupied)
+        found[tuple(candidates.T)] = _densities(field, centres, description) > least_density
+        occupied = dilated(found)
+    return occupied
+
+
+def _densities(field: FieldFunction, points: np.ndarray, description: str) -> np.ndarray:
+    """Raw density [B] at points [B, 3]."""
+
+    @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])])
+    def ask(points: tf.Tensor) -> tf.Tensor:
+        # Infinity: no colour is wanted. Nor do directions matter to density.
+        return field(points[:, None], tf.ones_like(points), np.inf)[:, 0, 3]
+
+    densities = np.empty(len(points), np.float32)
+    with tqdm(total=len(points), desc=description, unit="point", unit_scale=True, dynamic_ncols=True) as bar:
+        for first in range(0, len(points), BUILD_POINTS):
+            part = points[first : first + BUILD_POINTS]
+            padded = np.pad(part, [(0, BUILD_POINTS - len(part)), (0, 0)])
+            densities[first : first + len(part)] = ask(padded)[: len(part)]
+            bar.update(len(part))
+    return densities
+
+
+def dilated(cells: np.ndarray) -> np.ndarray:
+    """Cells [n, n, n] and all their neighbours, those that touch at a corner too."""
+    for axis in range(3):
+        grown = cells.copy()
+        for here, there in itertools.permutations((slice(1, None), slice(None, -1))):
+            grown[(slice(None),) * axis + (here,)] |= cells[(slice(None),) * axis + (there,)]
+        cells = grown
+    return cells
+
+
+class OccupiedField:
+    """A network that is asked only about what may be seen; for rendering, not for training.
+
+    Samples in empty cells, and those of rays that are spent, get no density. Samples of a ray have to be in order.
+
+    Attributes:
+        field: the network.
+        occupied: bool variable [FINE_CELLS ** 3 + 1]: the cells, and one more for all that is outside of them.
+    """
+
+    def __init__(self, field: FieldFunction, box: Box, occupied: tf.Variable):
+        self.field, self.occupied = field, occupied
+        self._lower = tf.constant(box.lower)
+        self._cells_per_length = tf.constant(FINE_CELLS / (box.upper - box.lower))
+
+    def is_occupied(self, points: tf.Tensor) -> tf.Tensor:
+        """Whether something may be at points [..., 3]."""
+        cell = tf.cast(tf.floor((points - self._lower) * self._cells_per_length), tf.int32)
+        inside = tf.reduce_all((cell >= 0) & (cell < FINE_CELLS), axis=-1)
+        number = (cell[..., 0] * FINE_CELLS + cell[..., 1]) * FINE_CELLS + cell[..., 2]
+        return tf.gather(self.occupied, tf.where(inside, number, FINE_CELLS**3))
+
+    def __call__(
+        self, points: tf.Tensor, viewdirs: tf.Tensor, visible_above: tf.Tensor | float | None = None
+    ) -> tf.Tensor:
+        """Raw colour and density [R, S, 4], as `FieldFunction` says; `visible_above` is a scalar or None."""
+        # The last sample's interval is infinite, but nothing comes behind it.
+        intervals = tf.pad(tf.norm(points[:, 1:] - points[:, :-1], axis=-1), [[0, 0], [0, 1]])  # [R, S]
+        optical_depth, parts = tf.zeros_like(intervals[:, 0]), []
+        for first in range(0, points.shape[1], SEGMENT):
+            part = slice(first, first + SEGMENT)
+            spent = optical_depth > -np.log(LEAST_TRANSMITTANCE)
+            wanted = self.is_occupied(points[:, part]) & ~spent[:, None]
+            raw = self._ask(points[:, part], viewdirs, wanted, visible_above)
+            optical_depth += tf.reduce_sum(tf.nn.relu(raw[..., 3]) * intervals[:, part], axis=-1)
+            parts.append(raw)
+        return tf.concat(parts, axis=1)
+
+    def _ask(self, points: tf.Tensor, viewdirs: tf.Tensor, wanted: tf.Tensor, visible_above) -> tf.Tensor:
+        """Raw [R, S, 4] where `wanted` [R, S] says so; elsewhere zeros, so no density."""
+        rows = tf.where(wanted)
+        raw = self.field(tf.gather_nd(points, rows)[:, None], tf.gather(viewdirs, rows[:, 0]), visible_above)
+        return tf.scatter_nd(rows, raw[:, 0], tf.concat([tf.shape(points, tf.int64)[:2], [4]], axis=0))
+
+
+class Occupancy:
+    """The grids of a scene's networks, kept in a file beside the weights and made anew when these change.
+
+    Attributes:
+        box: the space they cover.
+    """
+
+    def __init__(self, box: Box, path: Path, networks: int):
+        """Begins with nothing known to be empty.
+
+        Args:
+            box: the space to cover.
+            path: the file (npz) to keep the grids in.
+            networks: how many there are.
+        """
+        self.box, self._path, self._key = box, path, ""
+        self._grids = [tf.Variable(tf.ones([FINE_CELLS**3 + 1], tf.bool), trainable=False) for _ in range(networks)]
+
+    def restrict(self, fields: Sequence[FieldFunction]) -> list[FieldFunction]:
+        """The same networks, asked only where they have something to say."""
+        return [OccupiedField(field, self.box, grid) for field, grid in zip(fields, self._grids, strict=True)]
+
+    def update(self, fields: Sequence[FieldFunction], weights: Sequence[Sequence[np.ndarray]]) -> None:
+        """Makes the grids fit the weights: from the file if it is about them, else by asking the networks.
+
+        Args:
+            fields: the networks, unrestricted.
+            weights: the weights of each.
+        """
+        key = self._key_of(weights)
+        if key == self._key:
+            return
+        grids = self._load(key)
+        if grids is None:
+            names = ["occupancy, coarse", "occupancy, fine"]
+            grids = [find_occupied(field, self.box, name) for field, name in zip(fields, names, strict=False)]
+            self._save(key, grids)
+        for variable, grid in zip(self._grids, grids, strict=True):
+            variable.assign(np.append(grid.reshape(-1), True))
+        parts = ", ".join(f"{100 * (1 - grid.mean()):.1f} %" for grid in grids)
+        logger.info("%s: empty, by network: %s", self._path, parts)
+        self._key = key
+
+    def _key_of(self, weights: Sequence[Sequence[np.ndarray]]) -> str:
+        """Names all that the grids follow from."""
+        digest = hashlib.sha256(repr((COARSE_CELLS, FINE_CELLS, LEAST_OPACITY)).encode())
+        for array in (self.box.lower, self.box.upper, *itertools.chain(*weights)):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    def _load(self, key: str) -> list[np.ndarray] | None:
+        """The file's grids; None when there are none, or they are of other weights, or broken."""
+        shape = [FINE_CELLS] * 3
+        try:
+            with np.load(self._path, allow_pickle=False) as file:
+                if str(file["key"]) != key:
+                    return None
+                bits = [file[f"grid_{i}"] for i in range(len(self._grids))]
+            return [np.unpackbits(one, count=FINE_CELLS**3).astype(bool).reshape(shape) for one in bits]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s: unreadable, made anew (%s)", self._path, " ".join(str(error).split()))
+            return None
+
+    def _save(self, key: str, grids: Sequence[np.ndarray]) -> None:
+        arrays = {f"grid_{i}": np.packbits(grid.reshape(-1)) for i, grid in enumerate(grids)}
+        with complete_file(self._path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, key=np.array(key), **arrays)

@@ -1,0 +1,78 @@
+"""Timing a view: the table's figures are those of the images, with made weights and with the authors'."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from nerf_tf import build, config
+from nerf_tf.render import occupancy
+from nerf_tf.train import tf1_weights
+
+SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
+# Few octaves: the density of random weights shall be smooth enough for a grid of few cells.
+FLAGS = [
+    *(f"--datadir={SCENE}", "--dataset_type=blender", "--white_bkgd", "--testskip=1", "--multires=2"),
+    *("--netdepth=2", "--netdepth_fine=2", "--netwidth=16", "--netwidth_fine=16", "--N_samples=9", "--N_importance=7"),
+]
+
+
+@pytest.fixture
+def benchmark_view(monkeypatch):
+    """The program, imported as Python finds it when it is run, with grids of few cells."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    monkeypatch.setattr(occupancy, "COARSE_CELLS", 32)
+    monkeypatch.setattr(occupancy, "FINE_CELLS", 64)
+    return importlib.import_module("benchmark_view")
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    """Random weights of both networks."""
+    values = flags.FlagValues()
+    config.parse_flags(["x", *FLAGS, "--expname=x", "--random_seed=1"], values)
+    trainer = build.make_trainer(values, ndc=False)
+    for name, field in (("model_000000.npy", trainer.coarse), ("model_fine_000000.npy", trainer.fine)):
+        tf1_weights.save(tmp_path / name, field.mlp.get_weights())
+    return tmp_path / "model_000000.npy"
+
+
+def records(folder: Path) -> list[dict]:
+    return json.loads((folder / "view.json").read_text())["engines"]
+
+
+def test_a_view_with_and_without_occupancy(benchmark_view, weights, tmp_path, capsys):
+    arguments = [*FLAGS, f"--ft_path={weights}", "--view=1", f"--out={tmp_path}"]
+    assert benchmark_view.main(arguments) == 0, capsys.readouterr().err
+    exact, fast, half = records(tmp_path)
+    assert (exact["psnr_to_exact"], exact["times_faster"]) == (None, 1.0)
+    assert exact["seconds"] / fast["seconds"] == pytest.approx(fast["times_faster"])
+    assert fast["psnr"] == pytest.approx(exact["psnr"], abs=0.02)
+    assert fast["psnr_to_exact"] > 35  # the grid is rough, and so is the density of random weights
+    assert half["psnr_to_exact"] > 30
+    assert capsys.readouterr().out.count("to the photograph") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--view=99", "--ft_path=x"], "--view 99: there are"), ([], "--ft_path is missing")]
+)
+def test_mistakes(benchmark_view, tmp_path, capsys, arguments, message):
+    assert benchmark_view.main([*FLAGS, f"--out={tmp_path}", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_authors_lego(benchmark_view, real_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_view, "ENGINES", (("float32", False), ("bfloat16", True)))
+    monkeypatch.setattr(occupancy, "COARSE_CELLS", 64)
+    monkeypatch.setattr(occupancy, "FINE_CELLS", 128)
+    lego = Path(__file__).parent.parent / "configs" / "lego.txt"
+    arguments = [f"--config={lego}", f"--datadir={real_data / 'data/nerf_synthetic/lego'}", "--testskip=200"]
+    weights = real_data / "weights/lego_example/model_200000.npy"
+    assert benchmark_view.main([*arguments, f"--ft_path={weights}", "--render_factor=16", f"--out={tmp_path}"]) == 0
+    # 56 dB with the grids that the program uses; the cells of these are twice as long.
+    assert records(tmp_path)[1]["psnr_to_exact"] > 35

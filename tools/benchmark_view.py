@@ -1,0 +1,123 @@
+"""Times the rendering of one test view: exactly, and with --occupancy.
+
+    python tools/benchmark_view.py --config configs/lego.txt --datadir nerf_synthetic/lego --ft_path model_200000.npy
+
+Every flag of the program may be given and means what it means there. The view is rendered exactly in float32, then with
+--occupancy in float32 and in bfloat16; grids are made before the clock starts, and the table says how long that took.
+Writes a JSON file and prints its path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from nerf_tf import build, config
+from nerf_tf.data.scene import Scene
+from nerf_tf.render import outputs
+from nerf_tf.render.renderer import Image, Renderer
+from nerf_tf.train.metrics import psnr
+
+# What is compared, exact rendering first: precision, and whether --occupancy.
+ENGINES = (("float32", False), ("float32", True), ("bfloat16", True))
+
+
+class _WarmedUp(Exception):
+    """One chunk is rendered, so its graph is traced."""
+
+
+def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Image, float, float]:
+    """A view, the seconds that it took, and those of the preparations before."""
+    camera, c2w = scene.cameras[view].downscaled(factor), scene.poses[view]
+
+    def stop(rays: int) -> None:
+        raise _WarmedUp
+
+    start = time.perf_counter()
+    renderer.prepare()
+    prepared = time.perf_counter() - start
+    with contextlib.suppress(_WarmedUp):
+        renderer.image(camera, c2w, progress=stop)
+    start = time.perf_counter()
+    image = renderer.image(camera, c2w)
+    return image, time.perf_counter() - start, prepared
+
+
+def measure(values: flags.FlagValues, scene: Scene, view: int, factor: int) -> list[dict[str, object]]:
+    """Renders the view with every engine; prints a line for each as soon as it is there."""
+    records, exact = [], None
+    for precision, occupancy in ENGINES:
+        values["mixed_precision"].value, values["occupancy"].value = precision, occupancy
+        trainer = build.make_trainer(values, scene.ndc)
+        build.load_weights(trainer, Path(values.ft_path))
+        image, seconds, prepared = render(build.make_renderer(values, scene, trainer), scene, view, factor)
+        exact = image if exact is None else exact
+        record = {
+            "precision": precision,
+            "occupancy": occupancy,
+            "seconds": seconds,
+            "seconds_for_grids": prepared if occupancy else 0.0,
+            "rays_per_second": image.acc.size / seconds,
+            "times_faster": records[0]["seconds"] / seconds if records else 1.0,
+            "psnr_to_exact": float(psnr(image.rgb, exact.rgb)) if records else None,
+        }
+        if image.rgb.shape == scene.images[view].shape:
+            record["psnr"] = float(psnr(image.rgb, scene.images[view]))
+        records.append(record)
+        print(line(record), flush=True)
+    return records
+
+
+def line(record: dict[str, object]) -> str:
+    """One row of the table."""
+    name = f"{record['precision']}{' with occupancy' if record['occupancy'] else ', exact'}"
+    text = (
+        f"{name:26}{record['seconds']:8.1f} s {record['rays_per_second']:8,.0f} rays/s {record['times_faster']:6.2f}x"
+    )
+    if "psnr" in record:
+        text += f"   {record['psnr']:.3f} dB to the photograph"
+    if record["psnr_to_exact"] is not None:
+        text += f"   {record['psnr_to_exact']:.1f} dB to exact"
+    return text + (f"   grids in {record['seconds_for_grids']:.0f} s" if record["occupancy"] else "")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--view", type=int, default=0, help="which of the test views (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")
+    args, rest = parser.parse_known_args(argv)
+    values = flags.FlagValues()
+    config.parse_flags(["benchmark_view", *rest, "--expname=benchmark_view"], values)
+    try:
+        if values.ft_path is None:
+            raise ValueError("--ft_path is missing: the weights to render")
+        scene = build.load_scene(values)
+        if not 0 <= args.view < len(scene.i_test):
+            raise ValueError(f"--view {args.view}: there are {len(scene.i_test)} test views, counted from 0")
+        view = scene.i_test[args.view]
+        with tempfile.TemporaryDirectory() as folder:  # for grids that nobody needs afterwards
+            values["basedir"].value = folder
+            records = measure(values, scene, view, max(values.render_factor, 1))
+        path = args.out / "view.json"
+        report = {"datadir": values.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
+        outputs.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"benchmark_view: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
