@@ -45,7 +45,7 @@ def check_folders(values: flags.FlagValues) -> None:
         OSError: something else has the name of one, or there is no permission to make it.
     """
     run, summaries = Path(values.basedir) / values.expname, Path(values.basedir) / "summaries" / values.expname
-    for folder in (run,) if values.render_only else (run / "checkpoints", summaries):
+    for folder in (run,) if values.render_only or values.eval_only else (run / "checkpoints", summaries):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
             raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")

@@ -216,6 +216,18 @@ def test_raw_is_kept_only_when_asked_for():
     np.testing.assert_array_equal(raw, fog(tf.constant(recorder.points[0]), rays.viewdirs))
 
 
+@pytest.mark.parametrize(("N_samples", "N_importance", "least"), [(0, 0, 1), (1, 1, 3), (2, 4, 3)])
+def test_too_few_samples_are_refused(N_samples, N_importance, least):
+    """A fine pass draws by the weights of samples with neighbours; TensorFlow would fail somewhere within."""
+    with pytest.raises(
+        ValueError, match=f"N_samples {N_samples}, N_importance {N_importance}: expected {least} or more"
+    ):
+        RenderSettings(N_samples, N_importance)
+    assert (
+        render_rays(sphere, None, some_rays(), RenderSettings(least, N_importance, perturb=0.0)).fine.rgb.shape[1] == 3
+    )
+
+
 @pytest.mark.parametrize("settings", [RenderSettings(perturb=1.0), RenderSettings(perturb=0.0, raw_noise_std=0.5)])
 def test_randomness_wants_a_seed(settings):
     with pytest.raises(ValueError, match="without a seed"):
