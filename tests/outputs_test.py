@@ -190,9 +190,9 @@ def test_film_colours_depth_over_the_whole_path(tmp_path):
 
 
 def test_film_takes_no_memory_for_its_views(tmp_path):
+    image = make_image(0, 200, 300, fine=False)
     tracemalloc.start()
     film = outputs.Film(tmp_path)
-    image = make_image(0, 200, 300, fine=False)
     for _ in range(30):
         film.append(image)
     kept = tracemalloc.get_traced_memory()[0]

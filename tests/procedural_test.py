@@ -327,7 +327,7 @@ def test_contact_sheet_shows_views_with_their_psnr(tmp_path, capsys):
     assert "002.png or .npz is missing; render again with --save_arrays" in capsys.readouterr().err
 
 
-def test_contact_sheet_of_a_path(tmp_path, capsys):
+def test_contact_sheet_of_a_path(tmp_path, capsys, monkeypatch):
     contact_sheet = tool("contact_sheet")
     assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 2
     assert "no renderonly_path_*; run it with --render_only --save_arrays" in capsys.readouterr().err
@@ -339,6 +339,7 @@ def test_contact_sheet_of_a_path(tmp_path, capsys):
         Image.new("RGB", (16, 12), (40 * i, 0, 0)).save(folder / f"{i:03d}.png")
         plane = np.full((12, 16), 1 + i, np.float32)
         np.savez(folder / f"{i:03d}.npz", rgb=plane, disp=1 / plane, acc=np.ones_like(plane), depth=plane)
+    monkeypatch.setattr(contact_sheet, "PATH_TILE_HEIGHT", 12)  # as they are
     assert contact_sheet.main(["--run", str(tmp_path), "--path", "--views", "3"]) == 0
     sheet = np.asarray(Image.open(tmp_path / "contact_sheet.png"))
     assert sheet.shape == (4 + 4 * 16, 86 + 3 * 20, 3)

@@ -26,6 +26,7 @@ from nerf_tf.train import metrics
 
 COLUMNS = ("photograph", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
+PATH_TILE_HEIGHT = 100
 GAP = 14
 INK, PALE = (34, 40, 49), (120, 128, 138)
 
@@ -132,14 +133,16 @@ def draw_path(frames: Sequence[Frame]) -> Image.Image:
         "depth": [pictures.false_colours(frame.depth, frame.acc, dark=far, light=near) for frame in frames],
         "opacity": [pictures.coloured(frame.acc) for frame in frames],
     }
-    height, width = frames[0].acc.shape
+    scale = max(1.0, PATH_TILE_HEIGHT / frames[0].acc.shape[0])
+    height, width = (round(side * scale) for side in frames[0].acc.shape)
     left, font = 86, ImageFont.load_default(15)
     sheet = Image.new("RGB", (left + len(frames) * (width + 4), 4 + len(rows) * (height + 4)), "white")
     for row, (name, tiles) in enumerate(rows.items()):
         top = 4 + row * (height + 4)
         ImageDraw.Draw(sheet).text((8, top + height // 2), name, INK, font, anchor="lm")
         for column, tile in enumerate(tiles):
-            sheet.paste(Image.fromarray(tile), (left + column * (width + 4), top))
+            enlarged = Image.fromarray(tile).resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(enlarged, (left + column * (width + 4), top))
     return sheet
 
 

@@ -118,6 +118,7 @@ def draw(runs: dict[str, dict[str, Curve]]):
     for axes in (loss, psnr):
         axes.grid(lw=0.6)
         axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=6)  # numbers of steps are wide
     if psnr.get_legend_handles_labels()[0]:
         psnr.legend(loc="lower right", frameon=False)
     figure.tight_layout()
