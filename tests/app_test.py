@@ -372,7 +372,7 @@ def frames_and_fps(path: Path) -> tuple[int, float]:
 def test_render_keyframes_at_any_rate(interrupted, tmp_path):
     keys = keyframes_file(tmp_path / "keys.json")
     again = [*interrupted.again, f"--ft_path={interrupted.folder / 'model_000011.npy'}", "--render_only"]
-    for fps, count in ((2, 5), (25, 51)):
+    for fps, count in ((2, 5), (12, 25)):
         name = f"fps{fps}"
         path = [f"--expname={name}", f"--render_path_file={keys}", f"--fps={fps}", "--render_factor=5"]
         assert run(*again, *path).code == 0
@@ -381,7 +381,7 @@ def test_render_keyframes_at_any_rate(interrupted, tmp_path):
         assert {frames_and_fps(folder / video) for video in VIDEOS} == {(count, fps)}
     key = [
         [interrupted.basedir / f"fps{fps}" / "renderonly_path_000012" / name for name in names]
-        for fps, names in ((2, ("000.png", "004.png")), (25, ("000.png", "050.png")))
+        for fps, names in ((2, ("000.png", "004.png")), (12, ("000.png", "024.png")))
     ]
     for a, b in zip(*key, strict=True):
         np.testing.assert_array_equal(png(a), png(b))  # first and last keyframe, whatever lies between
