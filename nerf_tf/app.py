@@ -18,6 +18,7 @@ from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
+from nerf_tf.render.curve import CurveFile
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
@@ -166,12 +167,12 @@ class Run:
             folder = self.folder / f"renderonly_path_{self.start:06d}"
             images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
             frames = outputs.write_views(folder, images, self.values.save_arrays)
-        outputs.write_video(folder / "video.mp4", frames.rgb, self.values.fps)
-        disparities = outputs.normalised_disparity(frames.disp)
-        outputs.write_video(folder / "video_disp.mp4", disparities, self.values.fps)
+        videos = {"": frames.rgb, "_disp": frames.grey_disp, "_depth": frames.depth, "_acc": frames.acc}
+        for kind, video in videos.items():
+            outputs.write_video(folder / f"video{kind}.mp4", video, self.values.fps)
         logger.info("%s", folder)
 
-    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> outputs.Frames:
+    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> outputs.Film:
         """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
         scene, save_arrays = self.scene, self.values.save_arrays
         test_cameras = [cameras[i] for i in scene.i_test]
@@ -194,19 +195,26 @@ class Run:
             logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
             return
         self.write_settings(replace=True)
-        summaries = outputs.Summaries(Path(values.basedir) / "summaries" / values.expname)
+        summaries_folder = Path(values.basedir) / "summaries" / values.expname
+        curve = CurveFile(self.folder / "curve.png", summaries_folder, self.start)
+        summaries = outputs.Summaries(summaries_folder)
 
         def report(step: int, result: StepResult, rays_per_second: float) -> None:
             scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
             summaries.scalars(step, rays_per_second=rays_per_second, **scalars)
             summaries.histogram(step, "tran", result.sigma)
+            curve.add(step, loss=result.loss, psnr=result.psnr)
+
+        def show_holdout(step: int) -> None:
+            curve.add(step, psnr_holdout=self.show_holdout(step, summaries))
 
         save = Event(values.i_weights, self.save)
         events = [
             save,
             Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
             Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
-            Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, summaries)),
+            Event(values.i_img if len(self.scene.i_val) else 0, show_holdout),
+            *(Event(interval, lambda step: curve.write()) for interval in {values.i_img, values.i_testset}),
         ]
 
         def give_way(error: tf.errors.ResourceExhaustedError) -> None:
@@ -216,6 +224,8 @@ class Run:
         train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events, give_way)
         if not save.due(last):
             self.save(last)
+        if values.i_img or values.i_testset:
+            curve.write()
         logger.info("%s: trained to step %d", self.folder, last)
 
     def write_settings(self, replace: bool) -> None:
@@ -233,13 +243,17 @@ class Run:
             tf1_weights.save(self.folder / f"model_fine_{step:06d}.npy", self.trainer.fine.mlp.get_weights())
         tf1_weights.save(self.folder / f"model_{step:06d}.npy", self.trainer.coarse.mlp.get_weights())
 
-    def show_holdout(self, step: int, summaries: outputs.Summaries) -> None:
-        """Renders a random validation view for TensorBoard and into `tboard_val_imgs`."""
+    def show_holdout(self, step: int, summaries: outputs.Summaries) -> float:
+        """Renders a random validation view for TensorBoard, `tboard_val_imgs` and `latest.png`; returns its PSNR."""
         view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
         image, photo = self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
         outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
         summaries.view(step, image, photo)
-        summaries.scalars(step, psnr_holdout=psnr(image.rgb, photo))
+        psnr_holdout = psnr(image.rgb, photo)
+        summaries.scalars(step, psnr_holdout=psnr_holdout)
+        caption = f"step {step}, {psnr_holdout:.2f} dB"
+        outputs.write_side_by_side(self.folder / "latest.png", photo, image, caption)
+        return psnr_holdout
 
     def render_test_set(self, step: int) -> None:
         """Renders the test views at full size into `testset_{step}`."""
@@ -254,15 +268,15 @@ class Run:
         poses, fps = self.render_poses, self.values.fps
         cameras = [self.scene.cameras[0]] * len(poses)
         stem = f"{self.values.expname}_spiral_{step:06d}"
-        frames = outputs.Frames([], [])
+        film = outputs.Film(self.folder)
         for image in self.renderer.path(cameras, poses):
-            frames.rgb.append(outputs.to_8bit(image.rgb))
-            frames.disp.append(image.disp)
-        outputs.write_video(self.folder / f"{stem}_rgb.mp4", frames.rgb, fps)
-        outputs.write_video(self.folder / f"{stem}_disp.mp4", outputs.normalised_disparity(frames.disp), fps)
+            film.append(image)
+        outputs.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
+        outputs.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
         if self.values.use_viewdirs:
             still_poses = np.repeat(poses[:1], len(poses), axis=0)
             still = self.renderer.path(cameras, still_poses, poses, description="still path")
-            outputs.write_video(
-                self.folder / f"{stem}_rgb_still.mp4", [outputs.to_8bit(image.rgb) for image in still], fps
-            )
+            film = outputs.Film(self.folder)
+            for image in still:
+                film.append(image)
+            outputs.write_video(self.folder / f"{stem}_rgb_still.mp4", film.rgb, fps)

@@ -201,9 +201,22 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("near", float, None, "start of the rays' range, instead of the scene's own", low=0),
         Option("far", float, None, "end of the rays' range, instead of the scene's own", above=0),
         Option("save_arrays", bool, False, "also write float rgb, disp, acc, depth of every rendered view (npz)"),
-        Option("render_path_file", str, None, "camera-to-world poses (npy, [M,3,4] or [M,4,4]) to render as the path"),
         Option("eval_only", bool, False, "compare the test views at full size with their photos, and stop"),
         Option("eval_folder", str, None, "with --eval_only: the views NNN.png in this folder; nothing is rendered"),
+        Option(
+            "render_path_file",
+            str,
+            None,
+            "the path to render: camera-to-world poses (npy, [M,3,4] or [M,4,4]), or keyframes (json) to go between",
+        ),
+        Option(
+            "render_path",
+            str,
+            "auto",
+            "the path to render; auto: the scene's own; test: from one test view to the next",
+            choices=("auto", "orbit", "spiral", "test"),
+        ),
+        Option("render_frames", int, None, "frames of that path; unset: as many as it has, or 120", low=2),
         Option("fps", int, 30, "frames per second of videos", low=1, high=1000),
     ),
 }
@@ -399,6 +412,8 @@ def _check(flag_values: flags.FlagValues) -> None:
         raise ValueError("--eval_folder names views to compare, which needs --eval_only")
     if values["eval_only"] and values["render_only"]:
         raise ValueError("--eval_only and --render_only are two things to do: choose one")
+    if values["render_path_file"] is not None and (values["render_path"], values["render_frames"]) != ("auto", None):
+        raise ValueError("--render_path_file is a path of its own: add --render_path=auto --render_frames=None")
     if None not in (values["near"], values["far"]) and values["near"] >= values["far"]:
         raise ValueError(f"--near={values['near']} is not below --far={values['far']}")
 

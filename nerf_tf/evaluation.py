@@ -64,7 +64,7 @@ class Evaluation:
 
 def render(
     folder: Path, images: Iterable[Image], photos: Sequence[np.ndarray], save_arrays: bool
-) -> tuple[outputs.Frames, Evaluation]:
+) -> tuple[outputs.Film, Evaluation]:
     """Writes test views as they are rendered (see `outputs.write_views`), and compares them with photos [H, W, 3]."""
     float_psnrs: list[float] = []
 

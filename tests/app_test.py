@@ -22,10 +22,14 @@ import pytest
 from absl import flags
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from nerf_tf import app, build, config
 from nerf_tf.data import blender
-from nerf_tf.render import occupancy
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses
+from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
+from nerf_tf.render import occupancy, outputs, pictures
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.metrics import ssim
 
@@ -36,6 +40,7 @@ TINY = "--netdepth=2 --netdepth_fine=2 --netwidth=16 --netwidth_fine=16 --N_samp
 CONFIGS = ROOT / "configs"
 BLENDER = [f"--config={CONFIGS / 'lego.txt'}", f"--datadir={SCENES / 'blender'}", *TINY.split()]
 LLFF = [f"--config={CONFIGS / 'fern.txt'}", f"--datadir={SCENES / 'llff'}", "--factor=2", *TINY.split()]
+VIDEOS = {"video.mp4", "video_disp.mp4", "video_depth.mp4", "video_acc.mp4"}
 DEEPVOXELS = [f"--config={CONFIGS / 'deepvoxels_greek.txt'}", f"--datadir={SCENES / 'deepvoxels'}", *TINY.split()]
 OCCUPANCY_RUNS = [("fast", ["--occupancy"]), ("fast", ["--occupancy"]), ("exact", [])]
 
@@ -186,6 +191,8 @@ def test_a_run_leaves_its_files(interrupted):
         *pair(5),
         *pair(10),
         *pair(11),
+        "curve.png",
+        "latest.png",
         "tboard_val_imgs/000000.png",
         "tboard_val_imgs/000010.png",
         "testset_000010/000.png",
@@ -316,7 +323,7 @@ def test_render_test(interrupted):
     assert result.code == 0
     folder = interrupted.folder / "renderonly_test_000012"
     arrays, images = {f"{i:03d}.npz" for i in range(3)}, {f"{i:03d}.png" for i in range(3)}
-    assert files_in(folder) == {*arrays, *images, "video.mp4", "video_disp.mp4"}
+    assert files_in(folder) == {*arrays, *images, *VIDEOS}
     assert result.stderr.splitlines()[-1] == str(folder)
     psnrs = []
     for i in range(3):
@@ -385,9 +392,9 @@ def test_eval_folder_says_what_does_not_fit(interrupted, tmp_path):
 
 
 def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path):
-    poses = np.tile(np.eye(4), [3, 1, 1])
-    poses[:, 2, 3] = [3.5, 4.0, 4.5]
-    np.save(tmp_path / "poses.npy", poses)
+    matrices = np.tile(np.eye(4), [3, 1, 1])
+    matrices[:, 2, 3] = [3.5, 4.0, 4.5]
+    np.save(tmp_path / "poses.npy", matrices)
     path = ["--render_only", f"--render_path_file={tmp_path / 'poses.npy'}", "--render_factor=2"]
     own = run(*interrupted.again, *path)
     weights = f"--ft_path={interrupted.folder / 'model_000011.npy'}"
@@ -395,7 +402,7 @@ def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path
     assert (own.code, other.code) == (0, 0)
     assert "model_000011.npy: weights; goes on at step 12" in other.stderr
     folders = [interrupted.basedir / name / "renderonly_path_000012" for name in ("t", "other")]
-    expected = {"000.png", "001.png", "002.png", "video.mp4", "video_disp.mp4"}
+    expected = {"000.png", "001.png", "002.png", *VIDEOS}
     assert [files_in(folder) for folder in folders] == [expected, expected]
     images = [[png(folder / f"{i:03d}.png") for i in range(3)] for folder in folders]
     np.testing.assert_array_equal(images[0], images[1])
@@ -405,6 +412,101 @@ def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path
     written = {f"renderonly_path_000012/{name}" for name in expected}
     assert files_in(interrupted.basedir / "other") == written | {"args.txt", "config.txt"}
     assert "render_only = False" in (interrupted.folder / "args.txt").read_text()  # training's own, left alone
+
+
+def keyframes_file(path: Path) -> Path:
+    keys = Keyframes(np.array([0.0, 0.5, 2.0]), poses.orbit_path(3))
+    path.write_text(keyframes_json(keys))
+    return path
+
+
+def frames_and_fps(path: Path) -> tuple[int, float]:
+    with imageio.get_reader(path) as reader:
+        return sum(1 for _ in reader), reader.get_meta_data()["fps"]
+
+
+def test_render_keyframes_at_any_rate(interrupted, tmp_path):
+    keys = keyframes_file(tmp_path / "keys.json")
+    again = [*interrupted.again, f"--ft_path={interrupted.folder / 'model_000011.npy'}", "--render_only"]
+    for fps, count in ((2, 5), (12, 25)):
+        name = f"fps{fps}"
+        path = [f"--expname={name}", f"--render_path_file={keys}", f"--fps={fps}", "--render_factor=5"]
+        assert run(*again, *path).code == 0
+        folder = interrupted.basedir / name / "renderonly_path_000012"
+        assert files_in(folder) == {*(f"{i:03d}.png" for i in range(count)), *VIDEOS}
+        assert {frames_and_fps(folder / video) for video in VIDEOS} == {(count, fps)}
+    key = [
+        [interrupted.basedir / f"fps{fps}" / "renderonly_path_000012" / name for name in names]
+        for fps, names in ((2, ("000.png", "004.png")), (12, ("000.png", "024.png")))
+    ]
+    for a, b in zip(*key, strict=True):
+        np.testing.assert_array_equal(png(a), png(b))  # first and last keyframe, whatever lies between
+
+
+def test_colour_and_grey_videos(interrupted, tmp_path):
+    """What has a map of colours is coloured; disparity is grey, as the original's."""
+    np.save(tmp_path / "poses.npy", poses.orbit_path(2))
+    path = ["--render_only", f"--render_path_file={tmp_path / 'poses.npy'}", "--expname=colour"]
+    assert (
+        run(*interrupted.again, f"--ft_path={interrupted.folder / 'model_000011.npy'}", *path, "--save_arrays").code
+        == 0
+    )
+    folder = interrupted.basedir / "colour" / "renderonly_path_000012"
+    arrays = [dict(np.load(folder / f"{i:03d}.npz")) for i in range(2)]
+    depths = [pictures.expected_depth(view["depth"], view["acc"]) for view in arrays]
+    near, far = pictures.shown_range(map(pictures.solid_values, depths, [view["acc"] for view in arrays]))
+    for i in range(2):
+        acc = arrays[i]["acc"]
+        expected = {
+            "video_disp.mp4": outputs.normalised_disparity([view["disp"] for view in arrays])[i][..., None],
+            "video_depth.mp4": pictures.false_colours(depths[i], acc, dark=far, light=near),
+            "video_acc.mp4": pictures.coloured(acc),
+        }
+        for name, frame in expected.items():
+            shown = np.asarray(imageio.mimread(folder / name)[i], float)
+            assert np.abs(shown - frame).mean() < 20, name  # a codec blurs colours of pictures this small
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ([], 40),
+        (["--render_frames=7"], 7),
+        (["--render_path=orbit"], build.PATH_FRAMES),
+        (["--render_path=orbit", "--render_frames=9"], 9),
+        (["--render_path=test", "--render_frames=5", "--testskip=1"], 5),
+        (["--render_path=test", "--testskip=1"], 5),
+        (["--render_path=orbit", "--render_test"], 1),
+    ],
+)
+def test_paths_of_a_scene(tmp_path, arguments, count):
+    values, scene = flagged(*BLENDER, "--expname=x", *arguments)
+    path = build.load_render_poses(values, scene)
+    assert path.shape == (count, 3, 4)
+    assert path.dtype == np.float32
+    if "--render_test" in arguments or "--render_path=test" in arguments:
+        np.testing.assert_allclose(path[[0, -1]], scene.poses[scene.i_test[[0, -1]]], atol=1e-6)
+    else:
+        np.testing.assert_allclose(np.linalg.norm(path[:, :, 3], axis=-1), 4.0, rtol=0.01)
+
+
+def test_a_spiral_of_forward_facing_cameras():
+    _, scene = flagged(*LLFF, "--expname=x")
+    same, resampled, bent = (
+        build.load_render_poses(*flagged(*LLFF, "--expname=x", "--render_path=spiral", *more))
+        for more in ([], ["--render_frames=60"], ["--no_ndc", "--render_frames=60"])
+    )
+    np.testing.assert_array_equal(same, scene.render_poses)
+    assert resampled.shape == bent.shape == (60, 3, 4)
+    np.testing.assert_allclose(resampled[[0, -1]], same[[0, -1]], atol=1e-5)
+    np.testing.assert_allclose(bent[:, :, 3], same[::2, :, 3], atol=1e-5)
+
+
+def flagged(*arguments: object) -> tuple[flags.FlagValues, Scene]:
+    """Flags, and the scene that they name."""
+    values = flags.FlagValues()
+    config.parse_flags(["nerf_tf", *map(str, arguments)], values)
+    return values, build.load_scene(values)
 
 
 # The other kinds of scene
@@ -427,7 +529,8 @@ def test_llff(forward_facing):
     images = {"testset_000002/000.png", "testset_000002/001.png"}
     holdout = {"tboard_val_imgs/000000.png", "tboard_val_imgs/000002.png"}
     files = {name for name in files_in(basedir / "f") if not name.startswith("checkpoints/")}
-    assert files == {"args.txt", "config.txt", "metrics.json", *pair(0), *pair(2), *videos, *images, *holdout}
+    shown = {"curve.png", "latest.png"}
+    assert files == {"args.txt", "config.txt", "metrics.json", *shown, *pair(0), *pair(2), *videos, *images, *holdout}
     assert len(imageio.mimread(basedir / "f" / "f_spiral_000002_rgb.mp4")) == 120
 
 
@@ -437,6 +540,35 @@ def test_llff_metrics(forward_facing):
     psnrs = [saved_psnr(png(folder / "testset_000002" / f"{i:03d}.png"), photos[i]) for i in range(2)]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["psnr_8bit"]["views"] == pytest.approx(psnrs)
+
+
+def test_progress_without_a_server(forward_facing):
+    """The curve, and the newest validation view beside its photo, as in TensorBoard."""
+    folder = forward_facing[0] / "f"
+    assert png(folder / "curve.png").shape == (504, 1320, 4)
+    latest = png(folder / "latest.png")
+    tiles = [latest[pictures.CAPTION :, i * (16 + pictures.GAP) :][:, :16] for i in range(4)]
+    assert [tile.shape for tile in tiles] == [(12, 16, 3)] * 4
+    np.testing.assert_array_equal(tiles[1], png(folder / "tboard_val_imgs" / "000002.png"))
+    photos = [png(SCENES / "llff" / "images_2" / name)[..., :3] for name in ("im00.png", "im08.png")]
+    assert any(np.array_equal(tiles[0], photo) for photo in photos)
+    assert saved_psnr(tiles[0], tiles[1]) == pytest.approx(holdout_psnr(forward_facing[0]), abs=0.1)
+
+
+def holdout_psnr(basedir: Path) -> float:
+    """The newest in TensorBoard's file."""
+    events = EventAccumulator(str(basedir / "summaries" / "f"), size_guidance={"tensors": 0}).Reload()
+    return float(make_ndarray(events.Tensors("psnr_holdout")[-1].tensor_proto))
+
+
+def test_a_run_without_matplotlib_goes_on(tmp_path, monkeypatch):
+    quick = ["--N_iters=1", "--i_img=1", "--i_weights=0", "--N_importance=0"]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run(*BLENDER, f"--basedir={tmp_path}", "--expname=x", *quick)
+    assert result.code == 0
+    assert result.stderr.count("no curve.png while training: drawing needs matplotlib: pip install") == 1
+    assert {"latest.png", "model_000000.npy"} < files_in(tmp_path / "x")
+    assert not (tmp_path / "x" / "curve.png").exists()
 
 
 def test_summaries_have_the_originals_tags(forward_facing):
@@ -457,7 +589,7 @@ def test_deepvoxels(tmp_path):
     rendered = run(*flags_of_run, "--render_only", "--render_test", "--render_factor=64", "--testskip=2")
     assert rendered.code == 0
     folder = tmp_path / "d" / "renderonly_test_000002"
-    assert files_in(folder) == {"000.png", "001.png", "002.png", "video.mp4", "video_disp.mp4"}
+    assert files_in(folder) == {"000.png", "001.png", "002.png", *VIDEOS}
     assert png(folder / "000.png").shape == (8, 8, 3)
     assert not (tmp_path / "d" / "metrics.json").exists()  # there are no photos of that size to compare with
 
@@ -589,6 +721,12 @@ def test_a_mistake_in_the_data_is_one_line(tmp_path):
         ([*BLENDER, "--N_rand=101"], 1, "N_rand 101.*100 pixels"),
         ([*BLENDER, "--no_batching=False", "--N_rand=301"], 1, "N_rand 301.*300 rays"),
         ([*BLENDER, "--render_path_file=nowhere.npy"], 1, "nowhere.npy"),
+        ([*BLENDER, "--render_path_file=nowhere.json"], 1, "nowhere.json: no such file"),
+        ([*BLENDER, f"--render_path_file={CONFIGS.parent / 'README.md'}"], 1, "README.md: not an npy file"),
+        ([*BLENDER, "--render_path_file=a.json", "--render_path=orbit"], 2, "--render_path_file.*--render_path=auto"),
+        ([*BLENDER, "--render_path_file=a.json", "--render_frames=9"], 2, "--render_frames=None"),
+        ([*BLENDER, "--render_path=spiral"], 1, "look from around; take orbit"),
+        ([*LLFF, "--render_path=orbit"], 1, "NDC holds its front only; take spiral"),
         ([*BLENDER, "--memory_budget_mb=1", "--netwidth=512"], 1, "memory_budget_mb 1 .* takes .* MB.*to auto"),
     ],
 )
@@ -668,6 +806,20 @@ def test_a_bad_render_path_file(tmp_path, write, message):
     result = run(*BLENDER, f"--basedir={tmp_path / 'logs'}", "--expname=x", f"--render_path_file={path}")
     assert_one_line(result, 1, f"poses.npy.*{message}")
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_bad_keyframes_file(tmp_path):
+    flags_of_run = [*BLENDER, f"--basedir={tmp_path / 'logs'}", "--expname=x"]
+    path = keyframes_file(tmp_path / "keys.json")
+    text = path.read_text()
+    for old, new, message in (
+        ('"opengl"', '"opencv"', 'keys.json: "axes"'),
+        ('"time": 0.5', '"time": -1', "keys.json: keyframe 1"),
+        ('"time": 2.0', '"time": 2e9', "keys.json: keyframes span.*times are in seconds"),
+    ):
+        path.write_text(text.replace(old, new))
+        assert_one_line(run(*flags_of_run, f"--render_path_file={path}"), 1, message)
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_render_factor_that_leaves_no_pixels(interrupted):

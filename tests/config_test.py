@@ -69,6 +69,8 @@ NEW_DEFAULTS = {
     "render_path_file": None,
     "eval_only": False,
     "eval_folder": None,
+    "render_path": "auto",
+    "render_frames": None,
     "fps": 30,
     "memory_budget_mb": None,
     "mixed_precision": "float32",
@@ -379,7 +381,7 @@ MORE_THAN_0 = (
 OUT_OF_RANGE = (
     *(f"{name}=-1" for name in AT_LEAST_0),
     *(f"{name}=0" for name in MORE_THAN_0),
-    *("N_samples=1", "netwidth=1", "netwidth_fine=1", "precrop_frac=1.5", "random_seed=4294967296"),
+    *("N_samples=1", "render_frames=1", "netwidth=1", "netwidth_fine=1", "precrop_frac=1.5", "random_seed=4294967296"),
     *("lrate=nan", "lrate=inf", "N_rand=1e3", "N_rand=None"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import tracemalloc
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -14,7 +15,7 @@ import tensorflow as tf
 from PIL import Image as PILImage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nerf_tf.render import outputs
+from nerf_tf.render import outputs, pictures
 from nerf_tf.render.renderer import Image
 
 
@@ -132,13 +133,14 @@ def test_no_disparities():
 def test_write_views(tmp_path, save_arrays):
     images = [make_image(i) for i in range(2)]
     frames = outputs.write_views(tmp_path / "views", iter(images), save_arrays)
+    greys = outputs.normalised_disparity([image.disp for image in images])
     arrays = ["000.npz", "001.npz"] if save_arrays else []
     assert names(tmp_path / "views") == sorted(["000.png", "001.png", *arrays])
     for i, image in enumerate(images):
         png = np.asarray(PILImage.open(tmp_path / "views" / f"{i:03d}.png"))
         np.testing.assert_array_equal(png, np.floor(255 * image.rgb))
         np.testing.assert_array_equal(frames.rgb[i], png)
-        np.testing.assert_array_equal(frames.disp[i], image.disp)
+        np.testing.assert_array_equal(frames.grey_disp[i], greys[i])
         if save_arrays:
             with np.load(tmp_path / "views" / f"{i:03d}.npz", allow_pickle=False) as npz:
                 assert sorted(npz.files) == ["acc", "depth", "depth_ray", "depth_z", "disp", "rgb"]
@@ -158,6 +160,61 @@ def test_views_are_written_one_by_one(tmp_path):
     assert names(tmp_path) == ["000.png"]
 
 
+# Film
+
+
+def test_film_gives_back_each_view_however_often(tmp_path):
+    images = [make_image(i, 3 + i, 5) for i in range(4)]  # sizes may differ
+    film = outputs.Film(tmp_path / "new")
+    for image in images:
+        np.testing.assert_array_equal(film.append(image), outputs.to_8bit(image.rgb))
+    greys = outputs.normalised_disparity([image.disp for image in images])
+    for _ in range(2):
+        for i in (2, 0, 3, 1):
+            np.testing.assert_array_equal(film.rgb[i], outputs.to_8bit(images[i].rgb))
+            np.testing.assert_array_equal(film.grey_disp[i], greys[i])
+            np.testing.assert_array_equal(film.acc[i], pictures.coloured(outputs.to_8bit(images[i].acc) / 255.0))
+    assert [frame.shape for frame in film.depth] == [(3 + i, 5, 3) for i in range(4)]
+    assert names(tmp_path / "new") == [], "a file that a crash could leave behind"
+
+
+def test_film_colours_depth_over_the_whole_path(tmp_path):
+    near, far = np.full([40, 50], 2.0, np.float32), np.full([40, 50], 6.0, np.float32)
+    solid, thin = np.ones_like(near), np.full_like(near, 0.25)
+    film = outputs.Film(tmp_path)
+    for depth, acc in ((near, solid), (far, solid), (far + 100, 0 * solid), (near, thin)):
+        film.append(Image(np.zeros([40, 50, 3], np.float32), depth, acc, depth * acc))
+    for frame, colour in zip(film.depth, ([252, 253, 191], [0, 0, 4], [0, 0, 0], [63, 63, 48]), strict=True):
+        # The last is near as well, as the weights say little of what stopped a ray, but three quarters see through.
+        np.testing.assert_allclose(frame.reshape(-1, 3), np.tile(colour, [2000, 1]), atol=1)
+
+
+def test_film_takes_no_memory_for_its_views(tmp_path):
+    image = make_image(0, 200, 300, fine=False)
+    tracemalloc.start()
+    film = outputs.Film(tmp_path)
+    for _ in range(30):
+        film.append(image)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    # A few depths of each view, for the range of the colours.
+    assert kept < 30 * (4 * outputs.Film.SAMPLES + 2000) < 0.1 * 30 * image.disp.nbytes
+    assert len(film.rgb) == 30
+
+
+def test_side_by_side(tmp_path):
+    image, photo = make_image(0, 40, 60), make_image(1, 40, 60).rgb
+    outputs.write_side_by_side(tmp_path / "latest.png", photo, image, "step 7")
+    assert names(tmp_path) == ["latest.png"]
+    row = np.asarray(PILImage.open(tmp_path / "latest.png"))
+    assert row.shape == (pictures.CAPTION + 40, 4 * 60 + 3 * pictures.GAP, 3)
+    tiles = [row[pictures.CAPTION :, i * (60 + pictures.GAP) :][:, :60] for i in range(4)]
+    np.testing.assert_array_equal(tiles[0], outputs.to_8bit(photo))
+    np.testing.assert_array_equal(tiles[1], outputs.to_8bit(image.rgb))
+    np.testing.assert_array_equal(tiles[3], pictures.coloured(image.acc))
+    assert (row[: pictures.CAPTION] < 128).any(), "words"
+
+
 # Video
 
 
@@ -166,6 +223,14 @@ def gradient(height: int, width: int, count: int = 3) -> list[np.ndarray]:
     rows, cols = np.linspace(0, 100, height)[:, None], np.linspace(0, 100, width)[None]
     planes = [rows + 0 * cols, cols + 0 * rows, (rows + cols) / 2]
     return [(np.stack(planes, axis=-1) + 50 * i).astype(np.uint8) for i in range(count)]
+
+
+@pytest.mark.parametrize("fps", [1, 24, 60, 120])
+def test_videos_have_the_frames_per_second_and_frames_asked_for(tmp_path, fps):
+    outputs.write_video(tmp_path / "video.mp4", gradient(16, 16, 7), fps)
+    with imageio.get_reader(tmp_path / "video.mp4") as reader:
+        assert reader.get_meta_data()["fps"] == fps
+        assert sum(1 for _ in reader) == 7
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (34, 50), (33, 48), (32, 49), (31, 47)])

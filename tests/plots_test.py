@@ -17,6 +17,7 @@ from nerf_tf.field.mlp import build_mlp
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.render import curve
 from nerf_tf.render.renderer import RenderSettings, render_rays
 from nerf_tf.train import tf1_weights
 
@@ -184,14 +185,48 @@ def test_curves_are_the_scalars_written_and_a_resumed_run_counts_last(tool, tmp_
     plot_curve = tool("plot_curve")
     run = write_run(tmp_path, "run", {0: 10.0, 100: 15.0, 200: 99.0})
     write_run(tmp_path, "run", {200: 20.0, 300: 22.0})
-    curves = plot_curve.read_curves(plot_curve.summaries_folder(run))
+    curves = curve.read_curves(plot_curve.summaries_folder(run))
     np.testing.assert_array_equal(curves["psnr"][0], [0, 100, 200, 300])
     np.testing.assert_allclose(curves["psnr"][1], [10.0, 15.0, 20.0, 22.0])
     np.testing.assert_allclose(curves["psnr_holdout"][1], [9.0, 14.0, 19.0, 21.0])
 
 
-def test_smoothing_keeps_lines_and_quiets_noise(tool):
-    smooth = tool("plot_curve").smooth
+def test_history_before_a_step_and_of_a_file_cut_short(tmp_path):
+    write_run(tmp_path, "run", {step: float(step) for step in range(0, 500, 100)})
+    folder = tmp_path / "summaries" / "run"
+    assert list(curve.History.read(folder, before=300).curves()["psnr"][0]) == [0, 100, 200]
+    assert curve.History.read(folder, before=0).curves() == {}
+    (events,) = folder.iterdir()
+    events.write_bytes(events.read_bytes()[:-20])
+    assert list(curve.History.read(folder).curves()["psnr"][0]) == [0, 100, 200, 300, 400]
+    assert list(curve.History.read(folder).curves()["psnr_holdout"][0]) == [0, 100, 200, 300]
+
+
+def test_a_curve_goes_on_where_an_earlier_run_stopped(tmp_path):
+    write_run(tmp_path, "run", {0: 10.0, 100: 12.0, 200: 99.0})
+    file = curve.CurveFile(tmp_path / "run" / "curve.png", tmp_path / "summaries" / "run", start=150)
+    file.add(200, loss=0.1, psnr=tf.constant(13.0), other=1.0)
+    steps, values = file._history.curves()["psnr"]
+    np.testing.assert_allclose([steps, values], [[0, 100, 200], [10, 12, 13]])
+    file.write()
+    assert_picture(tmp_path / "run" / "curve.png", 1320, 504)
+
+
+def test_a_curve_without_matplotlib_says_so_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with caplog.at_level("INFO"):
+        file = curve.CurveFile(tmp_path / "curve.png", tmp_path / "summaries" / "run", start=0)
+        file.add(0, loss=0.1)
+        file.write()
+        file.write()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no curve.png while training: drawing needs matplotlib: pip install 'nerf_tf[plots]'"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_smoothing_keeps_lines_and_quiets_noise():
+    smooth = curve.smooth
     line = np.linspace(3.0, 7.0, 101)
     np.testing.assert_allclose(smooth(line), line, rtol=1e-12)
     np.testing.assert_allclose(smooth(np.array([4.0])), [4.0])

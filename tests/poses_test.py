@@ -137,6 +137,22 @@ def test_orbit_looks_at_the_origin_from_its_radius():
     assert np.all(path[:, 2, 1] > 0), "its up points to z"
 
 
+def test_an_orbit_goes_around_what_cameras_look_at():
+    """Cameras of one elevation in a world whose up is not an axis: the orbit is their own circle."""
+    tilt, centre = pose_maths.look_at([1.0, 2.0, 3.0], [0.0, 1.0, 0.0], [5.0, -1.0, 2.0]), np.array([5.0, -1.0, 2.0])
+    cameras = pose_maths.compose(tilt, pose_maths.orbit_path(frames=9, phi=-20.0, radius=3.0))
+    path = pose_maths.orbit_around(cameras, frames=9)
+    assert_rotations(path)
+    np.testing.assert_allclose(path, cameras, atol=1e-9)
+    np.testing.assert_allclose(pose_maths.orbit_around(cameras, 90)[::10], cameras, atol=1e-9)
+    np.testing.assert_allclose(path[:, :, 3], centre + 3.0 * path[:, :, 2], atol=1e-9)
+
+
+def test_an_orbit_needs_something_that_cameras_look_at():
+    with pytest.raises(ValueError, match="parallel"):
+        pose_maths.orbit_around(np.tile(np.eye(4)[:3], [3, 1, 1]))
+
+
 @pytest.mark.parametrize("rows", [3, 4])
 def test_axis_conversions_round_trip_and_keep_rotations(rows):
     poses = np.tile(np.eye(4), (6, 1, 1))

@@ -327,9 +327,24 @@ def test_contact_sheet_shows_views_with_their_psnr(tmp_path, capsys):
     assert "002.npz: is missing; render again with --save_arrays" in capsys.readouterr().err
 
 
-def test_disparity_colours_grow_lighter_towards_the_viewer_and_vanish_where_empty():
+def test_contact_sheet_of_a_path(tmp_path, capsys, monkeypatch):
     contact_sheet = tool("contact_sheet")
-    disp = np.linspace(0.0, 1.0, 64)[None]
-    colours = contact_sheet.colour_disparity(disp, np.ones_like(disp), 0.0, 1.0)
-    assert np.all(np.diff(colours[0] @ [0.2126, 0.7152, 0.0722]) > 0)
-    np.testing.assert_array_equal(contact_sheet.colour_disparity(disp, np.zeros_like(disp), 0.0, 1.0), 255)
+    assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 2
+    assert "no renderonly_path_*; run it with --render_only --save_arrays" in capsys.readouterr().err
+    folder = tmp_path / "renderonly_path_000100"
+    folder.mkdir()
+    assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 2
+    assert "no frames with arrays" in capsys.readouterr().err
+    for i in range(6):
+        Image.new("RGB", (16, 12), (40 * i, 0, 0)).save(folder / f"{i:03d}.png")
+        plane = np.full((12, 16), 1 + i, np.float32)
+        np.savez(folder / f"{i:03d}.npz", rgb=plane, disp=1 / plane, acc=np.ones_like(plane), depth=plane)
+    monkeypatch.setattr(contact_sheet, "PATH_TILE_HEIGHT", 12)  # as they are
+    assert contact_sheet.main(["--run", str(tmp_path), "--path", "--views", "3"]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "contact_sheet.png"))
+    assert sheet.shape == (4 + 4 * 16, 86 + 3 * 20, 3)
+    rows = [sheet[4 + 16 * row + 6, [86 + 20 * column + 8 for column in range(3)]] for row in range(4)]
+    np.testing.assert_array_equal(rows[0], [[0, 0, 0], [80, 0, 0], [160, 0, 0]])  # frames 0, 2 and 4
+    np.testing.assert_array_equal(rows[1][:, 0], [255, 85, 51])
+    assert rows[2].sum(axis=-1)[0] > rows[2].sum(axis=-1)[1] > rows[2].sum(axis=-1)[2]  # near is light
+    assert np.ptp(rows[3], axis=0).max() == 0

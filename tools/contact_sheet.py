@@ -1,9 +1,11 @@
 """Draws one PNG that shows how well a run does: photograph, render and disparity of a few test views, with PSNR.
 
     python tools/contact_sheet.py --run logs/demo --out logs/demo/contact_sheet.png
+    python tools/contact_sheet.py --run logs/demo --path --out logs/demo/path.png
 
 Reads the newest renderonly_test_* (or testset_*) folder of the run, rendered with --save_arrays, and the photographs
-that the run's args.txt names. PSNR is that of the saved 8-bit PNGs. Prints the sheet's path last.
+that the run's args.txt names. PSNR is that of the saved 8-bit PNGs. With --path, instead, colour, disparity, depth and
+opacity of frames of the newest renderonly_path_*, also rendered with --save_arrays. Prints the sheet's path last.
 """
 
 from __future__ import annotations
@@ -19,16 +21,14 @@ from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
 from nerf_tf import build, config, evaluation
-from nerf_tf.render import outputs
+from nerf_tf.render import outputs, pictures
 from nerf_tf.train import metrics
 
 COLUMNS = ("photograph", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
+PATH_TILE_HEIGHT = 100
 GAP = 14
 INK, PALE = (34, 40, 49), (120, 128, 138)
-
-# From far to near: one hue after another, each lighter than the one before, so that grey prints keep the order.
-RAMP = np.array([[24, 18, 66], [84, 36, 126], [160, 48, 124], [222, 84, 84], [246, 150, 66], [252, 226, 140]])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,9 +53,18 @@ def load_photos(args_file: Path) -> np.ndarray:
 
 def newest_renders(run: Path) -> Path:
     """The folder of test views with the highest step; of two at one step, the one rendered on purpose."""
-    folders = [*run.glob("testset_*"), *run.glob("renderonly_test_*")]
+    return _newest(run, ("testset_*", "renderonly_test_*"), "--render_only --render_test")
+
+
+def newest_path(run: Path) -> Path:
+    """The folder of path frames with the highest step."""
+    return _newest(run, ("renderonly_path_*",), "--render_only")
+
+
+def _newest(run: Path, patterns: Sequence[str], remedy: str) -> Path:
+    folders = [folder for pattern in patterns for folder in run.glob(pattern)]
     if not folders:
-        raise FileNotFoundError(f"{run}: no renderonly_test_* or testset_*; run it with --render_only --render_test")
+        raise FileNotFoundError(f"{run}: no {' or '.join(patterns)}; run it with {remedy} --save_arrays")
     return max(folders, key=lambda folder: (int(folder.name.rsplit("_", 1)[1]), folder.name.startswith("renderonly")))
 
 
@@ -78,19 +87,55 @@ def read_views(folder: Path, photos: np.ndarray) -> list[View]:
     return views
 
 
-def disparity_range(views: Sequence[View]) -> tuple[float, float]:
-    """The range of disparity that the colours cover: all but the outermost hundredths of what is not empty."""
-    solid = np.concatenate([view.disp[(view.acc > 0.5) & np.isfinite(view.disp)] for view in views])
-    low, high = np.percentile(solid, [1.0, 99.0]) if solid.size else (0.0, 0.0)
-    return float(low), float(max(high, low + 1e-6))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame of a path: 8-bit render [H, W, 3]; disparity, expected depth and acc [H, W]."""
+
+    render: np.ndarray
+    disp: np.ndarray
+    depth: np.ndarray
+    acc: np.ndarray
 
 
-def colour_disparity(disp: np.ndarray, acc: np.ndarray, low: float, high: float) -> np.ndarray:
-    """8-bit [H, W, 3]: dark is far, light is near; fades to white where the view is empty (acc 0)."""
-    level = np.clip((np.nan_to_num(disp) - low) / (high - low), 0.0, 1.0) * (len(RAMP) - 1)
-    colour = np.stack([np.interp(level, np.arange(len(RAMP)), RAMP[:, c]) for c in range(3)], axis=-1)
-    cover = np.clip(np.nan_to_num(acc), 0.0, 1.0)[..., None]
-    return np.uint8(np.rint(colour * cover + 255.0 * (1.0 - cover)))
+def read_path(folder: Path, count: int) -> list[Frame]:
+    """Reads `count` frames of a rendered path, evenly spread as around a circle: the last is not the first again.
+
+    Raises:
+        FileNotFoundError: frames or their arrays are missing.
+    """
+    names = sorted(folder.glob("[0-9]*.npz"))
+    if not names:
+        raise FileNotFoundError(f"{folder}: no frames with arrays; render again with --render_only --save_arrays")
+    frames = []
+    for i in np.unique(np.arange(count) * len(names) // count):
+        render = np.asarray(Image.open(names[i].with_suffix(".png")).convert("RGB"))
+        with np.load(names[i]) as arrays:
+            depth = pictures.expected_depth(arrays["depth"], arrays["acc"])
+            frames.append(Frame(render, arrays["disp"], depth, arrays["acc"]))
+    return frames
+
+
+def draw_path(frames: Sequence[Frame]) -> Image.Image:
+    """A column for each frame: colour, disparity in grey, depth and opacity in colours, scaled over all of them."""
+    greys = outputs.normalised_disparity([frame.disp for frame in frames])
+    near, far = pictures.shown_range(pictures.solid_values(frame.depth, frame.acc) for frame in frames)
+    rows = {
+        "rgb": [frame.render for frame in frames],
+        "disparity": [np.repeat(grey[..., None], 3, axis=-1) for grey in greys],
+        "depth": [pictures.false_colours(frame.depth, frame.acc, dark=far, light=near) for frame in frames],
+        "opacity": [pictures.coloured(frame.acc) for frame in frames],
+    }
+    scale = max(1.0, PATH_TILE_HEIGHT / frames[0].acc.shape[0])
+    height, width = (round(side * scale) for side in frames[0].acc.shape)
+    left, font = 86, ImageFont.load_default(15)
+    sheet = Image.new("RGB", (left + len(frames) * (width + 4), 4 + len(rows) * (height + 4)), "white")
+    for row, (name, tiles) in enumerate(rows.items()):
+        top = 4 + row * (height + 4)
+        ImageDraw.Draw(sheet).text((8, top + height // 2), name, INK, font, anchor="lm")
+        for column, tile in enumerate(tiles):
+            enlarged = Image.fromarray(tile).resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(enlarged, (left + column * (width + 4), top))
+    return sheet
 
 
 def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image.Image:
@@ -106,10 +151,11 @@ def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image
     mean = float(np.mean([view.psnr for view in views]))
     draw.text((GAP, GAP), title, INK, large)
     draw.text((GAP, GAP + 30), f"mean PSNR {mean:.2f} dB over {len(views)} test views", PALE, small)
-    low, high = disparity_range(views)
+    low, high = pictures.shown_range(pictures.solid_values(view.disp, view.acc) for view in views)
     for row, number in enumerate(shown):
         view, top = views[number], head + row * (tile[1] + caption)
-        columns = (view.photo, view.render, colour_disparity(view.disp, view.acc, low, high))
+        disparity = pictures.false_colours(view.disp, view.acc, dark=low, light=high, background=255)
+        columns = (view.photo, view.render, disparity)
         captions = (f"view {number}", f"{view.psnr:.2f} dB", "")
         for column, (pixels, text) in enumerate(zip(columns, captions, strict=True)):
             left = GAP + column * (tile[0] + GAP)
@@ -124,10 +170,9 @@ def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the run's folder, {basedir}/{expname}")
-    parser.add_argument(
-        "--renders", type=Path, help="folder of rendered test views; the newest of the run if not given"
-    )
-    parser.add_argument("--views", type=int, default=4, help="rows")
+    parser.add_argument("--renders", type=Path, help="folder of rendered views; the newest of the run if not given")
+    parser.add_argument("--path", action="store_true", help="frames of the path instead of test views")
+    parser.add_argument("--views", type=int, default=4, help="how many views, or frames of the path")
     parser.add_argument("--out", type=Path, help="the PNG; contact_sheet.png in the run's folder if not given")
     return parser.parse_args(argv)
 
@@ -139,10 +184,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.views < 1:
             raise ValueError(f"--views {args.views}: give a positive number")
-        renders = args.renders or newest_renders(args.run)
-        views = read_views(renders, load_photos(args.run / "args.txt"))
-        shown = np.unique(np.linspace(0, len(views) - 1, args.views).round().astype(int))
-        sheet = draw_sheet(args.run.resolve().name, views, shown)
+        if args.path:
+            sheet = draw_path(read_path(args.renders or newest_path(args.run), args.views))
+        else:
+            views = read_views(args.renders or newest_renders(args.run), load_photos(args.run / "args.txt"))
+            shown = np.unique(np.linspace(0, len(views) - 1, args.views).round().astype(int))
+            sheet = draw_sheet(args.run.resolve().name, views, shown)
         with outputs.complete_file(out) as temporary:
             sheet.save(temporary)
     except (ValueError, OSError) as error:

@@ -226,6 +226,36 @@ def orbit_path(frames: int = 40, phi: float = -30.0, radius: float = 4.0) -> np.
     )
 
 
+def orbit_around(poses: np.ndarray, frames: int = 120) -> np.ndarray:
+    """A circle around what cameras look at, at their mean distance and elevation, all frames looking at it.
+
+    Up is the direction that the cameras' horizontal axes are most nearly at right angles to, so that it is exact where
+    no camera is rolled. The circle begins beside the first camera and goes the way of `orbit_path`.
+
+    Args:
+        poses: [N, 3, 4] of cameras that surround something.
+        frames: length of the path.
+
+    Returns:
+        [frames, 3, 4]; the frame after the last would be the first.
+
+    Raises:
+        ValueError: the optical axes are parallel.
+    """
+    poses = np.asarray(poses, np.float64)
+    centre = _nearest_point_to_axes(poses)
+    up = np.linalg.svd(poses[:, :, 0])[2][-1]
+    up = up * np.sign(np.sum(poses[:, :, 1] @ up) or 1.0)
+    offsets = poses[:, :, 3] - centre
+    distances = np.linalg.norm(offsets, axis=-1)
+    elevation = np.mean(np.arcsin(np.clip(offsets @ up / np.maximum(distances, 1e-12), -1.0, 1.0)))
+    x = normalise(np.cross(poses[0, :, 0], up))
+    theta = np.linspace(0.0, 2.0 * np.pi, frames, endpoint=False)[:, None]
+    around = np.cos(theta) * x + np.sin(theta) * np.cross(x, up)
+    back = np.cos(elevation) * around + np.sin(elevation) * up
+    return np.stack([look_at(b, up, centre + distances.mean() * b) for b in back])
+
+
 def llff_to_opengl(poses: np.ndarray) -> np.ndarray:
     """[down, right, back] to [right, up, back] for [..., 3 or 4, 4] poses."""
     poses = np.asarray(poses)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import imageio.v2 as imageio
 import numpy as np
 import tensorflow as tf
 
+from nerf_tf.render import pictures
 from nerf_tf.render.renderer import Image
 
 logger = logging.getLogger(__name__)
@@ -49,27 +51,100 @@ def to_8bit(values: np.ndarray) -> np.ndarray:
     return (255 * np.clip(values, 0, 1)).astype(np.uint8)
 
 
+def grey_disparity(disp: np.ndarray, largest: float) -> np.ndarray:
+    """An 8-bit disparity map [H, W] on which `largest` is white; values that are not finite become black."""
+    return to_8bit(np.where(np.isfinite(disp), disp, 0.0) / (largest if largest > 0 else 1.0))
+
+
+def largest_disparity(disp: np.ndarray) -> float:
+    """The largest finite value of a map, 0 where there is none above it."""
+    return disp[np.isfinite(disp)].max(initial=0.0)
+
+
 def normalised_disparity(disps: Sequence[np.ndarray]) -> list[np.ndarray]:
     """8-bit disparity maps, scaled together so that the largest finite value is white.
 
     Args:
         disps: maps [H, W]; values that are not finite become black.
     """
-    largest = max((disp[np.isfinite(disp)].max(initial=0.0) for disp in disps), default=0.0)
-    divisor = largest if largest > 0 else 1.0
-    return [to_8bit(np.where(np.isfinite(disp), disp, 0.0) / divisor) for disp in disps]
+    largest = max(map(largest_disparity, disps), default=0.0)
+    return [grey_disparity(disp, largest) for disp in disps]
 
 
-class Frames(NamedTuple):
-    """Views that were written.
+class Frames(Sequence[np.ndarray]):
+    """Frames that are made when they are asked for."""
 
-    Attributes:
-        rgb: 8-bit images [H, W, 3].
-        disp: float32 disparity maps [H, W].
+    def __init__(self, count: Callable[[], int], make: Callable[[int], np.ndarray]):
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count()
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self._make(i)
+
+
+class Film:
+    """Rendered views on their way to videos, in a file without a name: 12 bytes a pixel on disk, few in memory.
+
+    Disparity and depth are scaled over all views, so no frame can be drawn before the last view is there.
     """
 
-    rgb: list[np.ndarray]
-    disp: list[np.ndarray]
+    PIXEL = np.dtype([("rgb", np.uint8, 3), ("acc", np.uint8), ("disp", np.float32), ("depth", np.float32)])
+    SAMPLES = 2**12  # depths of a view, evenly spread, that count for the range of colours
+
+    def __init__(self, folder: Path):
+        """Makes the file in `folder`, where there is room for frames; it is gone with this object."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._shapes: list[tuple[int, tuple[int, ...]]] = []
+        self._largest_disparity, self._depths = 0.0, []
+
+    def append(self, image: Image) -> np.ndarray:
+        """Keeps a view, and returns its colours in 8 bits [H, W, 3]."""
+        pixels = np.empty(image.acc.shape, self.PIXEL)
+        pixels["rgb"], pixels["acc"] = to_8bit(image.rgb), to_8bit(image.acc)
+        pixels["disp"], pixels["depth"] = image.disp, pictures.expected_depth(image.depth, image.acc)
+        self._shapes.append((self._file.seek(0, os.SEEK_END), pixels.shape))
+        self._file.write(pixels.tobytes())
+        self._largest_disparity = max(self._largest_disparity, largest_disparity(image.disp))
+        depths = pictures.solid_values(pixels["depth"], image.acc)
+        self._depths.append(depths[:: -(-depths.size // self.SAMPLES) or 1].copy())
+        return pixels["rgb"]
+
+    def _pixels(self, i: int) -> np.ndarray:
+        place, shape = self._shapes[i]
+        self._file.seek(place)
+        return np.frombuffer(self._file.read(math.prod(shape) * self.PIXEL.itemsize), self.PIXEL).reshape(shape)
+
+    def _frames(self, draw: Callable[[np.ndarray], np.ndarray]) -> Frames:
+        return Frames(lambda: len(self._shapes), lambda i: draw(self._pixels(i)))
+
+    @property
+    def rgb(self) -> Frames:
+        """8-bit images [H, W, 3]."""
+        return self._frames(lambda pixels: pixels["rgb"])
+
+    @property
+    def grey_disp(self) -> Frames:
+        """8-bit disparity maps [H, W], scaled together as by `normalised_disparity`."""
+        return self._frames(lambda pixels: grey_disparity(pixels["disp"], self._largest_disparity))
+
+    @property
+    def depth(self) -> Frames:
+        """8-bit colours [H, W, 3] of depth: light is near, black is empty, see `pictures.false_colours`."""
+        near, far = pictures.shown_range(self._depths)
+        return self._frames(
+            lambda pixels: pictures.false_colours(pixels["depth"], pixels["acc"] / 255.0, dark=far, light=near)
+        )
+
+    @property
+    def acc(self) -> Frames:
+        """8-bit colours [H, W, 3] of opacity: light is solid, black is empty."""
+        return self._frames(lambda pixels: pictures.coloured(pixels["acc"] / 255.0))
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -91,17 +166,26 @@ def write_arrays(path: Path, image: Image) -> None:
         np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> Frames:
+def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> Film:
     """Writes each view as `NNN.png` as soon as it is there, and with `save_arrays` as `NNN.npz` too."""
-    frames = Frames([], [])
+    film = Film(folder)
     for i, image in enumerate(images):
-        rgb = to_8bit(image.rgb)
-        write_png(folder / f"{i:03d}.png", rgb)
+        write_png(folder / f"{i:03d}.png", film.append(image))
         if save_arrays:
             write_arrays(folder / f"{i:03d}.npz", image)
-        frames.rgb.append(rgb)
-        frames.disp.append(image.disp)
-    return frames
+    return film
+
+
+def write_side_by_side(path: Path, photo: np.ndarray, image: Image, caption: str) -> None:
+    """Writes a photo [H, W, 3], its render, disparity and opacity in a row, as a PNG."""
+    low, high = pictures.shown_range([pictures.solid_values(image.disp, image.acc)])
+    tiles = {
+        "photo": to_8bit(photo),
+        "render": to_8bit(image.rgb),
+        "disparity": pictures.false_colours(image.disp, image.acc, dark=low, light=high),
+        "opacity": pictures.coloured(image.acc),
+    }
+    write_png(path, pictures.side_by_side(tiles, caption))
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
