@@ -345,7 +345,9 @@ def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
     first = window.expected()
     assert first.shape == (80, 120, 3)
     wait_for(lambda: window.resembles(first), "the first picture")
-    assert len(viewer.scene.i_train) == 3
+    photos = window.page._photos
+    np.testing.assert_allclose([photo.position for photo in photos], viewer.scene.poses[:3, :, 3], atol=1e-6)
+    assert all(photo.visible for photo in photos)
     window.tab.get_by_role("button", name="Add keyframe").click()
     # While the first chunk of a view is being rendered, the camera moves on: nothing more of that view is rendered.
     renderer = viewer.renderer(viewer.quality)

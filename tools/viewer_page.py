@@ -23,6 +23,8 @@ logger = logging.getLogger("viewer")
 
 SECONDS_BETWEEN_PICTURES = 0.5  # while one grid of pixels is at work
 LARGEST_PHOTO, MOST_PHOTOS = 160, 100  # pixels of a side, and how many: for a browser's sake
+# In parts of the space that the cameras take up: how long one is drawn, and how near it may be before it is in the way.
+PHOTO_SIZE, NEAREST_PHOTO = 0.03, 0.15
 # Larger pictures are sent as JPEG, whose blurred colours do not show in them.
 LARGEST_PNG, JPEG_QUALITY = 100_000, 92
 
@@ -78,8 +80,9 @@ class Page:
         self._filming: Iterator[None] = iter(())
         self._shown: tuple[str, bool] | None = None
         self._poses: list[np.ndarray] = []
-        self._photos = client.scene.add_frame("/cameras", show_axes=False)
-        self._photos_wait = True
+        self._all_photos = client.scene.add_frame("/cameras", show_axes=False)
+        self._photos: list[viser.CameraFrustumHandle] = []
+        self._spread = float(np.ptp(viewer.scene.poses[:, :, 3], axis=0).max()) or 1.0
         self._add_controls(client.gui)
         client.camera.on_update(lambda _: viewer.wake())
 
@@ -108,31 +111,38 @@ class Page:
             stop = gui.add_button("Stop the video")
         for control in (self.shown, self.network, self.height, self.samples, self.occupancy):
             control.on_update(lambda _: viewer.wake())
-        self.cameras.on_update(lambda _: setattr(self._photos, "visible", self.cameras.value))
+        self.cameras.on_update(lambda _: setattr(self._all_photos, "visible", self.cameras.value))
         add.on_click(lambda _: self._change_keyframes([*self._poses, self._pose()]))
         remove.on_click(lambda _: self._change_keyframes(self._poses[:-1]))
         save.on_click(lambda _: self._save())
         film.on_click(lambda _: self._start_film())
-        stop.on_click(lambda _: self._stop_film("stopped"))
+        stop.on_click(lambda _: self._stop_film())
 
     def _add_photos(self) -> None:
         data = self._viewer.scene
-        spread = float(np.ptp(data.poses[:, :, 3], axis=0).max())
         shrink = -(-max(data.images.shape[1:3]) // LARGEST_PHOTO)
         for i in data.i_train[:: -(-len(data.i_train) // MOST_PHOTOS)]:
             camera = data.cameras[i]
             wxyz, position = refinement.to_browser(data.poses[i])
-            self._client.scene.add_camera_frustum(
+            photo = self._client.scene.add_camera_frustum(
                 f"/cameras/{i}",
                 fov=2.0 * np.arctan(0.5 * camera.height / camera.fy),
                 aspect=camera.width / camera.height,
-                scale=0.02 * spread or 0.2,
+                scale=PHOTO_SIZE * self._spread,
                 thickness=1.5,
                 thickness_units="screen",
                 image=outputs.to_8bit(data.images[i, ::shrink, ::shrink]),
                 wxyz=wxyz,
                 position=position,
             )
+            self._photos.append(photo)
+
+    def _clear_the_way(self, look: Look) -> None:
+        """Hides the photos that would cover the picture, and shows the others."""
+        for photo in self._photos:
+            distance = float(np.linalg.norm(photo.position - np.array(look.position)))
+            if photo.visible != (distance > NEAREST_PHOTO * self._spread):
+                photo.visible = not photo.visible
 
     def _pose(self) -> np.ndarray:
         return refinement.from_browser(self._client.camera.wxyz, self._client.camera.position)
@@ -161,9 +171,9 @@ class Page:
             if shown != self._shown and self._view is not None:
                 self._shown = shown
                 self._draw()
-            if self._photos_wait and self._view is not None:  # not before the first picture
-                self._photos_wait = False
+            if not self._photos and self._view is not None:  # not before the first picture
                 self._add_photos()
+            self._clear_the_way(look)
         except Exception as error:  # whatever goes wrong with one page is not to stop the others
             logger.exception("rendering failed")
             self._refining = self._filming = iter(())
@@ -240,9 +250,9 @@ class Page:
             self._filming = self._film(self.look(), poses, int(self.fps.value), path.with_suffix(".mp4"))
             self._viewer.wake()
 
-    def _stop_film(self, message: str) -> None:
+    def _stop_film(self) -> None:
         self._filming = iter(())
-        self.keyframes.content = message
+        self._change_keyframes(self._poses)
 
     def _film(self, look: Look, poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
         channels = []
