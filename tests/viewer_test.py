@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -374,8 +375,16 @@ def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
     # A video of the two keyframes.
     window.choose("Rows", "20")
     window.tab.get_by_label("Seconds between").fill("0.2")
+    renderer.may_go_on.clear()
     window.tab.get_by_role("button", name="Save and render video").click()
+    wait_for(lambda: (viewer.out / "viewer_000.json").exists(), "the keyframes")
+    window.choose("Show", "rgb")  # the video goes on with what it began with
+    renderer.may_go_on.set()
     wait_for(lambda: (viewer.out / "viewer_000.mp4").exists(), "the video")
+    frames = np.stack(imageio.mimread(viewer.out / "viewer_000.mp4")).astype(int)
+    assert frames.shape == (7, 20, 30, 3)
+    assert np.ptp(frames, axis=-1).max() < 10
+    assert np.ptp(frames) > 100
     path = load_keyframes(viewer.out / "viewer_000.json")
     np.testing.assert_allclose(path.times, [0.0, 0.2])
     np.testing.assert_allclose(path.poses[0], viewer.scene.poses[3], atol=1e-4)

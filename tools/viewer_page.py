@@ -166,10 +166,8 @@ class Page:
             look = self.look()
             if look != self._look:
                 self._look, self._refining = look, self._refine(look)
-            shown = (self.shown.value, self.network.value == "coarse")
             refined, filmed = next(self._refining, True), next(self._filming, True)
-            if shown != self._shown and self._view is not None:
-                self._shown = shown
+            if self._view is not None and self._shown != self._wanted():
                 self._draw()
             if not self._photos and self._view is not None:  # not before the first picture
                 self._add_photos()
@@ -195,15 +193,17 @@ class Page:
                 drawn = time.perf_counter()
             yield
 
-    def _channel(self, view: refinement.View) -> np.ndarray:
-        scene = self._viewer.scene
-        coarse = self.network.value == "coarse"
-        return refinement.channel(view.image(), self.shown.value, coarse, scene.near, scene.far)
+    def _wanted(self) -> tuple[str, bool]:
+        return self.shown.value, self.network.value == "coarse"
+
+    def _channel(self, view: refinement.View, shown: tuple[str, bool]) -> np.ndarray:
+        return refinement.channel(view.image(), *shown, self._viewer.scene.near, self._viewer.scene.far)
 
     def _draw(self) -> None:
         if self._client.client_id not in self._viewer.pages:
             return  # the browser has gone meanwhile
-        (picture,) = refinement.pictures([self._channel(self._view)])
+        self._shown = self._wanted()
+        (picture,) = refinement.pictures([self._channel(self._view, self._shown)])
         view, (height, width) = self._view, picture.shape[:2]
         kind = "png" if height * width <= LARGEST_PNG else "jpeg"
         self._client.scene.set_background_image(picture, format=kind, jpeg_quality=JPEG_QUALITY)
@@ -240,6 +240,7 @@ class Page:
         if len(self._poses) < 2:
             self.keyframes.content = "a video needs two keyframes or more"
             return
+        look, shown = self.look(), self._wanted()
         try:
             poses = keyframes.interpolate(self._path(), int(self.fps.value))
         except ValueError as error:
@@ -247,20 +248,20 @@ class Page:
             return
         path = self._save()
         if path is not None:
-            self._filming = self._film(self.look(), poses, int(self.fps.value), path.with_suffix(".mp4"))
+            self._filming = self._film(look, shown, poses, int(self.fps.value), path.with_suffix(".mp4"))
             self._viewer.wake()
 
     def _stop_film(self) -> None:
         self._filming = iter(())
         self._change_keyframes(self._poses)
 
-    def _film(self, look: Look, poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
+    def _film(self, look: Look, shown: tuple[str, bool], poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
         channels = []
         for i, c2w in enumerate(poses):
             self.keyframes.content = f"rendering frame {i + 1} of {len(poses)}"
             view = self._view_of(look, c2w)
             for _ in view.refine():
                 yield
-            channels.append(self._channel(view))
+            channels.append(self._channel(view, shown))
         outputs.write_video(path, refinement.pictures(channels), fps)
         self.keyframes.content = f"`{path}`" if path.exists() else "the video could not be written, see the console"
