@@ -212,6 +212,22 @@ def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
 
 
+def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
+    viewer, (folder, _) = tool("viewer"), run
+    values = flags.FlagValues()
+    config.parse_flags(["viewer", *viewer.run_flags(folder)], values)
+    if "occupancy" not in values:
+        flags.DEFINE_bool("occupancy", False, "", flag_values=values)
+    asked = []
+    monkeypatch.setattr(viewer.build, "make_renderer", lambda own, scene, trainer: asked.append(own))
+    made = viewer.make_viewer(values, None)
+    assert made.can_skip
+    assert not made.quality.occupancy
+    made.renderer(tool("viewer_page").Quality(5, 3, occupancy=True))
+    assert (asked[0].N_samples, asked[0].N_importance, asked[0].occupancy) == (5, 3, True)
+    assert (values.N_samples, values.N_importance, values.occupancy) == (8, 4, False)
+
+
 def failing_line(tool, capsys, *argv: str) -> str:
     """The one line that the viewer ends with."""
     assert tool("viewer").main(list(argv)) == 1
