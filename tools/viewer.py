@@ -72,10 +72,10 @@ class Viewer:
         self._thread = threading.Thread(target=self._render, name="render", daemon=True)
 
     def warm_up(self) -> float:
-        """Renders a chunk, so that no page waits for its graph, and another; returns the seconds that this one took."""
+        """Renders first pictures, so that no page waits for their graphs; returns the seconds that one takes then."""
         c2w, _ = refinement.first_view(self.scene)
-        for _ in range(2):
-            view = refinement.View(self.renderer(self.quality), self.scene, self.scene.cameras[0], c2w)
+        for quality in (self.quality, self.quality.preview(), self.quality.preview()):
+            view = refinement.View(self.renderer(quality), self.scene, self.scene.cameras[0], c2w)
             next(view.refine())
         return view.seconds
 

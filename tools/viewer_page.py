@@ -48,6 +48,10 @@ class Quality:
         fine = max(1, int(factor * self.N_importance)) if self.N_importance else 0
         return dataclasses.replace(self, N_samples=max(fewest, int(factor * self.N_samples)), N_importance=fine)
 
+    def preview(self) -> Quality:
+        """What the first picture after every move is rendered with, to be there at once."""
+        return self.times(0.25)
+
     def choices(self) -> dict[str, Quality]:
         """What the page offers, by the words that it offers it in."""
         offered = [self.times(factor) for factor in (0.25, 0.5, 1.0, 2.0)]
@@ -184,8 +188,13 @@ class Page:
         return refinement.View(self._viewer.renderer(look.quality), self._viewer.scene, camera, c2w)
 
     def _refine(self, look: Look) -> Iterator[None]:
-        view = self._view_of(look, refinement.from_browser(look.wxyz, look.position))
-        drawn = 0.0
+        c2w = refinement.from_browser(look.wxyz, look.position)
+        preview = self._view_of(dataclasses.replace(look, quality=look.quality.preview()), c2w)
+        next(preview.refine())
+        self._view = preview
+        self._draw()
+        yield
+        view, drawn = self._view_of(look, c2w), 0.0
         for complete in view.refine():
             self._view = view
             if complete or time.perf_counter() - drawn > SECONDS_BETWEEN_PICTURES:
