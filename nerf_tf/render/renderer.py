@@ -278,6 +278,10 @@ class Renderer:
 
         return render_chunk
 
+    def rays(self, rays: Rays) -> Image:
+        """Renders R rays at once; the fields of the result are [R, ...]. Each R has a graph of its own."""
+        return Image(*(result.numpy() for result in self._render_chunk(rays)))
+
     def image(
         self,
         camera: Camera,

@@ -1,0 +1,406 @@
+"""The viewer: its arithmetic against the renderer, its errors, and its page in a real browser."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from PIL import Image as Photo
+
+from nerf_tf import config
+from nerf_tf.data.scene import Scene
+from nerf_tf.field.mlp import build_mlp
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.keyframes import load_keyframes
+from nerf_tf.geometry.rays import Rays
+from nerf_tf.render.renderer import Image, Renderer, RenderSettings
+from nerf_tf.train import tf1_weights
+
+pytest.importorskip("viser", reason="the viewer needs viser: pip install 'nerf_tf[viewer]'")
+
+SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# A browser without a screen or a GPU; --no-sandbox because CI may be root.
+BROWSER_FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Imports a program of tools/ by name, as Python finds what lies beside a program that it runs."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    return importlib.import_module
+
+
+def ball(points: tf.Tensor, viewdirs: tf.Tensor, visible_above: object = None) -> tf.Tensor:
+    """An opaque ball at the origin whose colour says where on it one is."""
+    inside = tf.norm(points, axis=-1, keepdims=True) < 1.0
+    return tf.concat([3.0 * points, tf.where(inside, 20.0, -1.0)], axis=-1)
+
+
+def ball_renderer(ndc: bool = False, chunk: int = 256, samples: tuple[int, int] = (16, 8)) -> Renderer:
+    settings = RenderSettings(*samples, white_bkgd=True, chunk=chunk)
+    return Renderer(ball, ball, settings, *((0.0, 1.0) if ndc else (2.0, 6.0)), ndc)
+
+
+def ball_scene(ndc: bool = False) -> Scene:
+    """Four photos of noise from a circle around the ball; under NDC the cameras look at it along -z."""
+    poses = np.stack([pose_maths.spherical_pose(theta, -30.0, 4.0) for theta in (0, 90, 180, 270)])
+    if ndc:
+        poses = np.tile(np.concatenate([np.eye(3), [[0.1], [0.2], [0.3]]], axis=-1), (4, 1, 1))
+    poses = poses.astype(np.float32)
+    images = np.random.default_rng(0).random([4, 80, 80, 3], np.float32)
+    camera = Camera.centred(80, 80, 110.0)
+    near, far = (0.0, 1.0) if ndc else (2.0, 6.0)
+    return Scene(images, poses, (camera,) * 4, near, far, ndc, np.arange(3), np.array([3]), np.array([3]), poses)
+
+
+def test_poses_go_to_the_browser_and_back(tool):
+    refinement = tool("refinement")
+    # OpenGL's axes at rest look along -z; in OpenCV's, that is half a turn about x.
+    wxyz, position = refinement.to_browser(np.eye(4)[:3])
+    np.testing.assert_allclose(np.abs(wxyz), [0, 1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(position, 0.0)
+    for c2w in pose_maths.orbit_path(7, -20.0, 3.0):
+        np.testing.assert_allclose(refinement.from_browser(*refinement.to_browser(c2w)), c2w, atol=1e-9)
+
+
+def test_up_is_the_axis_that_the_cameras_agree_on(tool):
+    up_axis = tool("refinement").up_axis
+    np.testing.assert_array_equal(up_axis(pose_maths.orbit_path()), [0, 0, 1])
+    np.testing.assert_array_equal(up_axis(np.eye(4)[None, :3]), [0, 1, 0])
+    upside_down = np.diag([-1.0, -1.0, 1.0, 1.0])[None, :3]
+    np.testing.assert_array_equal(up_axis(upside_down), [0, -1, 0])
+
+
+@pytest.mark.parametrize("shape", [(200, 320), (13, 17), (1, 1), (1000, 1), (800, 1280)])
+def test_grids_hold_one_another_and_the_first_fits_a_chunk(tool, shape):
+    steps = tool("refinement").strides(*shape, 512)
+
+    def count(step):
+        return -(-shape[0] // step) * -(-shape[1] // step)
+
+    assert steps[-1] == 1
+    assert count(steps[0]) <= 512
+    assert steps[0] == 1 or count(steps[0]) > 100
+    assert all(coarse % fine == 0 for coarse, fine in itertools.pairwise(steps))
+
+
+def test_a_view_is_refined_to_what_the_renderer_renders(tool):
+    refinement = tool("refinement")
+    scene, renderer, camera = ball_scene(), ball_renderer(), Camera.centred(30, 41, 40.0)
+    expected = ball_renderer().image(camera, scene.poses[0])
+    view = refinement.View(renderer, scene, camera, scene.poses[0])
+    images, ends = [], []
+    for complete in view.refine():
+        images.append(view.image())
+        if complete:
+            ends.append(view.rendered)
+    assert ends == [10 * 14, 30 * 41]  # every third pixel, then the rest: none twice
+    np.testing.assert_allclose(images[0].rgb, expected.rgb[::3, ::3], atol=1e-5)
+    # Halfway the first rows are there; below, the coarse grid's pixels stand in.
+    np.testing.assert_allclose(images[1].depth[:4], expected.depth[:4], atol=1e-5)
+    np.testing.assert_allclose(images[1].depth[28, :3], np.repeat(expected.depth[27, 0], 3), atol=1e-5)
+    for got, want in zip(images[-1], expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_views_of_all_sizes_share_one_graph(tool):
+    refinement = tool("refinement")
+    scene, renderer = ball_scene(), ball_renderer()
+    for height in (7, 30):
+        list(refinement.View(renderer, scene, Camera.centred(height, 23, 20.0), scene.poses[0]).refine())
+    assert renderer._render_chunk.experimental_get_tracing_count() == 1
+
+
+def test_ndc_is_the_scene_cameras_whatever_the_view(tool):
+    refinement = tool("refinement")
+    scene, renderer = ball_scene(ndc=True), ball_renderer(ndc=True)
+    expected = renderer.image(scene.cameras[0], scene.poses[0]).rgb
+    assert np.ptp(expected) > 0.5
+    window = Camera(20, 30, 110.0, 110.0, 15.0, 10.0)  # the middle of the scene's camera, which has 80 x 80
+    (*_, _) = (view := refinement.View(renderer, scene, window, scene.poses[0])).refine()
+    np.testing.assert_allclose(view.image().rgb, expected[30:50, 25:55], atol=1e-5)
+    backwards = scene.poses[0] * np.array([-1.0, 1.0, -1.0, 1.0], np.float32)
+    (*_, _) = (view := refinement.View(renderer, scene, window, backwards)).refine()
+    assert view.image().rgb.max() == 0.0
+
+
+def test_pictures_show_what_they_are_asked_for(tool):
+    refinement = tool("refinement")
+    image = ball_renderer().image(Camera.centred(20, 20, 30.0), ball_scene().poses[0])
+    rgb = refinement.channel(image, "rgb", False, 2.0, 6.0)
+    np.testing.assert_array_equal(rgb, (255 * np.clip(image.rgb, 0, 1)).astype(np.uint8))
+    np.testing.assert_array_equal(
+        refinement.channel(image, "rgb", True, 2.0, 6.0), (255 * np.clip(image.rgb0, 0, 1)).astype(np.uint8)
+    )
+    for coarse in (False, True):
+        depth = refinement.channel(image, "depth", coarse, 2.0, 6.0)
+        assert depth[0, 0] == 255  # nothing there: as far as can be
+        assert abs(depth[10, 10] - 255 * (3.0 - 2.0) / 4.0) < 25  # the ball's front, 3 away, up to a sample's distance
+    opacity = refinement.channel(image, "opacity", False, 2.0, 6.0)
+    assert opacity[0, 0] == 0
+    assert opacity[10, 10] >= 254
+    near, far = (refinement.channel(image, "disparity", False, 2.0, 6.0) * factor for factor in (1.0, 0.5))
+    pictures = refinement.pictures([near, far])
+    assert pictures[0].shape == (20, 20, 3)
+    assert pictures[0].max() == 255
+    assert pictures[1].max() == 127  # one scale for all frames of a video
+
+
+def test_fewer_samples_are_still_enough_to_render(tool):
+    quality = tool("viewer_page").Quality
+    assert list(quality(64, 64).choices()) == ["16 + 16", "32 + 32", "64 + 64", "128 + 128"]
+    assert list(quality(8, 0).choices()) == ["2", "4", "8", "16"]
+    assert quality(8, 2).times(0.25) == quality(3, 1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder, moved from where it was made: args.txt, weights of steps 3 and 7, the latter's returned too."""
+    folder = tmp_path / "moved" / "tiny"
+    values = flags.FlagValues()
+    arguments = ["--expname", "tiny", "--basedir", str(tmp_path / "elsewhere"), "--ft_path", "other.npy"]
+    arguments += [
+        "--dataset_type",
+        "blender",
+        "--datadir",
+        str(SCENES / "blender"),
+        "--use_viewdirs",
+        "--testskip",
+        "1",
+    ]
+    arguments += ["--netdepth", "2", "--netdepth_fine", "2", "--netwidth", "16", "--netwidth_fine", "16"]
+    config.parse_flags(["test", *arguments, "--N_samples", "8", "--N_importance", "4"], values)
+    folder.mkdir(parents=True)
+    (folder / "args.txt").write_text(config.args_text(values), encoding="utf-8")
+    for step in (3, 7):
+        weights = [build_mlp(config.field_settings(values, fine), step).get_weights() for fine in (False, True)]
+        tf1_weights.save(folder / f"model_{step:06d}.npy", weights[0])
+        tf1_weights.save(folder / f"model_fine_{step:06d}.npy", weights[1])
+    return folder, weights
+
+
+def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
+    viewer, (folder, weights) = tool("viewer"), run
+    values = flags.FlagValues()
+    config.parse_flags(["viewer", *viewer.run_flags(folder), "--N_samples", "6"], values)
+    made = viewer.make_viewer(values, None)
+    assert made.out == folder
+    assert str(made.quality) == "6 + 4"
+    renderer = made.renderer(made.quality)
+    np.testing.assert_array_equal(renderer.fine.mlp.get_weights()[0], weights[1][0])
+    assert made.warm_up() > 0.0
+    half = made.renderer(made.quality.times(0.5))
+    assert (half.settings.N_samples, half.settings.N_importance) == (3, 2)
+    assert half.settings.chunk == renderer.settings.chunk == viewer.CPU_CHUNK
+    assert made.renderer(made.quality) is renderer
+    assert viewer.run_flags(Path("model_000007.npy")) == ["--ft_path", "model_000007.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
+
+
+def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
+    viewer, (folder, _) = tool("viewer"), run
+    values = flags.FlagValues()
+    config.parse_flags(["viewer", *viewer.run_flags(folder)], values)
+    if "occupancy" not in values:
+        flags.DEFINE_bool("occupancy", False, "", flag_values=values)
+    asked = []
+    monkeypatch.setattr(viewer.build, "make_renderer", lambda own, scene, trainer: asked.append(own))
+    made = viewer.make_viewer(values, None)
+    assert made.can_skip
+    assert not made.quality.occupancy
+    made.renderer(tool("viewer_page").Quality(5, 3, occupancy=True))
+    assert (asked[0].N_samples, asked[0].N_importance, asked[0].occupancy) == (5, 3, True)
+    assert (values.N_samples, values.N_importance, values.occupancy) == (8, 4, False)
+
+
+def failing_line(tool, capsys, *argv: str) -> str:
+    """The one line that the viewer ends with."""
+    assert tool("viewer").main(list(argv)) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("viewer: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+def test_mistakes_are_answered_by_one_line(tool, run, tmp_path, capsys, monkeypatch):
+    folder, _ = run
+    assert "no args.txt" in failing_line(tool, capsys, str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = failing_line(tool, capsys, str(folder), "--port", port)
+    assert port in line
+    assert "give another --port or --host" in line
+    assert "--host" in failing_line(tool, capsys, str(folder), "--host", "203.0.113.1")
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    assert "no weights to render" in failing_line(tool, capsys, str(folder), "--port", "0")
+    monkeypatch.setitem(sys.modules, "viser", None)
+    assert "pip install -e '.[viewer]'" in failing_line(tool, capsys, str(folder))
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    """Waits until `condition` holds; fails when it does not in time."""
+    end = time.perf_counter() + seconds
+    while not condition():
+        assert time.perf_counter() < end, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def browser():
+    """A headless browser."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'nerf_tf[dev]'")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()
+
+
+class CountedRenderer(Renderer):
+    """Counts what it renders, and can be held up."""
+
+    chunks = 0
+
+    @functools.cached_property
+    def may_go_on(self) -> threading.Event:
+        event = threading.Event()
+        event.set()
+        return event
+
+    def rays(self, rays: Rays) -> Image:
+        self.may_go_on.wait()
+        self.chunks += 1
+        return super().rays(rays)
+
+
+@pytest.fixture
+def ball_viewer(tool, tmp_path):
+    """A viewer of the ball, and the address that it serves."""
+    viewer = tool("viewer")
+    quality = tool("viewer_page").Quality(16, 8)
+
+    def make(quality) -> Renderer:
+        plain = ball_renderer(samples=(quality.N_samples, quality.N_importance))
+        return CountedRenderer(plain.coarse, plain.fine, plain.settings, plain.near, plain.far, plain.ndc)
+
+    served = viewer.Viewer(ball_scene(), make, quality, False, tmp_path / "out")
+    served.warm_up()
+    yield served, f"http://127.0.0.1:{served.open('127.0.0.1', 0)}"
+    served.close()
+
+
+FULL_VIEW = 1 + 2 + 8 + 29  # chunks of 256 rays in grids of 10x15, 20x30, 40x60, 80x120 pixels, each less the last
+
+
+class Window:
+    """A page in the browser, eight of its pixels to one of the 80 x 120 rendered ones, and the viewer's side of it."""
+
+    def __init__(self, viewer, browser, address: str):
+        known = set(viewer.pages)
+        self.tab = browser.new_page(viewport={"width": 960, "height": 640})
+        self.tab.goto(address)
+        wait_for(lambda: set(viewer.pages) - known, "the page to connect")
+        (number,) = set(viewer.pages) - known
+        self.page, self.viewer = viewer.pages[number], viewer
+        wait_for(lambda: np.allclose(self.page.look().position, viewer.scene.poses[3][:, 3]), "the first pose")
+        self.tab.locator("button.mantine-Notification-closeButton").click()  # that there is no GPU
+        self.choose("Rows", "80")
+        self.tab.get_by_label("Training cameras").click()
+
+    def choose(self, label: str, option: str) -> None:
+        self.tab.get_by_label(label, exact=True).first.click()
+        self.tab.get_by_role("option", name=option, exact=True).click()
+
+    def drag(self, x: int, y: int) -> None:
+        before = self.page.look()
+        self.tab.mouse.move(300, 300)
+        self.tab.mouse.down()
+        self.tab.mouse.move(300 + x, 300 + y, steps=4)
+        self.tab.mouse.up()
+        wait_for(lambda: self.page.look() != before, "the camera to move")
+        while before != (before := self.page.look()):  # it glides on a little
+            self.tab.wait_for_timeout(200)
+
+    def expected(self) -> np.ndarray:
+        """The renderer's own picture of what the page looks at now."""
+        from refinement import camera_of, from_browser
+
+        look = self.page.look()
+        camera = camera_of(look.height, look.aspect, look.fov)
+        return ball_renderer().image(camera, from_browser(look.wxyz, look.position)).rgb
+
+    def shown(self) -> np.ndarray:
+        """The page's picture at the middle of each rendered pixel: no panel and no axes lie over these."""
+        self.tab.screenshot(path=self.viewer.out / "shot.png")
+        with Photo.open(self.viewer.out / "shot.png") as photo:
+            return np.asarray(photo.convert("RGB"))[4::8, 4::8][10:60, 10:70] / 255.0
+
+    def resembles(self, expected: np.ndarray) -> bool:
+        return float(np.mean(np.square(self.shown() - expected[10:60, 10:70]))) < 1e-3  # 30 dB
+
+
+def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
+    viewer, address = ball_viewer
+    window = Window(viewer, browser, address)
+    first = window.expected()
+    assert first.shape == (80, 120, 3)
+    wait_for(lambda: window.resembles(first), "the first picture")
+    photos = window.page._photos
+    np.testing.assert_allclose([photo.position for photo in photos], viewer.scene.poses[:3, :, 3], atol=1e-6)
+    assert all(photo.visible for photo in photos)
+    window.tab.get_by_role("button", name="Add keyframe").click()
+    # While the first chunk of a view is being rendered, the camera moves on: nothing more of that view is rendered.
+    renderer = viewer.renderer(viewer.quality)
+    renderer.may_go_on.clear()
+    before = renderer.chunks
+    window.drag(60, 20)
+    window.drag(60, 20)
+    renderer.may_go_on.set()
+    second = window.expected()
+    wait_for(lambda: window.resembles(second), "the picture after moving")
+    assert renderer.chunks - before <= 1 + FULL_VIEW
+    assert not window.resembles(first)
+    window.tab.get_by_role("button", name="Add keyframe").click()
+    # Another browser begins where all begin, and takes nothing from the first.
+    other = Window(viewer, browser, address)
+    wait_for(lambda: other.resembles(first), "the other browser's picture")
+    assert window.resembles(second)
+    other.tab.close()
+    wait_for(lambda: len(viewer.pages) == 1, "the other browser to be forgotten")
+    # Depth has no colour, and the ball is nearer than what is around it.
+    window.choose("Show", "depth")
+    wait_for(lambda: np.ptp(window.shown(), axis=-1).max() < 0.02, "depth")
+    assert window.shown()[25, 50].mean() < 0.5 < window.shown()[0, 0].mean()
+    # A video of the two keyframes.
+    window.choose("Rows", "20")
+    window.tab.get_by_label("Seconds between").fill("0.2")
+    renderer.may_go_on.clear()
+    window.tab.get_by_role("button", name="Save and render video").click()
+    wait_for(lambda: (viewer.out / "viewer_000.json").exists(), "the keyframes")
+    window.choose("Show", "rgb")  # the video goes on with what it began with
+    renderer.may_go_on.set()
+    wait_for(lambda: (viewer.out / "viewer_000.mp4").exists(), "the video")
+    frames = np.stack(imageio.mimread(viewer.out / "viewer_000.mp4")).astype(int)
+    assert frames.shape == (7, 20, 30, 3)
+    assert np.ptp(frames, axis=-1).max() < 10
+    assert np.ptp(frames) > 100
+    path = load_keyframes(viewer.out / "viewer_000.json")
+    np.testing.assert_allclose(path.times, [0.0, 0.2])
+    np.testing.assert_allclose(path.poses[0], viewer.scene.poses[3], atol=1e-4)
