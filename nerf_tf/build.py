@@ -129,8 +129,7 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
         return fields[0], fields[1] if len(fields) > 1 else None, dataclasses.replace(settings, chunk=plan.chunk)
 
     def prepare() -> None:
-        if occupancy is not None:
-            occupancy.update(networks, [field.mlp.get_weights() for field in networks])
+        occupancy.update(networks, [field.mlp.get_weights() for field in networks])
 
     return Renderer(
         *sized(planned.plan),
@@ -138,7 +137,7 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
         scene.far,
         scene.ndc,
         lambda error: sized(planned.give_way(error)),
-        prepare,
+        prepare if values.occupancy else None,
         scene.unit,
     )
 

@@ -27,6 +27,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.keyframes import load_keyframes
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.render import occupancy
 from nerf_tf.render.renderer import Image, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
 
@@ -213,18 +214,18 @@ def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
 
 
 def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
+    monkeypatch.setattr(occupancy, "COARSE_CELLS", 8)
+    monkeypatch.setattr(occupancy, "FINE_CELLS", 16)
     viewer, (folder, _) = tool("viewer"), run
     values = flags.FlagValues()
     config.parse_flags(["viewer", *viewer.run_flags(folder)], values)
-    if "occupancy" not in values:
-        flags.DEFINE_bool("occupancy", False, "", flag_values=values)
-    asked = []
-    monkeypatch.setattr(viewer.build, "make_renderer", lambda own, scene, trainer: asked.append(own))
     made = viewer.make_viewer(values, None)
-    assert made.can_skip
     assert not made.quality.occupancy
-    made.renderer(tool("viewer_page").Quality(5, 3, occupancy=True))
-    assert (asked[0].N_samples, asked[0].N_importance, asked[0].occupancy) == (5, 3, True)
+    assert not (folder / "occupancy.npz").exists()
+    fast = made.renderer(tool("viewer_page").Quality(5, 3, occupancy=True))
+    assert (fast.settings.N_samples, fast.settings.N_importance) == (5, 3)
+    assert isinstance(fast.fine, occupancy.OccupiedField)
+    assert (folder / "occupancy.npz").exists()
     assert (values.N_samples, values.N_importance, values.occupancy) == (8, 4, False)
 
 

@@ -42,7 +42,8 @@ def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Im
         raise _WarmedUp
 
     start = time.perf_counter()
-    renderer.prepare()
+    if renderer.prepare is not None:
+        renderer.prepare()
     prepared = time.perf_counter() - start
     with contextlib.suppress(_WarmedUp):
         renderer.image(camera, c2w, progress=stop)

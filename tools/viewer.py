@@ -57,15 +57,12 @@ class Viewer:
         scene: photos and cameras.
         renderer: makes (or finds) the renderer of a quality.
         quality: the one to begin with.
-        can_skip: whether there is an occupancy to switch.
         out: folder for keyframes and videos.
         pages: the open ones, by the browser's number.
     """
 
-    def __init__(
-        self, scene: Scene, make_renderer: Callable[[Quality], Renderer], quality: Quality, can_skip: bool, out: Path
-    ):
-        self.scene, self.quality, self.can_skip, self.out = scene, quality, can_skip, out
+    def __init__(self, scene: Scene, make_renderer: Callable[[Quality], Renderer], quality: Quality, out: Path):
+        self.scene, self.quality, self.out = scene, quality, out
         self.renderer = functools.cache(make_renderer)
         self.pages: dict[int, Page] = {}
         self._wake, self._stopped = threading.Event(), False
@@ -183,13 +180,15 @@ def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
     def renderer(quality: Quality) -> Renderer:
         own = copy.deepcopy(values)
         own["chunk"].value = GPU_CHUNK if tf.config.list_physical_devices("GPU") else CPU_CHUNK
-        for name in ("N_samples", "N_importance", *(["occupancy"] if "occupancy" in values else [])):
+        for name in ("N_samples", "N_importance", "occupancy"):
             own[name].value = getattr(quality, name)
-        return build.make_renderer(own, scene, trainer)
+        made = build.make_renderer(own, scene, trainer)
+        if made.prepare is not None:
+            made.prepare()
+        return made
 
-    can_skip = "occupancy" in values
-    quality = Quality(values.N_samples, values.N_importance, can_skip and values.occupancy)
-    return Viewer(scene, renderer, quality, can_skip, out or Path(values.basedir) / values.expname)
+    quality = Quality(values.N_samples, values.N_importance, values.occupancy)
+    return Viewer(scene, renderer, quality, out or Path(values.basedir) / values.expname)
 
 
 def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -104,7 +104,7 @@ class Page:
             self.samples = gui.add_dropdown(
                 "Samples", list(viewer.quality.choices()), initial_value=str(viewer.quality), hint="coarse + fine"
             )
-            self.occupancy = gui.add_checkbox("Skip empty space", viewer.quality.occupancy, visible=viewer.can_skip)
+            self.occupancy = gui.add_checkbox("Skip empty space", viewer.quality.occupancy)
             self.cameras = gui.add_checkbox("Training cameras", True)
         with gui.add_folder("Path"):
             self.keyframes = gui.add_markdown("no keyframes")
