@@ -18,7 +18,8 @@ from trainer_test import assert_equal_states, make_batch, make_trainer, set_stat
 
 from nerf_tf import build, config
 from nerf_tf.data import procedural
-from nerf_tf.data.pipeline import ray_batches
+from nerf_tf.data.pipeline import RayBatch, ray_batches
+from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
 from nerf_tf.render.renderer import RenderSettings
 from nerf_tf.train import diagnosis, guards
@@ -194,7 +195,7 @@ def test_a_hopeless_run_stops_and_leaves_a_step_to_replay(tmp_path, replay, caps
     assert_one_line(result, 1, r"step 4: .* 4 steps in a row.*replay_step.py .*bad_step_000004\.npz")
     assert result.stderr.count("the weights stay as they are") == 1
     assert files_in(tmp_path / "t") == {"args.txt", "config.txt", "bad_step_000004.npz"}
-    (found,) = re.findall(r"first not finite: (coarse \w+);", result.stderr)
+    (found,) = re.findall(r"first not finite: ([^.]+)\. Look", result.stderr)
     path = tmp_path / "t" / "bad_step_000004.npz"
     assert replay([str(tmp_path / "t"), str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -250,9 +251,9 @@ def test_trained_scenes_raise_no_alarm(real_data):
     golden = np.load(real_data / "golden" / "train_lego.npz")
     lego = real_trainer(real_data / "weights" / "lego_example", RenderSettings(64, 64, white_bkgd=True))
     height, width, focal = golden["hwf"]
-    camera = procedural.Camera.centred(int(height), int(width), float(focal))
+    camera = Camera.centred(int(height), int(width), float(focal))
     rays = finish_rays(camera, tf.constant(golden["origins"][0]), tf.constant(golden["directions"][0]), 2.0, 6.0, False)
-    lego.train_step(diagnosis.RayBatch(rays, tf.constant(golden["rgb"][0])))
+    lego.train_step(RayBatch(rays, tf.constant(golden["rgb"][0])))
     assert counts_of(lego) == NONE
 
     values = flags.FlagValues()
@@ -276,12 +277,20 @@ HOPELESS = ["--lrate=0.1", "--i_img=0", "--i_print=10", "--i_weights=20"]
 
 
 @pytest.mark.parametrize(
-    ("scene", "seed", "kind"), [(BLENDER, 2, "empty space"), (LLFF, 2, "a solid block")], ids=["empty", "solid"]
+    ("scene", "what_to_do", "kind", "end"),
+    [
+        (BLENDER, "stop", "empty space", "transparent$"),
+        (LLFF, "restart", "a solid block", r"\(after 0 restarts, each with another seed\)$"),
+    ],
+    ids=["empty", "solid"],
 )
-def test_a_collapse_stops_a_run(tmp_path, impatient, scene, seed, kind):
-    flags_of_run = [f"--basedir={tmp_path}", "--expname=t", *HOPELESS, f"--random_seed={seed}"]
-    result = run(*scene, *flags_of_run, "--on_collapse=stop", "--N_iters=100")
-    assert_one_line(result, 1, rf"step \d+: the scene has collapsed to {kind}: for 40 steps.*--precrop_iters 500")
+def test_a_collapse_ends_a_run(tmp_path, impatient, monkeypatch, scene, what_to_do, kind, end):
+    monkeypatch.setattr(guards, "MAX_RESTARTS", 0)
+    flags_of_run = [f"--basedir={tmp_path}", "--expname=t", *HOPELESS, "--random_seed=2", "--N_iters=100"]
+    result = run(*scene, *flags_of_run, f"--on_collapse={what_to_do}")
+    text = rf"step \d+: the scene has collapsed to {kind}: for 40 steps.*--precrop_iters 500.*{end}"
+    assert_one_line(result, 1, text)
+    assert not (tmp_path / "t" / "collapsed_1").exists()
 
 
 def test_a_collapse_starts_over_with_the_next_seed(tmp_path, impatient):
@@ -294,21 +303,12 @@ def test_a_collapse_starts_over_with_the_next_seed(tmp_path, impatient):
     for a, b in zip(weights_in(tmp_path / "t", 49), weights_in(tmp_path / "direct", 49), strict=True):
         np.testing.assert_array_equal(a, b)
     aside = files_in(tmp_path / "t" / "collapsed_1")
-    assert {"model_000020.npy", "model_fine_000040.npy", "checkpoints/checkpoint"} <= aside
-    assert not list((tmp_path / "t").glob("model_*[1-9]0.npy")) or "model_000040.npy" in files_in(tmp_path / "t")
+    assert {"model_000020.npy", "model_fine_000020.npy", "checkpoints/checkpoint"} <= aside
     assert list((tmp_path / "summaries" / "t_collapsed_1").glob("events*"))
     assert list((tmp_path / "summaries" / "t").glob("events*"))
     # A run that goes on keeps the seed that it has come to, whatever args.txt says.
-    resumed = run(f"--config={tmp_path / 't' / 'args.txt'}", "--N_iters=51")
+    resumed = run(f"--config={tmp_path / 't' / 'args.txt'}")
     assert "goes on at step 50\nrandom_seed 3\n" in resumed.stderr
-
-
-def test_restarts_have_an_end(tmp_path, impatient, monkeypatch):
-    monkeypatch.setattr(guards, "MAX_RESTARTS", 0)
-    flags_of_run = [f"--basedir={tmp_path}", "--expname=t", *HOPELESS, "--random_seed=2", "--on_collapse=restart"]
-    result = run(*BLENDER, *flags_of_run, "--N_iters=100")
-    assert_one_line(result, 1, r"empty space.*\(after 0 restarts, each with another seed\)")
-    assert not (tmp_path / "t" / "collapsed_1").exists()
 
 
 @pytest.mark.long
