@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +21,7 @@ from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
 from nerf_tf.render.curve import CurveFile
 from nerf_tf.render.renderer import Renderer
-from nerf_tf.train import tf1_weights
+from nerf_tf.train import diagnosis, guards, tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.metrics import psnr
 from nerf_tf.train.trainer import Event, StepResult, Trainer, train
@@ -55,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
         tf.config.experimental.set_memory_growth(gpu, True)
     # On recent GPUs float32 products would keep 10 bits, and renders would miss the original's by far.
     tf.config.experimental.enable_tensor_float_32_execution(False)
+    if FLAGS.deterministic:
+        tf.config.experimental.enable_op_determinism()
     try:
         run(FLAGS)
     except (UserError, build.OutOfMemory) as error:
@@ -86,14 +89,16 @@ def run(values: flags.FlagValues) -> None:
             cameras = this.render_only_cameras()
         elif not values.eval_only:
             planned = build.plan_training(values, trainer)
-            batches = ray_batches(scene, config.batch_settings(values), this.seed, this.start)
-    with explained(OSError):
+            batches = this.batches()
+    with explained(OSError, guards.Collapse):
         if values.eval_only:
             this.evaluate()
-        elif values.render_only:
+            return
+        if values.render_only:
             this.render_only(cameras)
-        else:
-            this.train(batches, planned)
+            return
+        while not this.train(batches, planned):
+            batches = this.batches()
 
 
 def compare_folder(values: flags.FlagValues, folder: Path, scene: Scene) -> None:
@@ -147,6 +152,14 @@ class Run:
         """What decides all random draws."""
         return int(self.trainer.seed.numpy())
 
+    def batches(self) -> Iterable[RayBatch]:
+        """Training batches from the next step on.
+
+        Raises:
+            ValueError: there are fewer rays than a batch has.
+        """
+        return ray_batches(self.scene, config.batch_settings(self.values), self.seed, self.start)
+
     def render_only_cameras(self) -> list[Camera]:
         """The photos' cameras at `--render_factor`.
 
@@ -188,12 +201,20 @@ class Run:
         self.write_settings(replace=False)
         self.render_test_set(self.start - 1)
 
-    def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> None:
-        """Trains up to `--N_iters`, writing what the original writes, when it writes it."""
+    def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> bool:
+        """Trains up to `--N_iters`, writing what the original writes, when it writes it.
+
+        Returns:
+            Whether it got there; False where the scene collapsed and all is ready to start over.
+
+        Raises:
+            UserError: there were too many steps without a finite gradient.
+            guards.Collapse: the scene collapsed, and that is the end.
+        """
         values, last = self.values, self.values.N_iters - 1
         if self.start > last:
             logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
-            return
+            return True
         self.write_settings(replace=True)
         summaries_folder = Path(values.basedir) / "summaries" / values.expname
         curve = CurveFile(self.folder / "curve.png", summaries_folder, self.start)
@@ -201,7 +222,8 @@ class Run:
 
         def report(step: int, result: StepResult, rays_per_second: float) -> None:
             scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
-            summaries.scalars(step, rays_per_second=rays_per_second, **scalars)
+            skipped = guards.Counts(*result.counts.numpy()).skipped
+            summaries.scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
             summaries.histogram(step, "tran", result.sigma)
             curve.add(step, loss=result.loss, psnr=result.psnr)
 
@@ -221,12 +243,48 @@ class Run:
             plan = planned.give_way(error)
             self.trainer.resize(plan.chunk, plan.netchunk)
 
-        train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events, give_way)
+        look = guards.Watch(values.expname, values.max_bad_steps, stops=values.on_collapse != "warn").look
+        try:
+            train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events, give_way, look)
+        except guards.BadSteps as error:
+            self.give_up(error)
+        except guards.Collapse as collapse:
+            self.start_over(collapse)
+            return False
         if not save.due(last):
             self.save(last)
         if values.i_img or values.i_testset:
             curve.write()
         logger.info("%s: trained to step %d", self.folder, last)
+        return True
+
+    def give_up(self, error: guards.BadSteps) -> NoReturn:
+        """Saves the last bad step, to be looked into; no checkpoint, which would take the place of a better one."""
+        path = self.folder / f"bad_step_{error.step:06d}.npz"
+        found = diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
+        raise UserError(
+            f"{error}; first not finite: {found}. Look into it with python tools/replay_step.py {self.folder} {path}; "
+            "a lower --lrate may help"
+        )
+
+    def start_over(self, collapse: guards.Collapse) -> None:
+        """Puts the files of a run that collapsed aside, into `collapsed_{n}`, and begins again with the next seed.
+
+        Raises:
+            guards.Collapse: `--on_collapse` is not restart, or it has been so too often.
+        """
+        restarts = guards.Counts(*self.trainer.counts.numpy()).restarts
+        if self.values.on_collapse != "restart":
+            raise collapse
+        if restarts >= guards.MAX_RESTARTS:
+            raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
+        summaries = Path(self.values.basedir) / "summaries" / self.values.expname
+        aside = guards.put_aside(self.folder, summaries, restarts + 1)
+        build.start_over(self.values, self.trainer)
+        # From here on a start finds the new run. The checkpoints go on being numbered, so this one is the newest.
+        self.store.save()
+        logger.warning("%s %s", self.values.expname, collapse)
+        logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, aside)
 
     def write_settings(self, replace: bool) -> None:
         """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""

@@ -83,9 +83,10 @@ def load_scene(values: flags.FlagValues) -> Scene:
     return dataclasses.replace(scene, near=near, far=far)
 
 
-def make_trainer(values: flags.FlagValues, ndc: bool) -> Trainer:
-    """Networks with fresh weights, and an optimizer for them."""
-    seed = secrets.randbelow(2**31) if values.random_seed is None else values.random_seed
+def make_trainer(values: flags.FlagValues, ndc: bool, seed: int | None = None) -> Trainer:
+    """Networks with fresh weights, and an optimizer for them; without a seed `--random_seed` or a new one counts."""
+    if seed is None:
+        seed = secrets.randbelow(2**31) if values.random_seed is None else values.random_seed
     compiled = values.jit_compile == "true" or (values.jit_compile == "auto" and _has_gpu())
 
     def field(fine: bool) -> Field:
@@ -95,6 +96,16 @@ def make_trainer(values: flags.FlagValues, ndc: bool) -> Trainer:
 
     fine = field(True) if values.N_importance > 0 else None
     return Trainer(field(False), fine, config.render_settings(values, ndc), config.train_settings(values), seed)
+
+
+def start_over(values: flags.FlagValues, trainer: Trainer) -> None:
+    """Makes the trainer what a new one with the next seed is, but for the count of restarts."""
+    restarts = int(trainer.counts.numpy()[-1]) + 1
+    trainer.become(make_trainer(values, False, _next_seed(int(trainer.seed.numpy()), 1)), restarts)
+
+
+def _next_seed(seed: int, times: int) -> int:
+    return (seed + times) % 2**32  # what --random_seed takes
 
 
 def plan_training(values: flags.FlagValues, trainer: Trainer) -> Memory:
@@ -263,7 +274,8 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
     elif values.ft_path is None and store.newest is not None:
         store.restore()
         if values.random_seed is not None:
-            trainer.seed.assign(values.random_seed)
+            # A run that has started over since has another one.
+            trainer.seed.assign(_next_seed(values.random_seed, int(trainer.counts.numpy()[-1])))
         logger.info("%s: goes on at step %d", store.newest, trainer.step.numpy())
     else:
         path = newest if values.ft_path is None else Path(values.ft_path)

@@ -99,7 +99,7 @@ _LARGEST_FILE, _LONGEST_LINE = 2**16, 2**10
 
 _MAX_SEED = 2**32 - 1  # What numpy, and so the original, takes as a seed.
 
-# Order and groups are those of the original's help; all but the last two groups are the original's flags.
+# Order and groups are those of the original's help; all but the last three groups are the original's flags.
 GROUPS: dict[str, tuple[Option, ...]] = {
     "run": (
         Option("config", str, None, "file of `key = value` lines; the command line beats it"),
@@ -195,6 +195,23 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             choices=("auto", "true", "false"),
         ),
         Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),
+    ),
+    "training that goes wrong (new here)": (
+        Option(
+            "max_bad_steps",
+            int,
+            20,
+            "training stops after so many steps in a row without finite loss and gradient (they are skipped); 0: never",
+            low=0,
+        ),
+        Option(
+            "on_collapse",
+            str,
+            "warn",
+            "when the scene collapses to empty space or a solid block: say so, stop, or start over with another seed",
+            choices=("warn", "stop", "restart"),
+        ),
+        Option("deterministic", bool, False, "only operations that give the same bits each time, or an error"),
     ),
     "new here": (
         Option("N_iters", int, 1000000, "training stops after this many steps", low=1),

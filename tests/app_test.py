@@ -575,7 +575,7 @@ def test_summaries_have_the_originals_tags(forward_facing):
     events = EventAccumulator(str(forward_facing[0] / "summaries" / "f"), size_guidance={"tensors": 0})
     events.Reload()
     steps = {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
-    scalars = ["loss", "psnr", "psnr0", "psnr_holdout", "learning_rate", "rays_per_second"]
+    scalars = ["loss", "psnr", "psnr0", "psnr_holdout", "learning_rate", "rays_per_second", "skipped_steps"]
     images = ["rgb", "disp", "acc", "rgb_holdout", "rgb0", "disp0", "z_std"]
     assert steps == {tag: [0, 2] for tag in [*scalars, "tran", *images]}
 

@@ -376,7 +376,8 @@ class FakeTrainer:
     def train_step(self, batch: SimpleNamespace) -> StepResult:
         self.seen.append(batch.number)
         self.step.assign_add(1)
-        return StepResult(tf.constant(0.5), tf.constant(3.0), None, tf.constant(1e-3), tf.zeros([8, 2]))
+        loss, psnr, rate = tf.constant(0.5), tf.constant(3.0), tf.constant(1e-3)
+        return StepResult(loss, psnr, None, rate, tf.zeros([8, 2]), tf.zeros([5], tf.int64))
 
 
 class Batches:

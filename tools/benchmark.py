@@ -39,6 +39,7 @@ from nerf_tf.geometry.rays import image_rays
 from nerf_tf.render import outputs
 from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
 from nerf_tf.train import tf1_weights
+from nerf_tf.train.guards import opacities
 from nerf_tf.train.metrics import mse, psnr
 from nerf_tf.train.trainer import Trainer
 
@@ -73,7 +74,7 @@ class DenseTrainer(Trainer):
             losses = [mse(result.rendering.rgb, batch.rgb) for result in passes]
             loss = tf.add_n(losses)
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
-        return losses, gradients, passes[-1].raw[..., 3]
+        return losses, gradients, opacities(passes[-1].rendering.acc, shares), passes[-1].raw[..., 3]
 
 
 def make_trainer(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:

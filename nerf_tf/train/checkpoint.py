@@ -15,13 +15,14 @@ KEPT = 2
 
 
 class CheckpointStore:
-    """The checkpoints of one run: networks, optimizer, step and seed."""
+    """The checkpoints of one run: networks, optimizer, step, seed and counts of trouble."""
 
     def __init__(self, trainer: Trainer, folder: Path):
         fine = {"fine": trainer.fine.mlp} if trainer.fine else {}
         self._checkpoint = tf.train.Checkpoint(
             coarse=trainer.coarse.mlp, optimizer=trainer.optimizer, step=trainer.step, seed=trainer.seed, **fine
         )
+        self._counts = trainer.counts
         self._folder = folder
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=KEPT)
 
@@ -37,6 +38,7 @@ class CheckpointStore:
             OSError: it cannot be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._checkpoint.counts = self._counts
         try:
             self._manager.save()
         except tf.errors.OpError as error:
@@ -56,6 +58,8 @@ class CheckpointStore:
                     f"{self.newest}: does not fit the networks ({_first_line(error)}); use the run's own args.txt "
                     "as --config, another expname, or --no_reload to start over"
                 ) from error
+            # Only now, because those of version 0.2.0 have none; where there are some, this restores them.
+            self._checkpoint.counts = self._counts
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:

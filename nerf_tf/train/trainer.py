@@ -18,6 +18,7 @@ from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
 from nerf_tf.render.memory import rays_at_once
 from nerf_tf.render.renderer import Pass, RenderSettings, coarse_pass, fine_pass
+from nerf_tf.train import guards
 from nerf_tf.train.metrics import mse_to_psnr
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class StepResult(NamedTuple):
         psnr0: scalar, of the coarse pass; None when there is no fine pass.
         learning_rate: scalar.
         sigma: [R, S] raw density of the final pass, of the batch's last chunk.
+        counts: `guards.Counts` after the step, as a tensor [5].
     """
 
     loss: tf.Tensor
@@ -61,6 +63,7 @@ class StepResult(NamedTuple):
     psnr0: tf.Tensor | None
     learning_rate: tf.Tensor
     sigma: tf.Tensor
+    counts: tf.Tensor
 
 
 class Trainer:
@@ -72,6 +75,7 @@ class Trainer:
         optimizer: Adam with the original's constants; with float16 networks it scales the loss.
         step: int64 variable, the step that comes next.
         seed: int64 variable that decides, with the step, every random draw.
+        counts: int64 variable [5], `guards.Counts`.
         train_step: takes a `RayBatch`, moves the weights, and returns a `StepResult`.
     """
 
@@ -82,6 +86,7 @@ class Trainer:
         self.rendering, self._training = rendering, training
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
         self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
+        self.counts = tf.Variable(guards.Counts(0, 0, 0, 0, 0), dtype=tf.int64, name="counts")
         self.optimizer = keras.optimizers.Adam(training.lrate, beta_1=0.9, beta_2=0.999, epsilon=1e-7)
         if precision(coarse.mlp) == "float16":  # its range is too small for gradients as they are
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
@@ -95,6 +100,21 @@ class Trainer:
         self.fine = self.fine and dataclasses.replace(self.fine, netchunk=netchunk)
         self.train_step = tf.function(self._train_step)
 
+    def become(self, other: Trainer, restarts: int) -> None:
+        """Takes the weights, the optimizer's state, step and seed of a trainer of equal networks.
+
+        Args:
+            other: the trainer.
+            restarts: how often training has started over by that.
+        """
+        for mine, its in zip(self._state, other._state, strict=True):
+            mine.assign(its)
+        self.counts.assign(guards.Counts(0, 0, 0, 0, restarts))
+
+    @property
+    def _state(self) -> list[keras.Variable | tf.Variable]:
+        return [*self._variables, *self.optimizer.variables, self.step, self.seed]
+
     @property
     def _variables(self) -> list[keras.Variable]:
         return [v for field in (self.coarse, self.fine) if field for v in field.mlp.trainable_variables]
@@ -105,19 +125,38 @@ class Trainer:
         The loss is the sum of both passes' mean squared errors (paper, equation 6). A batch of more rays than fit is
         taken in chunks: each has its backward pass before the next begins, and their gradients are added up.
         """
-        seed = tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
+        seed = self.step_seed()
         count = batch.rgb.shape[0]
         chunks = -(-count // self._rays_at_once(count))
         if chunks == 1:
-            losses, gradients, sigma = self._gradients(batch, tf.fill([count], 1.0 / count), seed, 0)
+            losses, gradients, opacity, sigma = self._gradients(batch, tf.fill([count], 1.0 / count), seed, 0)
         else:
-            losses, gradients, sigma = self._accumulated_gradients(batch, chunks, seed)
-        learning_rate = self._training.learning_rate(self.step)
-        self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply(gradients, self._variables)
+            losses, gradients, opacity, sigma = self._accumulated_gradients(batch, chunks, seed)
+        loss, learning_rate = tf.add_n(losses), self._training.learning_rate(self.step)
+        bad = self._is_bad(loss, gradients)
+
+        def apply() -> None:
+            self.optimizer.learning_rate.assign(learning_rate)
+            self.optimizer.apply(gradients, self._variables)
+
+        tf.cond(bad, lambda: None, apply)
         self.step.assign_add(1)
+        self.counts.assign(guards.count(self.counts, bad, losses[-1], opacity, batch.rgb))
         psnr0 = mse_to_psnr(losses[0]) if len(losses) > 1 else None
-        return StepResult(tf.add_n(losses), mse_to_psnr(losses[-1]), psnr0, learning_rate, sigma)
+        return StepResult(loss, mse_to_psnr(losses[-1]), psnr0, learning_rate, sigma, tf.identity(self.counts))
+
+    def step_seed(self) -> tf.Tensor:
+        """[2] what decides the random draws of the step that comes next."""
+        return tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
+
+    def _is_bad(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
+        """Whether a step must not move the weights; Adam squares gradients, so their squares must be finite too."""
+        finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            # It skips such steps by itself and tries half the scale, which is how it finds the largest that float16
+            # bears. Where there is no scale left the gradient itself is to blame.
+            finite |= self.optimizer.dynamic_scale > 1.0
+        return ~(tf.math.is_finite(loss) & finite)
 
     def _rays_at_once(self, count: int) -> int:
         field, settings = self.fine or self.coarse, self.rendering
@@ -130,20 +169,21 @@ class Trainer:
         size = -(-count // chunks)
 
         def add_chunk(i: tf.Tensor, *sums):
-            """Adds the i-th chunk's losses and gradients to the sums; the density is the last chunk's."""
+            """Adds the i-th chunk's losses, gradients and opacity to the sums; the density is the last chunk's."""
             rows = i * size + tf.range(size)
             # The last chunk repeats the last ray where it runs over the end, at no weight.
             chunk = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
-            losses, gradients, sigma = self._gradients(chunk, tf.where(rows < count, 1.0 / count, 0.0), seed, i * size)
+            *found, sigma = self._gradients(chunk, tf.where(rows < count, 1.0 / count, 0.0), seed, i * size)
             sigma = tf.ensure_shape(sigma, [size, samples])
-            return i + 1, *tf.nest.map_structure(tf.add, list(sums[:2]), [losses, gradients]), sigma
+            return i + 1, *tf.nest.map_structure(tf.add, list(sums[:3]), found), sigma
 
         losses = [tf.zeros([])] * (1 if self.fine is None else 2)
-        sums = losses, [tf.zeros_like(variable.value) for variable in self._variables], tf.zeros([size, samples])
+        gradients = [tf.zeros_like(variable.value) for variable in self._variables]
+        sums = losses, gradients, tf.zeros([2]), tf.zeros([size, samples])
         return tf.while_loop(lambda i, *_: i < chunks, add_chunk, (0, *sums), parallel_iterations=1)[1:]
 
     def _gradients(self, batch: RayBatch, shares: tf.Tensor, seed: tf.Tensor, first_ray: tf.Tensor | int):
-        """The losses of each pass, the gradients of all weights, and the last pass's raw density.
+        """The losses of each pass, the gradients of all weights, and of the last pass opacities and raw density.
 
         Args:
             batch: rays that fit in memory together.
@@ -153,20 +193,21 @@ class Trainer:
         """
         with tf.GradientTape() as tape:
             first = coarse_pass(self.coarse, batch.rays, self.rendering, seed, first_ray)
-            loss, scaled_loss = self._losses(first, batch, shares)
+            loss, scaled_loss = self.losses(first, batch, shares)
         gradients = tape.gradient(scaled_loss, _values(self.coarse))
         if self.fine is None:
-            return [loss], gradients, first.raw[..., 3]
+            return [loss], gradients, guards.opacities(first.rendering.acc, shares), first.raw[..., 3]
         # No gradient flows from one pass to the other's network, so each has its own, and one after the other: at once
         # they would need the memory of two tiles.
         with tf.control_dependencies(gradients), tf.GradientTape() as tape:
             first = tf.nest.map_structure(tf.identity, first)
             final, _ = fine_pass(self.fine, batch.rays, first, self.rendering, seed, first_ray)
-            fine_loss, scaled_loss = self._losses(final, batch, shares)
+            fine_loss, scaled_loss = self.losses(final, batch, shares)
         gradients += tape.gradient(scaled_loss, _values(self.fine))
-        return [loss, fine_loss], gradients, final.raw[..., 3]
+        opacity = guards.opacities(final.rendering.acc, shares)
+        return [loss, fine_loss], gradients, opacity, final.raw[..., 3]
 
-    def _losses(self, result: Pass, batch: RayBatch, shares: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def losses(self, result: Pass, batch: RayBatch, shares: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The mean squared error, and what to take the gradient of."""
         errors = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb), axis=-1)
         loss = tf.reduce_sum(shares * errors)
@@ -226,6 +267,7 @@ def train(
     report: Callable[[int, StepResult, float], None],
     events: Sequence[Event],
     give_way: Callable[[tf.errors.ResourceExhaustedError], None],
+    watch: Callable[[int, RayBatch, guards.Counts], None] = lambda *_: None,
 ) -> None:
     """Trains from the trainer's step up to, but not including, N_iters.
 
@@ -238,6 +280,7 @@ def train(
         report: called with the step, its result and the rays per second since the last call.
         events: what else to do, in this order.
         give_way: called when memory runs out; the step is tried again, unless it raises.
+        watch: called after each step with the step, its batch and the counts of trouble; may raise to end the run.
     """
     start = int(trainer.step.numpy())
     speed = Speedometer()
@@ -249,6 +292,7 @@ def train(
                     result = trainer.train_step(batch)
                 except tf.errors.ResourceExhaustedError as error:
                     give_way(error)
+            watch(step, batch, guards.Counts(*result.counts.numpy().tolist()))
             bar.update()
             speed.add(batch.rgb.shape[0])
             reporting = i_print > 0 and step % i_print == 0

@@ -1,0 +1,124 @@
+"""A step that went wrong, kept in a file and taken again slowly, to see where its numbers stop being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.field.query import Field
+from nerf_tf.geometry.rays import Rays
+from nerf_tf.render.outputs import complete_file
+from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass
+from nerf_tf.train.trainer import Trainer
+
+
+def stages(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
+    """Takes the trainer's next step without moving anything, and yields what it computes by name, in its order.
+
+    These are the rays and their colours; then for the coarse and for the fine pass its weights, samples, the network's
+    output, what is rendered, the loss, and its gradient by each weight; with float16 that of the scaled loss.
+    """
+    for name, tensor in batch.rays._asdict().items():
+        yield f"rays {name}", tensor
+    yield "photos rgb", batch.rgb
+    shares, seed = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]), trainer.step_seed()
+    first = None
+    for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)):
+        if field is None:
+            return
+        yield from _weights(name, field)
+        with tf.GradientTape() as tape:
+            if first is None:
+                result = first = coarse_pass(field, batch.rays, trainer.rendering, seed)
+            else:
+                result, _ = fine_pass(field, batch.rays, first, trainer.rendering, seed)
+            loss, scaled_loss = trainer.losses(result, batch, shares)
+        yield from _seen(name, result)
+        yield f"{name} loss", loss
+        variables = field.mlp.trainable_variables
+        for variable, gradient in zip(variables, tape.gradient(scaled_loss, [v.value for v in variables]), strict=True):
+            yield f"{name} gradient of {variable.path}", gradient
+
+
+def _weights(name: str, field: Field) -> Iterator[tuple[str, tf.Tensor]]:
+    for variable in field.mlp.trainable_variables:
+        yield f"{name} {variable.path}", variable.value
+
+
+def _seen(name: str, result: Pass) -> Iterator[tuple[str, tf.Tensor]]:
+    yield f"{name} t_vals", result.t_vals
+    yield f"{name} raw", result.raw
+    yield f"{name} rgb", result.rendering.rgb
+    yield f"{name} acc", result.rendering.acc
+
+
+def first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
+    """The first of the stages that holds a NaN or an infinity; or that all are finite, if they are."""
+    for name, tensor in stages(trainer, batch):
+        if not np.isfinite(tensor).all():
+            return name
+    return "none: all are finite, but too large to be squared"
+
+
+def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: bool) -> str:
+    """Writes the step that the trainer has just taken, without moving its weights, to an npz file.
+
+    It holds all that `load_step` needs, weights included, and is read without running code.
+
+    Args:
+        path: the file.
+        trainer: its weights are those the step saw.
+        batch: the step's rays.
+        step: its number.
+        ndc: the scene's.
+
+    Returns:
+        The first of the step's tensors that is not finite.
+    """
+    following = trainer.step.numpy()
+    trainer.step.assign(step)
+    found = first_non_finite(trainer, batch)
+    trainer.step.assign(following)
+    arrays = {f"rays_{name}": tensor.numpy() for name, tensor in batch.rays._asdict().items()}
+    for name, field in _fields(trainer).items():
+        arrays |= {f"{name}_{i:02d}": weights for i, weights in enumerate(field.mlp.get_weights())}
+    arrays |= {"rgb": batch.rgb.numpy(), "seed": trainer.seed.numpy(), "step": step, "ndc": ndc}
+    with complete_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, first_non_finite=found, loss_scale=_loss_scale(trainer), **arrays)
+    return found
+
+
+def load_step(arrays: dict[str, np.ndarray], trainer: Trainer) -> RayBatch:
+    """Gives the trainer the weights, seed and step of a file that `save_step` wrote, and returns the step's batch.
+
+    Args:
+        arrays: what the file holds.
+        trainer: one made by the flags of the run that wrote it.
+
+    Raises:
+        KeyError: something is missing.
+        ValueError: the networks are not those of the file.
+    """
+    for name, field in _fields(trainer).items():
+        count = len(field.mlp.weights)
+        field.mlp.set_weights([arrays[f"{name}_{i:02d}"] for i in range(count)])
+    trainer.seed.assign(arrays["seed"])
+    trainer.step.assign(arrays["step"])
+    if isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer):
+        trainer.optimizer.dynamic_scale.assign(arrays["loss_scale"])
+    rays = Rays(**{name: arrays[f"rays_{name}"] for name in Rays._fields})
+    return tf.nest.map_structure(tf.constant, RayBatch(rays, arrays["rgb"]))
+
+
+def _fields(trainer: Trainer) -> dict[str, Field]:
+    return {name: field for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)) if field}
+
+
+def _loss_scale(trainer: Trainer) -> float:
+    scaled = isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+    return float(trainer.optimizer.dynamic_scale.numpy()) if scaled else 1.0

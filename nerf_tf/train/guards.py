@@ -1,0 +1,170 @@
+"""Training that goes wrong: steps without a finite gradient, and scenes that collapse to nothing or to a solid block.
+
+A step counts what it sees, in the graph and in one variable that checkpoints hold; a `Watch` reads the counts after
+each step and says what they mean. So a run that stops and goes on comes to the same verdict at the same step.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from nerf_tf.data.pipeline import RayBatch
+
+logger = logging.getLogger(__name__)
+
+# A ray is transparent below the first opacity and opaque above the second.
+TRANSPARENT, OPAQUE = 0.01, 0.99
+# A scene counts as empty or solid when so many of the batch's rays are; a few may cross a last bit of fog.
+MOST_RAYS = 0.99
+# A picture of one colour has at least the error that the photos' variance is, whatever the colour; training has got
+# nowhere while it explains no more than a twentieth of that variance.
+STALLED = 0.95
+# Rays whose colours vary less than this (a standard deviation of 8 of 255) say nothing: all may be background.
+BLANK = 1e-3
+# A healthy run may begin so, and leaves it within a few hundred steps; one that has not by now never does.
+COLLAPSE_AFTER = 1000
+# A scene that collapses under so many seeds has another reason.
+MAX_RESTARTS = 3
+
+REMEDIES = (
+    "--precrop_iters 500 --precrop_frac 0.5 with --no_batching (objects on plain background), another --random_seed, a "
+    "lower --lrate, --raw_noise_std 1 (photos), --white_bkgd where images are transparent"
+)
+
+
+class Counts(NamedTuple):
+    """What a run has seen of trouble.
+
+    Attributes:
+        bad: last steps, in a row, that were skipped because loss or gradient were not finite.
+        skipped: all steps that were.
+        empty: last steps, in a row, that saw a collapse to empty space; what cannot be judged does not count.
+        solid: the same of a collapse to a solid block.
+        restarts: how often the run started over with another seed.
+    """
+
+    bad: int
+    skipped: int
+    empty: int
+    solid: int
+    restarts: int
+
+
+def opacities(acc: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
+    """The part of rays that are transparent, and that are opaque: [2].
+
+    Args:
+        acc: [R] accumulated opacity.
+        shares: [R] weight of each ray; they add up to 1 over the batch.
+    """
+    kinds = tf.stack([acc < TRANSPARENT, acc > OPAQUE])
+    return tf.reduce_sum(tf.where(kinds, shares, 0.0), axis=-1)
+
+
+def count(counts: tf.Tensor, bad: tf.Tensor, error: tf.Tensor, opacity: tf.Tensor, rgb: tf.Tensor) -> tf.Tensor:
+    """`Counts` after a step, as an int64 tensor [5], from those before it.
+
+    A step sees a collapse where all rays are transparent, or all opaque, while the picture is no better than one of a
+    single colour. Opacity alone says nothing, as a room is opaque along every ray; nor does a loss that has stopped
+    falling, as that of a run that has converged.
+
+    Args:
+        counts: [5] before the step.
+        bad: whether it was skipped.
+        error: mean squared error of the final pass.
+        opacity: [2] see `opacities`.
+        rgb: [R, 3] the photos' colours.
+    """
+    variance = tf.reduce_mean(tf.math.reduce_variance(rgb, axis=0))
+    no_verdict = bad | (variance < BLANK)
+    collapsed = (error >= STALLED * variance) & (opacity >= MOST_RAYS)  # [2]
+    in_a_row = tf.where(no_verdict, counts[2:4], tf.where(collapsed, counts[2:4] + 1, 0))
+    skipped = tf.cast(bad, tf.int64)
+    return tf.concat([[skipped * (counts[0] + 1), counts[1] + skipped], in_a_row, counts[4:]], axis=0)
+
+
+class BadSteps(Exception):
+    """Too many steps in a row had no finite gradient.
+
+    Attributes:
+        step: the last of them.
+        batch: its rays.
+    """
+
+    def __init__(self, step: int, batch: RayBatch, count: int):
+        super().__init__(f"step {step}: no finite loss and gradient, {count} steps in a row by now")
+        self.step, self.batch = step, batch
+
+
+class Collapse(Exception):
+    """The scene has collapsed; the text says to what, and what is known to help."""
+
+
+class Watch:
+    """Looks at the counts after each step: warns, or raises what ends a run.
+
+    Args:
+        name: what the log calls the run.
+        max_bad_steps: skipped steps in a row that end the run; 0: none do.
+        stops: whether a collapse does.
+    """
+
+    def __init__(self, name: str, max_bad_steps: int, stops: bool):
+        self._name, self._max_bad_steps, self._stops = name, max_bad_steps, stops
+        self._seen = 0
+
+    def look(self, step: int, batch: RayBatch, counts: Counts) -> None:
+        """Judges the counts after `step`, which saw `batch`.
+
+        Raises:
+            BadSteps: there are too many.
+            Collapse: there is one, and it ends the run.
+        """
+        if counts.bad == 1:
+            logger.warning(
+                "%s step %d: loss or gradient is not finite; the weights stay as they are (%d skipped so far)",
+                self._name, step, counts.skipped,
+            )  # fmt: skip
+        if 0 < self._max_bad_steps <= counts.bad:
+            raise BadSteps(step, batch, counts.bad)
+        kind, steps = max(("empty space", counts.empty), ("a solid block", counts.solid), key=lambda found: found[1])
+        if steps >= COLLAPSE_AFTER and self._stops:
+            raise Collapse(_verdict(step, kind, steps))
+        # Not at each step: once, and again should it go on for as long as that.
+        if steps >= COLLAPSE_AFTER and steps % COLLAPSE_AFTER == 0 and steps != self._seen:
+            logger.warning("%s %s", self._name, _verdict(step, kind, steps))
+        self._seen = steps
+
+
+def _verdict(step: int, kind: str, steps: int) -> str:
+    return (
+        f"step {step}: the scene has collapsed to {kind}: for {steps} steps its pictures have been no better than one "
+        f"colour. What helps: {REMEDIES}"
+    )
+
+
+def put_aside(folder: Path, summaries: Path, number: int) -> Path:
+    """Moves what training has written from a run's folder into `collapsed_{number}` there, and copies its checkpoints.
+
+    Args:
+        folder: the run's.
+        summaries: what the run wrote for TensorBoard; becomes a run of its own, `{name}_collapsed_{number}`.
+        number: of the collapse.
+
+    Returns:
+        Where the files are.
+    """
+    aside = folder / f"collapsed_{number}"
+    aside.mkdir(parents=True, exist_ok=True)
+    patterns = ("model_*.npy", "tboard_val_imgs", "testset_*", f"{folder.name}_spiral_*", "metrics.json")
+    for path in [found for pattern in patterns for found in folder.glob(pattern)]:
+        shutil.move(path, aside / path.name)
+    if (folder / "checkpoints").is_dir():  # copied: until there is a new one, a start must find these
+        shutil.copytree(folder / "checkpoints", aside / "checkpoints", dirs_exist_ok=True)
+    shutil.move(summaries, summaries.with_name(f"{summaries.name}_collapsed_{number}"))
+    return aside

@@ -1,0 +1,365 @@
+"""Training that goes wrong: what is skipped, what is noticed, what is left behind."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weights_in
+from golden_test import load_fields
+from trainer_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
+
+from nerf_tf import build, config
+from nerf_tf.data import procedural
+from nerf_tf.data.pipeline import RayBatch, ray_batches
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.rays import finish_rays
+from nerf_tf.render.renderer import RenderSettings
+from nerf_tf.train import diagnosis, guards
+from nerf_tf.train.checkpoint import CheckpointStore
+from nerf_tf.train.guards import BadSteps, Collapse, Counts, Watch
+from nerf_tf.train.trainer import Trainer, TrainSettings
+
+NONE = Counts(0, 0, 0, 0, 0)
+BEFORE = Counts(3, 7, 40, 50, 2)
+# Of variance 1/4, and all alike.
+PHOTOS, BACKGROUND = np.tile([[0.0], [1.0]], [8, 3]).astype(np.float32), np.ones([16, 3], np.float32)
+EMPTY, SOLID, BOTH = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
+
+
+def counts_of(trainer: Trainer) -> Counts:
+    return Counts(*trainer.counts.numpy().tolist())
+
+
+# What a step counts
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "opacity", "rgb", "expected"),
+    [
+        (False, 0.25, EMPTY, PHOTOS, Counts(0, 7, 41, 0, 2)),
+        (False, 0.25, SOLID, PHOTOS, Counts(0, 7, 0, 51, 2)),
+        (False, 0.4, (0.995, 0.005), PHOTOS, Counts(0, 7, 41, 0, 2)),
+        (False, 0.25, BOTH, PHOTOS, Counts(0, 7, 0, 0, 2)),
+        (False, 0.2, SOLID, PHOTOS, Counts(0, 7, 0, 0, 2)),  # a room: opaque, and better than one colour
+        (False, 0.9, EMPTY, BACKGROUND, Counts(0, 7, 40, 50, 2)),  # nothing to be seen, so nothing said
+        (True, np.nan, EMPTY, PHOTOS, Counts(4, 8, 40, 50, 2)),
+    ],
+)
+def test_what_a_step_counts(bad, error, opacity, rgb, expected):
+    arguments = tf.constant(bad), tf.constant(error, tf.float32), tf.constant(opacity), tf.constant(rgb)
+    counted = guards.count(tf.constant(BEFORE, tf.int64), *arguments)
+    assert Counts(*counted.numpy().tolist()) == expected
+
+
+def test_opacities_are_shares_of_the_batch():
+    shares = tf.constant([0.25, 0.25, 0.25, 0.25, 0.0])  # the last ray only fills a chunk up
+    found = guards.opacities(tf.constant([0.0, 0.005, 0.5, 1.0, 1.0]), shares)
+    np.testing.assert_allclose(found, [0.5, 0.25])
+
+
+def test_the_watch_warns_once_and_again_after_as_many_steps(caplog):
+    watch = Watch("run", 0, stops=False)
+    for empty in [998, 999, 1000, 1000, 1001, *range(1002, 2001)]:
+        watch.look(empty, None, NONE._replace(empty=empty))
+    assert [record.getMessage().split(": the")[0] for record in caplog.records] == ["run step 1000", "run step 2000"]
+    for words in ("empty space", "--precrop_iters 500", "--no_batching", "--lrate", "--raw_noise_std", "--white_bkgd"):
+        assert words in caplog.text
+
+
+def test_the_watch_ends_a_run():
+    watch = Watch("run", 3, stops=True)
+    watch.look(1, None, NONE._replace(bad=2, solid=999))
+    with pytest.raises(BadSteps, match=r"step 2: .* 3 steps in a row"):
+        watch.look(2, None, NONE._replace(bad=3))
+    with pytest.raises(Collapse, match="solid block"):
+        watch.look(2, None, NONE._replace(solid=1000))
+
+
+# Steps that are skipped
+
+
+@pytest.fixture(scope="module")
+def traced():
+    trainer = make_trainer()
+    return trainer, state_of(trainer)
+
+
+@pytest.fixture
+def fresh(traced) -> Trainer:
+    trainer, born = traced
+    set_state(trainer, born)
+    trainer.counts.assign(NONE)
+    return trainer
+
+
+def spoilt_batch(step: int, value: float):
+    batch = make_batch(step)
+    return batch._replace(rgb=tf.tensor_scatter_nd_update(batch.rgb, [[3, 1]], [value]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bad_step_moves_nothing_and_the_next_goes_on(fresh, value):
+    fresh.train_step(make_batch(0))  # now there are moments, so that a step without a gradient would move weights too
+    before = state_of(fresh)
+    fresh.train_step(spoilt_batch(1, value))
+    assert counts_of(fresh) == NONE._replace(bad=1, skipped=1)
+    assert_equal_states(state_of(fresh)[:-2], before[:-2])
+    assert fresh.step == 2
+    fresh.train_step(make_batch(2))
+    after = state_of(fresh)
+    assert counts_of(fresh) == NONE._replace(skipped=1)
+    # It is as if the bad step had never been.
+    set_state(fresh, [*before[:-2], np.int64(2), before[-1]])
+    fresh.train_step(make_batch(2))
+    assert_equal_states(state_of(fresh), after)
+
+
+def test_a_gradient_that_adam_cannot_square_is_bad(fresh):
+    assert [bool(fresh._is_bad(tf.constant(1.0), [tf.constant([size, 1.0])])) for size in (1e18, 1e20)] == [False, True]
+
+
+def test_float16_looks_for_its_scale_before_a_step_is_bad():
+    trainer = make_trainer(precision="float16")
+    scale = trainer.optimizer.dynamic_scale
+    scale.assign(2.0**40)
+    trainer.train_step(make_batch(0))
+    assert counts_of(trainer) == NONE
+    assert scale == 2.0**39
+    scale.assign(1.0)
+    before = state_of(trainer)
+    trainer.train_step(spoilt_batch(1, 1e19))  # the loss is finite, but no scale would make the gradient so
+    assert counts_of(trainer) == NONE._replace(bad=1, skipped=1)
+    assert_equal_states(state_of(trainer)[:-2], before[:-2])  # the scale with them
+
+
+def test_checkpoints_hold_the_counts_and_older_ones_are_read(fresh, tmp_path):
+    fresh.counts.assign(BEFORE)
+    CheckpointStore(fresh, tmp_path / "new").save()
+    fine = {"fine": fresh.fine.mlp}
+    old = tf.train.Checkpoint(  # as version 0.2.0 wrote it
+        coarse=fresh.coarse.mlp, optimizer=fresh.optimizer, step=fresh.step, seed=fresh.seed, **fine
+    )
+    tf.train.CheckpointManager(old, str(tmp_path / "old"), 2).save()
+    for name, expected in (("new", BEFORE), ("old", NONE)):
+        other = make_trainer(seed=99)
+        store = CheckpointStore(other, tmp_path / name)
+        store.restore()
+        assert counts_of(other) == expected
+        assert_equal_states(state_of(other), state_of(fresh))
+        store.save()
+        again = make_trainer(seed=98)
+        CheckpointStore(again, tmp_path / name).restore()
+        assert counts_of(again) == expected
+
+
+# A step to be looked into
+
+
+def test_stages_are_those_of_the_step(fresh):
+    stages = {name: tensor.numpy() for name, tensor in diagnosis.stages(fresh, make_batch(0))}
+    result = fresh.train_step(make_batch(0))
+    np.testing.assert_allclose(stages["coarse loss"] + stages["fine loss"], result.loss, rtol=1e-5)
+    np.testing.assert_allclose(stages["fine raw"][..., 3], result.sigma, rtol=1e-4, atol=1e-5)
+    # Adam's first moment is then a tenth of the gradient.
+    moments = [v.numpy() for v in fresh.optimizer.variables[2:] if "momentum" in v.path]
+    gradients = [array for name, array in stages.items() if "gradient" in name]
+    for moment, gradient in zip(moments, gradients, strict=True):
+        np.testing.assert_allclose(moment, 0.1 * gradient, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("layer", "found"), [(0, "coarse raw"), (None, "photos rgb")])
+def test_the_first_tensor_that_is_not_finite(fresh, layer, found):
+    if layer is not None:
+        kernel = fresh.coarse.mlp.weights[layer]
+        kernel.assign(1e38 * tf.ones_like(kernel))
+    assert diagnosis.first_non_finite(fresh, spoilt_batch(0, 0.5 if layer is not None else np.nan)) == found
+
+
+@pytest.fixture
+def replay(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    return importlib.import_module("replay_step").main
+
+
+def test_a_hopeless_run_stops_and_leaves_a_step_to_replay(tmp_path, replay, capsys):
+    flags_of_run = ["--lrate=1e30", "--max_bad_steps=4", "--i_img=0", "--i_weights=0", "--random_seed=1"]
+    result = run(*BLENDER, f"--basedir={tmp_path}", "--expname=t", *flags_of_run)
+    assert_one_line(result, 1, r"step 4: .* 4 steps in a row.*replay_step.py .*bad_step_000004\.npz")
+    assert result.stderr.count("the weights stay as they are") == 1
+    assert files_in(tmp_path / "t") == {"args.txt", "config.txt", "bad_step_000004.npz"}
+    (found,) = re.findall(r"first not finite: ([^.]+)\. Look", result.stderr)
+    path = tmp_path / "t" / "bad_step_000004.npz"
+    assert replay([str(tmp_path / "t"), str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("step 4, random_seed 1")
+    assert lines[-1] == f"first that is not finite: {found} (the run found: {found})"
+    shares = {line[:36].strip(): line.split("]")[1].split()[0] for line in lines[2:-1]}
+    assert shares["rays origins"] == shares["coarse trunk_0/kernel"] == "100.00%"
+    assert shares[found] != "100.00%"
+
+
+def test_replay_refuses_other_files(tmp_path, replay, capsys):
+    (tmp_path / "bad_step_000001.npz").write_bytes(b"no npz")
+    assert replay([str(tmp_path), str(tmp_path / "bad_step_000001.npz")]) == 2
+    assert "not a bad_step" in capsys.readouterr().err
+
+
+# Scenes that collapse
+
+
+def longest(arguments: list[str], steps: int) -> tuple[int, int]:
+    """For how many steps in a row training saw an empty, and a solid scene."""
+    values = flags.FlagValues()
+    config.parse_flags(["test", "--expname=t", "--random_seed=0", *arguments], values)
+    scene = build.load_scene(values)
+    trainer = build.make_trainer(values, scene.ndc)
+    build.plan_training(values, trainer)
+    seen = [
+        counts[2:4]
+        for batch in ray_batches(scene, config.batch_settings(values), 0).take(steps)
+        for counts in [trainer.train_step(batch).counts.numpy().tolist()]
+    ]
+    return max(empty for empty, _ in seen), max(solid for _, solid in seen)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory) -> list[str]:
+    """Arguments that name the built-in scene, small, on white."""
+    folder = tmp_path_factory.mktemp("toys")
+    procedural.write_blender(folder, 16, 16, n_train=8, n_val=1, n_test=1, seed=0, workers=1)
+    config_file = Path(__file__).parent.parent / "configs" / "demo.txt"
+    return [f"--config={config_file}", f"--datadir={folder}", *TINY.split()]
+
+
+def test_a_healthy_run_raises_no_alarm(toys):
+    assert max(longest(toys, 200)) < 20
+
+
+def real_trainer(weights: Path, settings: RenderSettings) -> Trainer:
+    return Trainer(*load_fields(weights), settings, TrainSettings(lrate=1e-12), seed=0)
+
+
+def test_trained_scenes_raise_no_alarm(real_data):
+    golden = np.load(real_data / "golden" / "train_lego.npz")
+    lego = real_trainer(real_data / "weights" / "lego_example", RenderSettings(64, 64, white_bkgd=True))
+    height, width, focal = golden["hwf"]
+    camera = Camera.centred(int(height), int(width), float(focal))
+    rays = finish_rays(camera, tf.constant(golden["origins"][0]), tf.constant(golden["directions"][0]), 2.0, 6.0, False)
+    lego.train_step(RayBatch(rays, tf.constant(golden["rgb"][0])))
+    assert counts_of(lego) == NONE
+
+    values = flags.FlagValues()
+    folder = real_data / "data" / "nerf_llff_data" / "fern"
+    config.parse_flags(["test", "--expname=t", f"--datadir={folder}", "--N_rand=64"], values)
+    scene = build.load_scene(values)
+    fern = real_trainer(real_data / "weights" / "fern_example", RenderSettings(64, 64, raw_noise_std=1.0))
+    fern.counts.assign(NONE._replace(solid=5))
+    for batch in ray_batches(scene, config.batch_settings(values), 0).take(2):
+        fern.train_step(batch)
+        assert counts_of(fern) == NONE  # and yet nearly all of its rays are opaque
+
+
+# At a tenth of the steps that it really takes.
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(guards, "COLLAPSE_AFTER", 40)
+
+
+HOPELESS = ["--lrate=0.1", "--i_img=0", "--i_print=10", "--i_weights=20"]
+
+
+@pytest.mark.parametrize(
+    ("scene", "what_to_do", "kind", "end"),
+    [
+        (BLENDER, "stop", "empty space", "transparent$"),
+        (LLFF, "restart", "a solid block", r"\(after 0 restarts, each with another seed\)$"),
+    ],
+    ids=["empty", "solid"],
+)
+def test_a_collapse_ends_a_run(tmp_path, impatient, monkeypatch, scene, what_to_do, kind, end):
+    monkeypatch.setattr(guards, "MAX_RESTARTS", 0)
+    flags_of_run = [f"--basedir={tmp_path}", "--expname=t", *HOPELESS, "--random_seed=2", "--N_iters=100"]
+    result = run(*scene, *flags_of_run, f"--on_collapse={what_to_do}")
+    text = rf"step \d+: the scene has collapsed to {kind}: for 40 steps.*--precrop_iters 500.*{end}"
+    assert_one_line(result, 1, text)
+    assert not (tmp_path / "t" / "collapsed_1").exists()
+
+
+def test_a_collapse_starts_over_with_the_next_seed(tmp_path, impatient):
+    flags_of_run = [*LLFF, f"--basedir={tmp_path}", *HOPELESS, "--N_iters=50"]
+    restarted = run(*flags_of_run, "--expname=t", "--random_seed=2", "--on_collapse=restart")
+    assert restarted.code == 0, restarted.stderr
+    assert "starting over with random_seed 3; the files so far are in" in restarted.stderr
+    direct = run(*flags_of_run, "--expname=direct", "--random_seed=3")
+    assert direct.code == 0
+    for a, b in zip(weights_in(tmp_path / "t", 49), weights_in(tmp_path / "direct", 49), strict=True):
+        np.testing.assert_array_equal(a, b)
+    aside = files_in(tmp_path / "t" / "collapsed_1")
+    assert {"model_000020.npy", "model_fine_000020.npy", "checkpoints/checkpoint"} <= aside
+    assert list((tmp_path / "summaries" / "t_collapsed_1").glob("events*"))
+    assert list((tmp_path / "summaries" / "t").glob("events*"))
+    # A run that goes on keeps the seed that it has come to, whatever args.txt says.
+    resumed = run(f"--config={tmp_path / 't' / 'args.txt'}")
+    assert "goes on at step 50\nrandom_seed 3\n" in resumed.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_collapse_is_noticed_within_2000_steps(tmp_path, seed):
+    flags_of_run = [f"--basedir={tmp_path}", "--expname=t", "--lrate=0.1", "--i_img=0", f"--random_seed={seed}"]
+    result = run(*BLENDER, *flags_of_run, "--on_collapse=stop", "--N_iters=2000")
+    assert_one_line(result, 1, r"step 1\d\d\d: the scene has collapsed")
+
+
+@pytest.mark.long
+def test_two_thousand_healthy_steps_raise_no_alarm(toys):
+    assert max(longest(toys, 2000)) < 20
+
+
+# Two runs that are one
+
+
+def run_in_a_child(arguments: list[str]) -> int:
+    """Runs the program in a fork, which has loaded TensorFlow but not begun to use it; returns the child's id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = run(*arguments).code
+        finally:
+            os._exit(code)
+    return child
+
+
+def test_deterministic_runs_are_equal_bit_for_bit(tmp_path):
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from app_test import LLFF
+from guards_test import run_in_a_child
+flags_of_run = ["--basedir={tmp_path}", "--deterministic", "--random_seed=5", "--N_iters=8", "--i_img=0", "--i_print=1"]
+children = [run_in_a_child([*LLFF, *flags_of_run, "--expname=" + name]) for name in ("a", "b")]
+sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
+"""
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", script]) == 0
+    a, b = ([scalars_of(tmp_path, name), weights_in(tmp_path / name, 7)] for name in ("a", "b"))
+    assert len(a[0]) == 8
+    assert a[0] == b[0]
+    assert_equal_states(a[1], b[1])
+
+
+def scalars_of(basedir: Path, name: str) -> list[float]:
+    """The losses of a run, as it wrote them for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(basedir / "summaries" / name), size_guidance={"tensors": 0}).Reload()
+    return [float(make_ndarray(event.tensor_proto)) for event in events.Tensors("loss")]

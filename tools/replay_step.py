@@ -1,0 +1,89 @@
+"""Takes again, slowly, a training step that had no finite loss or gradient, and shows where its numbers go wrong.
+
+    python tools/replay_step.py logs/lego_test logs/lego_test/bad_step_000057.npz
+
+Where training stops after too many such steps, it leaves the last one's rays, colours, seed and weights in that file;
+the run's folder is asked for its args.txt only. Prints for each tensor, in the order of the step, its shape, the part
+of it that is finite, its least and its largest finite value; and last the first that is not finite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from nerf_tf import build, config
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.train import diagnosis
+from nerf_tf.train.trainer import Trainer
+
+
+def read_step(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a bad_step file.
+
+    Raises:
+        ValueError, OSError: it is none, or cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f"{path}: not a bad_step_*.npz file ({error})") from error
+
+
+def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch, str]:
+    """The trainer and the batch of the step, and the tensor that the run found to be not finite.
+
+    Raises:
+        ValueError, OSError: run and file do not go together, or cannot be read.
+    """
+    arrays = read_step(path)
+    values = flags.FlagValues()
+    config.parse_flags(["replay_step", f"--config={run / 'args.txt'}"], values)
+    try:
+        trainer = build.make_trainer(values, bool(arrays["ndc"]))
+        return trainer, diagnosis.load_step(arrays, trainer), str(arrays["first_non_finite"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: does not belong to {run / 'args.txt'} ({error})") from error
+
+
+def table(trainer: Trainer, batch: RayBatch) -> Iterator[str]:
+    """A line for each tensor of the step."""
+    yield f"{'':36}{'shape':>16}{'finite':>9}{'least':>12}{'largest':>12}"
+    for name, tensor in diagnosis.stages(trainer, batch):
+        values = np.asarray(tensor)
+        finite = values[np.isfinite(values)]
+        ends = f"{finite.min():12.4g}{finite.max():12.4g}" if finite.size else f"{'-':>12}{'-':>12}"
+        yield f"{name:36}{list(values.shape)!s:>16}{finite.size / max(values.size, 1):9.2%}{ends}"
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run's folder, {basedir}/{expname}")
+    parser.add_argument("step", type=Path, help="the file bad_step_{step}.npz")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = _arguments(argv)
+    try:
+        trainer, batch, recorded = restore(args.run, args.step)
+    except (ValueError, OSError) as error:
+        print(f"replay_step: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{args.step}: step {int(trainer.step.numpy())}, random_seed {int(trainer.seed.numpy())}")
+    for line in table(trainer, batch):
+        print(line)
+    print(f"first that is not finite: {diagnosis.first_non_finite(trainer, batch)} (the run found: {recorded})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
