@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import json
 import logging
+import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
 from nerf_tf.render.renderer import Image, Renderer
-from nerf_tf.train import tf1_weights
+from nerf_tf.train import lock, tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.metrics import psnr, psnr_8bit
+from nerf_tf.train.stop import Stopped, StopRequest
 from nerf_tf.train.trainer import Event, StepResult, Trainer, train
 
 FLAGS = flags.FLAGS
@@ -43,6 +45,18 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
         raise UserError(" ".join(str(error).split())) from error
 
 
+def unless_unwritable(action: Callable[..., None]) -> Callable[..., None]:
+    """The same action, which warns where it cannot write its file rather than raise OSError."""
+
+    def attempt(*arguments: object) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            logger.warning("%s; training goes on", " ".join(str(error).split()))
+
+    return attempt
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the program on parsed flags, and returns its exit code."""
     del argv
@@ -57,7 +71,14 @@ def main(argv: Sequence[str]) -> int:
     # On recent GPUs float32 products would keep 10 bits, and renders would miss the original's by far.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
-        run(FLAGS)
+        # Rendering may go on beside training: it reads, and writes to folders of its own.
+        with explained(OSError), contextlib.nullcontext() if FLAGS.render_only else lock.held(run_folder(FLAGS)):
+            run(FLAGS)
+    except Stopped as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        logger.error("nerf_tf: interrupted")
+        return 128 + signal.SIGINT
     except (UserError, build.OutOfMemory) as error:
         logger.error("nerf_tf: %s", error)
         return 1
@@ -67,9 +88,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def run_folder(values: flags.FlagValues) -> Path:
+    """Where a run's files go."""
+    return Path(values.basedir) / values.expname
+
+
 def run(values: flags.FlagValues) -> None:
     """Loads what the flags name, then renders or trains."""
-    folder = Path(values.basedir) / values.expname
+    folder = run_folder(values)
     with explained(ValueError, OSError):
         scene = build.load_scene(values)
         trainer = build.make_trainer(values, scene.ndc)
@@ -101,6 +127,7 @@ class Run:
         store: its checkpoints.
         renderer: renders the trainer's networks.
         render_poses: [M, 3, 4] the path for videos.
+        stop: whether training shall stop.
     """
 
     values: flags.FlagValues
@@ -110,6 +137,7 @@ class Run:
     store: CheckpointStore
     renderer: Renderer
     render_poses: np.ndarray
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     @property
     def start(self) -> int:
@@ -154,7 +182,7 @@ class Run:
 
         def compared() -> Iterator[Image]:
             test_cameras = [cameras[i] for i in scene.i_test]
-            images = self.renderer.path(test_cameras, scene.poses[scene.i_test], description="test views")
+            images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
             for i, image in zip(scene.i_test, images, strict=True):
                 if full_size:
                     float_psnrs.append(psnr(image.rgb, scene.images[i]))
@@ -185,36 +213,72 @@ class Run:
         }
         outputs.write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
+    def views(self, *arguments: object, **keywords: object) -> Iterator[Image]:
+        """What `renderer.path` renders; raises `Stopped` between two views if training shall stop."""
+        return self.stop.guarded(self.renderer.path(*arguments, **keywords))
+
     def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> None:
         """Trains up to `--N_iters`, writing what the original writes, when it writes it."""
         values, last = self.values, self.values.N_iters - 1
-        if self.start > last:
-            logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
-            return
-        self.write_settings(replace=True)
-        summaries = outputs.Summaries(Path(values.basedir) / "summaries" / values.expname)
+        summaries = outputs.Summaries(Path(values.basedir) / "summaries" / values.expname, self.start)
 
         def report(step: int, result: StepResult, rays_per_second: float) -> None:
             scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
             summaries.scalars(step, rays_per_second=rays_per_second, **scalars)
             summaries.histogram(step, "tran", result.sigma)
 
-        save = Event(values.i_weights, self.save)
-        events = [
-            save,
-            Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
-            Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
-            Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, summaries)),
-        ]
-
         def give_way(error: tf.errors.ResourceExhaustedError) -> None:
             plan = planned.give_way(error)
             self.trainer.resize(plan.chunk, plan.netchunk)
 
-        train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events, give_way)
-        if not save.due(last):
-            self.save(last)
+        with self.stop.listening():
+            try:
+                self.write_what_is_due(summaries)
+                if self.start > last:
+                    logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
+                    return
+                self.write_settings(replace=True)
+                outputs.remove_unfinished(self.folder)
+                save = Event(values.i_weights, lambda step: self.store.save())
+                settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
+                events = [save, *self.events(summaries), settle]
+                guarded = self.stop.guarded(batches)
+                report = unless_unwritable(report)
+                train(self.trainer, guarded, values.N_iters, values.expname, values.i_print, report, events, give_way)
+                if not save.due(last):
+                    self.store.save()
+                self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
+                self.store.settle()
+            except Stopped as stopped:
+                if self.store.step != self.start:
+                    self.store.save()
+                logger.warning("%s: %s, saved at step %d; the same command goes on", self.folder, stopped, self.start)
+                raise
         logger.info("%s: trained to step %d", self.folder, last)
+
+    def events(self, summaries: outputs.Summaries) -> list[Event]:
+        """What is written every so many steps; where it cannot be, the run goes on to the next checkpoint."""
+        values = self.values
+        return [
+            event._replace(action=unless_unwritable(event.action))
+            for event in (
+                Event(values.i_weights, self.write_weights),
+                Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
+                Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
+                Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, summaries)),
+            )
+        ]
+
+    def write_what_is_due(self, summaries: outputs.Summaries) -> None:
+        """Writes what a run that died at its last checkpoint, or stopped there, had still to write at that step."""
+        step = self.start - 1
+        if self.store.unsettled:
+            for event in self.events(summaries):
+                if event.due(step):
+                    event.action(step)
+            if step == self.values.N_iters - 1:
+                self.write_weights(step)
+            self.store.settle()
 
     def write_settings(self, replace: bool) -> None:
         """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""
@@ -223,10 +287,9 @@ class Run:
             if self.values.config is not None:
                 outputs.write_text(self.folder / "config.txt", config.config_text(self.values))
 
-    def save(self, step: int) -> None:
-        """Writes a checkpoint, then the weights in the original's format."""
-        # In this order: what a start looks for first is never older than the rest, wherever a machine dies.
-        self.store.save()
+    def write_weights(self, step: int) -> None:
+        """Writes the weights in the original's format."""
+        # In this order: a start from weight files looks for the coarse one.
         if self.trainer.fine is not None:
             tf1_weights.save(self.folder / f"model_fine_{step:06d}.npy", self.trainer.fine.mlp.get_weights())
         tf1_weights.save(self.folder / f"model_{step:06d}.npy", self.trainer.coarse.mlp.get_weights())
@@ -253,14 +316,14 @@ class Run:
         cameras = [self.scene.cameras[0]] * len(poses)
         stem = f"{self.values.expname}_spiral_{step:06d}"
         frames = outputs.Frames([], [])
-        for image in self.renderer.path(cameras, poses):
+        for image in self.views(cameras, poses):
             frames.rgb.append(outputs.to_8bit(image.rgb))
             frames.disp.append(image.disp)
         outputs.write_video(self.folder / f"{stem}_rgb.mp4", frames.rgb, fps)
         outputs.write_video(self.folder / f"{stem}_disp.mp4", outputs.normalised_disparity(frames.disp), fps)
         if self.values.use_viewdirs:
             still_poses = np.repeat(poses[:1], len(poses), axis=0)
-            still = self.renderer.path(cameras, still_poses, poses, description="still path")
+            still = self.views(cameras, still_poses, poses, description="still path")
             outputs.write_video(
                 self.folder / f"{stem}_rgb_still.mp4", [outputs.to_8bit(image.rgb) for image in still], fps
             )
