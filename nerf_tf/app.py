@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,10 +21,11 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
 from nerf_tf.render.curve import CurveFile
-from nerf_tf.render.renderer import Renderer
-from nerf_tf.train import diagnosis, guards, tf1_weights
+from nerf_tf.render.renderer import Image, Renderer
+from nerf_tf.train import diagnosis, guards, lock, tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.metrics import psnr
+from nerf_tf.train.stop import Stopped, StopRequest
 from nerf_tf.train.trainer import Event, StepResult, Trainer, train
 
 FLAGS = flags.FLAGS
@@ -43,6 +45,18 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
         raise UserError(config.one_line(str(error))) from error
 
 
+def unless_unwritable(action: Callable[..., None]) -> Callable[..., None]:
+    """The same action, which warns where it cannot write its file rather than raise OSError."""
+
+    def attempt(*arguments: object) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            logger.warning("%s; training goes on", " ".join(str(error).split()))
+
+    return attempt
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the program on parsed flags, and returns its exit code."""
     del argv
@@ -60,6 +74,11 @@ def main(argv: Sequence[str]) -> int:
         tf.config.experimental.enable_op_determinism()
     try:
         run(FLAGS)
+    except Stopped as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        logger.error("nerf_tf: interrupted")
+        return 128 + signal.SIGINT
     except (UserError, build.OutOfMemory) as error:
         logger.error("nerf_tf: %s", error)
         return 1
@@ -82,23 +101,26 @@ def run(values: flags.FlagValues) -> None:
             return
         trainer = build.make_trainer(values, scene.ndc)
         renderer = build.make_renderer(values, scene, trainer)
-        store = CheckpointStore(trainer, folder / "checkpoints")
-        build.restore(values, trainer, store, folder)
-        this = Run(values, folder, scene, trainer, store, renderer, build.load_render_poses(values, scene))
-        if values.render_only:
-            cameras = this.render_only_cameras()
-        elif not values.eval_only:
-            planned = build.plan_training(values, trainer)
-            batches = this.batches()
-    with explained(OSError, guards.Collapse):
-        if values.eval_only:
-            this.evaluate()
-            return
-        if values.render_only:
-            this.render_only(cameras)
-            return
-        while not this.train(batches, planned):
-            batches = this.batches()
+    training = not (values.render_only or values.eval_only)
+    # Rendering may go on beside training: it reads, and writes to folders of its own.
+    with explained(OSError), lock.held(folder) if training else contextlib.nullcontext():
+        with explained(ValueError, OSError):
+            store = CheckpointStore(trainer, folder / "checkpoints")
+            build.restore(values, trainer, store, folder)
+            this = Run(values, folder, scene, trainer, store, renderer, build.load_render_poses(values, scene))
+            if values.render_only:
+                cameras = this.render_only_cameras()
+            elif training:
+                planned = build.plan_training(values, trainer)
+                batches = this.batches()
+        with explained(OSError, guards.Collapse):
+            if values.eval_only:
+                this.evaluate()
+            elif values.render_only:
+                this.render_only(cameras)
+            else:
+                while not this.train(batches, planned):
+                    batches = this.batches()
 
 
 def compare_folder(values: flags.FlagValues, folder: Path, scene: Scene) -> None:
@@ -120,6 +142,28 @@ def about(values: flags.FlagValues, step: int | None) -> dict[str, object]:
     return {"scene": scene, "step": step} | told
 
 
+class Log:
+    """What training tells of itself: TensorBoard's files, and `curve.png`."""
+
+    def __init__(self, folder: Path, summaries: Path, start: int):
+        self.curve = CurveFile(folder / "curve.png", summaries, start)
+        self._summaries = outputs.Summaries(summaries, start)
+
+    def report(self, step: int, result: StepResult, rays_per_second: float) -> None:
+        """Notes a step."""
+        scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
+        skipped = guards.Counts(*result.counts.numpy()).skipped
+        self._summaries.scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
+        self._summaries.histogram(step, "tran", result.sigma)
+        self.curve.add(step, loss=result.loss, psnr=result.psnr)
+
+    def holdout(self, step: int, image: Image, photo: np.ndarray, psnr_holdout: float) -> None:
+        """Notes a rendered validation view and its PSNR."""
+        self._summaries.view(step, image, photo)
+        self._summaries.scalars(step, psnr_holdout=psnr_holdout)
+        self.curve.add(step, psnr_holdout=psnr_holdout)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """One run of the program: what its parts share.
@@ -132,6 +176,7 @@ class Run:
         store: its checkpoints.
         renderer: renders the trainer's networks.
         render_poses: [M, 3, 4] the path for videos.
+        stop: whether training shall stop.
     """
 
     values: flags.FlagValues
@@ -141,6 +186,7 @@ class Run:
     store: CheckpointStore
     renderer: Renderer
     render_poses: np.ndarray
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     @property
     def start(self) -> int:
@@ -189,7 +235,7 @@ class Run:
         """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
         scene, save_arrays = self.scene, self.values.save_arrays
         test_cameras = [cameras[i] for i in scene.i_test]
-        images = self.renderer.path(test_cameras, scene.poses[scene.i_test], description="test views")
+        images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
         if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
             return outputs.write_views(folder, images, save_arrays)
         frames, result = evaluation.render(folder, images, test_photos(scene), save_arrays)
@@ -201,6 +247,10 @@ class Run:
         self.write_settings(replace=False)
         self.render_test_set(self.start - 1)
 
+    def views(self, *arguments: object, **keywords: object) -> Iterator[Image]:
+        """What `renderer.path` renders; raises `Stopped` between two views if training shall stop."""
+        return self.stop.guarded(self.renderer.path(*arguments, **keywords))
+
     def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> bool:
         """Trains up to `--N_iters`, writing what the original writes, when it writes it.
 
@@ -210,51 +260,52 @@ class Run:
         Raises:
             UserError: there were too many steps without a finite gradient.
             guards.Collapse: the scene collapsed, and that is the end.
+            Stopped: somebody asked for it; all is saved.
         """
         values, last = self.values, self.values.N_iters - 1
-        if self.start > last:
-            logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
-            return True
-        self.write_settings(replace=True)
-        summaries_folder = Path(values.basedir) / "summaries" / values.expname
-        curve = CurveFile(self.folder / "curve.png", summaries_folder, self.start)
-        summaries = outputs.Summaries(summaries_folder)
-
-        def report(step: int, result: StepResult, rays_per_second: float) -> None:
-            scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
-            skipped = guards.Counts(*result.counts.numpy()).skipped
-            summaries.scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
-            summaries.histogram(step, "tran", result.sigma)
-            curve.add(step, loss=result.loss, psnr=result.psnr)
-
-        def show_holdout(step: int) -> None:
-            curve.add(step, psnr_holdout=self.show_holdout(step, summaries))
-
-        save = Event(values.i_weights, self.save)
-        events = [
-            save,
-            Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
-            Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
-            Event(values.i_img if len(self.scene.i_val) else 0, show_holdout),
-            *(Event(interval, lambda step: curve.write()) for interval in {values.i_img, values.i_testset}),
-        ]
+        log = Log(self.folder, Path(values.basedir) / "summaries" / values.expname, self.start)
+        save = Event(values.i_weights, lambda step: self.store.save())
+        settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
 
         def give_way(error: tf.errors.ResourceExhaustedError) -> None:
             plan = planned.give_way(error)
             self.trainer.resize(plan.chunk, plan.netchunk)
 
-        look = guards.Watch(values.expname, values.max_bad_steps, stops=values.on_collapse != "warn").look
-        try:
-            train(self.trainer, batches, values.N_iters, values.expname, values.i_print, report, events, give_way, look)
-        except guards.BadSteps as error:
-            self.give_up(error)
-        except guards.Collapse as collapse:
-            self.start_over(collapse)
-            return False
-        if not save.due(last):
-            self.save(last)
-        if values.i_img or values.i_testset:
-            curve.write()
+        with self.stop.listening():
+            try:
+                self.write_what_is_due(log)
+                if self.start > last:
+                    logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
+                    return True
+                self.write_settings(replace=True)
+                outputs.remove_unfinished(self.folder)
+                train(
+                    self.trainer,
+                    self.stop.guarded(batches),
+                    values.N_iters,
+                    values.expname,
+                    values.i_print,
+                    unless_unwritable(log.report),
+                    [save, *self.events(log), settle],
+                    give_way,
+                    guards.Watch(values.expname, values.max_bad_steps, stops=values.on_collapse != "warn").look,
+                )
+                if not save.due(last):
+                    self.store.save()
+                self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
+                if values.i_img or values.i_testset:
+                    unless_unwritable(log.curve.write)()
+                self.store.settle()
+            except guards.BadSteps as error:
+                self.give_up(error)
+            except guards.Collapse as collapse:
+                self.start_over(collapse)
+                return False
+            except Stopped as stopped:
+                if self.store.step != self.start:
+                    self.store.save()
+                logger.warning("%s: %s, saved at step %d; the same command goes on", self.folder, stopped, self.start)
+                raise
         logger.info("%s: trained to step %d", self.folder, last)
         return True
 
@@ -283,8 +334,32 @@ class Run:
         build.start_over(self.values, self.trainer)
         # From here on a start finds the new run. The checkpoints go on being numbered, so this one is the newest.
         self.store.save()
+        self.store.settle()
         logger.warning("%s %s", self.values.expname, collapse)
         logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, aside)
+
+    def events(self, log: Log) -> list[Event]:
+        """What is written every so many steps; where it cannot be, the run goes on to the next checkpoint."""
+        values = self.values
+        events = (
+            Event(values.i_weights, self.write_weights),
+            Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
+            Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
+            Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, log)),
+            *(Event(interval, lambda step: log.curve.write()) for interval in {values.i_img, values.i_testset}),
+        )
+        return [event._replace(action=unless_unwritable(event.action)) for event in events]
+
+    def write_what_is_due(self, log: Log) -> None:
+        """Writes what a run that died at its last checkpoint, or stopped there, had still to write at that step."""
+        step = self.start - 1
+        if self.store.unsettled:
+            for event in self.events(log):
+                if event.due(step):
+                    event.action(step)
+            if step == self.values.N_iters - 1:
+                self.write_weights(step)
+            self.store.settle()
 
     def write_settings(self, replace: bool) -> None:
         """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""
@@ -293,25 +368,22 @@ class Run:
             if self.values.config is not None:
                 outputs.write_text(self.folder / "config.txt", config.config_text(self.values))
 
-    def save(self, step: int) -> None:
-        """Writes a checkpoint, then the weights in the original's format."""
-        # In this order: what a start looks for first is never older than the rest, wherever a machine dies.
-        self.store.save()
+    def write_weights(self, step: int) -> None:
+        """Writes the weights in the original's format."""
+        # In this order: a start from weight files looks for the coarse one.
         if self.trainer.fine is not None:
             tf1_weights.save(self.folder / f"model_fine_{step:06d}.npy", self.trainer.fine.mlp.get_weights())
         tf1_weights.save(self.folder / f"model_{step:06d}.npy", self.trainer.coarse.mlp.get_weights())
 
-    def show_holdout(self, step: int, summaries: outputs.Summaries) -> float:
-        """Renders a random validation view for TensorBoard, `tboard_val_imgs` and `latest.png`; returns its PSNR."""
+    def show_holdout(self, step: int, log: Log) -> None:
+        """Renders a random validation view for TensorBoard, `tboard_val_imgs`, `latest.png` and `curve.png`."""
         view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
         image, photo = self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
         outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
-        summaries.view(step, image, photo)
         psnr_holdout = psnr(image.rgb, photo)
-        summaries.scalars(step, psnr_holdout=psnr_holdout)
         caption = f"step {step}, {psnr_holdout:.2f} dB"
         outputs.write_side_by_side(self.folder / "latest.png", photo, image, caption)
-        return psnr_holdout
+        log.holdout(step, image, photo, psnr_holdout)
 
     def render_test_set(self, step: int) -> None:
         """Renders the test views at full size into `testset_{step}`."""
@@ -326,15 +398,4 @@ class Run:
         poses, fps = self.render_poses, self.values.fps
         cameras = [self.scene.cameras[0]] * len(poses)
         stem = f"{self.values.expname}_spiral_{step:06d}"
-        film = outputs.Film(self.folder)
-        for image in self.renderer.path(cameras, poses):
-            film.append(image)
-        outputs.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
-        outputs.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
-        if self.values.use_viewdirs:
-            still_poses = np.repeat(poses[:1], len(poses), axis=0)
-            still = self.renderer.path(cameras, still_poses, poses, description="still path")
-            film = outputs.Film(self.folder)
-            for image in still:
-                film.append(image)
-            outputs.write_video(self.folder / f"{stem}_rgb_still.mp4", film.rgb, fps)
+@@X@@

@@ -272,11 +272,11 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
         if newest is not None:
             logger.warning("%s holds an earlier run, up to %s: files of equal names are replaced", folder, newest.name)
     elif values.ft_path is None and store.newest is not None:
-        store.restore()
+        path = store.restore()
         if values.random_seed is not None:
             # A run that has started over since has another one.
             trainer.seed.assign(_next_seed(values.random_seed, int(trainer.counts.numpy()[-1])))
-        logger.info("%s: goes on at step %d", store.newest, trainer.step.numpy())
+        logger.info("%s: goes on at step %d", path, trainer.step.numpy())
     else:
         path = newest if values.ft_path is None else Path(values.ft_path)
         trainer.step.assign(tf1_weights.step_of(path) + 1)

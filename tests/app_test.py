@@ -144,7 +144,7 @@ class Interrupted:
             for path in self.folder.glob(pattern):
                 target = self.basedir / name / path.relative_to(self.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, target)
+                (shutil.copytree if path.is_dir() else shutil.copy)(path, target)
         return self.basedir / name
 
 
@@ -181,8 +181,8 @@ def test_args_txt_takes_a_run_up_again(interrupted):
 
 def test_a_run_leaves_its_files(interrupted):
     checkpoints = {name for name in interrupted.files if name.startswith("checkpoints/")}
-    assert "checkpoints/checkpoint" in checkpoints
-    assert len(checkpoints) == 5  # index and data of the newest two
+    pieces = {"state.index", "state.data-00000-of-00001", "sha256.txt", "settled"}
+    assert checkpoints == {f"checkpoints/ckpt-{number}/{piece}" for number in (3, 4) for piece in pieces}
     assert interrupted.files - checkpoints == {
         "args.txt",
         "config.txt",
@@ -276,13 +276,12 @@ def test_a_checkpoint_goes_before_weight_files(interrupted):
 
 def test_a_death_between_two_files_of_a_save_loses_nothing(interrupted, monkeypatch):
     def die(path, weights):
-        raise KeyboardInterrupt
+        raise SystemExit
 
     quiet = ["--i_weights=3", "--i_img=0", "--i_testset=0", "--i_video=0"]
     with monkeypatch.context() as patch:
         patch.setattr(tf1_weights, "save", die)
-        with pytest.raises(KeyboardInterrupt):
-            run(*interrupted.again, "--expname=dead", "--no_reload", *quiet)
+        run(*interrupted.again, "--expname=dead", "--no_reload", *quiet)
     assert "goes on at step 1\n" in run(*interrupted.again, "--expname=dead", "--N_iters=1").stderr
 
 
@@ -767,7 +766,7 @@ def overwrite(path: Path) -> None:
 @pytest.mark.parametrize("part", ["index", "data"])
 def test_a_damaged_checkpoint(interrupted, part, damage):
     folder = interrupted.copy(f"{damage.__name__}_{part}", "checkpoints/*", "model_*.npy")
-    for path in folder.glob(f"checkpoints/ckpt-*.{part}*"):
+    for path in folder.glob(f"checkpoints/ckpt-*/state.{part}*"):
         damage(path)
     assert_one_line(run(*interrupted.again, f"--expname={folder.name}"), 1, "ckpt")
 
@@ -827,7 +826,7 @@ def test_a_render_factor_that_leaves_no_pixels(interrupted):
     assert_one_line(result, 1, "render_factor 11")
 
 
-@pytest.mark.parametrize("name", ["logs", "logs/x", "logs/x/checkpoints", "logs/summaries", "logs/x/tboard_val_imgs"])
+@pytest.mark.parametrize("name", ["logs", "logs/x", "logs/x/checkpoints", "logs/summaries"])
 def test_a_file_where_a_folder_has_to_be(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from nerf_tf.data.pipeline import BatchSettings, ray_batches
 from nerf_tf.data.scene import Scene
@@ -14,7 +18,8 @@ from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.renderer import RenderSettings
-from nerf_tf.train.checkpoint import CheckpointStore
+from nerf_tf.train import checkpoint
+from nerf_tf.train.checkpoint import PIECES, CheckpointStore
 from nerf_tf.train.trainer import Trainer, TrainSettings
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
@@ -23,8 +28,10 @@ RANDOM = RenderSettings(N_samples=6, N_importance=4, perturb=1.0, raw_noise_std=
 NEW_TRAINER_SEED = 99
 
 
-def make_trainer(seed: int, mlp: FieldSettings = MLP, rendering: RenderSettings = RANDOM) -> Trainer:
-    fields = [Field(build_mlp(mlp, [seed, i]), mlp, 1000) for i in range(2)]
+def make_trainer(
+    seed: int, mlp: FieldSettings = MLP, rendering: RenderSettings = RANDOM, precision: str = "float32"
+) -> Trainer:
+    fields = [Field(build_mlp(mlp, [seed, i], precision), mlp, 1000) for i in range(2)]
     return Trainer(fields[0], fields[1] if rendering.N_importance else None, rendering, TrainSettings(), seed)
 
 
@@ -127,7 +134,7 @@ def test_the_newest_are_kept_and_older_ones_removed(tmp_path):
     assert trainer.step == 3
     trainer.step.assign(4)
     again.save()
-    assert sorted(path.name for path in tmp_path.glob("*.index")) == ["ckpt-3.index", "ckpt-4.index"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt-3", "ckpt-4"]
     last = make_trainer(0)
     CheckpointStore(last, tmp_path).restore()
     assert last.step == 4
@@ -148,7 +155,7 @@ def test_another_network_does_not_fit(saved, mlp, rendering):
     store = CheckpointStore(trainer, saved)
     with pytest.raises(ValueError, match="does not fit") as error:
         store.restore()
-    assert store.newest in str(error.value)
+    assert str(store.newest) in str(error.value)
     assert "args.txt" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -160,10 +167,171 @@ def test_a_fine_network_is_not_made_up(tmp_path):
         CheckpointStore(make_trainer(0), tmp_path).restore()
 
 
-def test_a_damaged_checkpoint_is_named(saved):
-    (data,) = saved.glob("ckpt-*.data-*")
-    data.write_bytes(data.read_bytes()[:100])
-    store = CheckpointStore(make_trainer(0), saved)
-    with pytest.raises(ValueError, match=r"ckpt-1") as error:
-        store.restore()
+@pytest.mark.parametrize("precisions", [("float16", "float32"), ("float32", "float16")])
+def test_a_loss_scale_is_neither_dropped_nor_made_up(tmp_path, precisions):
+    CheckpointStore(make_trainer(0, precision=precisions[0]), tmp_path).save()
+    message = (
+        r"ckpt-1: does not fit .*it has (a|no) loss scale, and --mixed_precision is .*float16.*args.txt.*--ft_path"
+    )
+    with pytest.raises(ValueError, match=message):
+        CheckpointStore(make_trainer(0, precision=precisions[1]), tmp_path).restore()
+
+
+def test_a_fine_network_is_not_dropped(saved):
+    trainer = make_trainer(0, rendering=dataclasses.replace(RANDOM, N_importance=0))
+    with pytest.raises(
+        ValueError, match=r"ckpt-1: does not fit .*it has a fine network, and --N_importance is 0.*--ft"
+    ):
+        CheckpointStore(trainer, saved).restore()
+    assert trainer.step == 0
+
+
+# Damage
+
+
+@pytest.fixture(scope="module")
+def twice_saved(tmp_path_factory) -> Path:
+    """The folder of checkpoints at steps 7 and 8."""
+    folder = tmp_path_factory.mktemp("twice")
+    trainer = make_trainer(seed=2)
+    store = CheckpointStore(trainer, folder)
+    for step in (7, 8):
+        trainer.step.assign(step)
+        store.save()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Trainer:
+    return make_trainer(NEW_TRAINER_SEED)
+
+
+def flip(path: Path) -> None:
+    """Turns a bit over in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("piece", ["state.index", "state.data-00000-of-00001", "sha256.txt"])
+@pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
+def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, twice_saved, fresh, caplog, piece, damage):
+    folder = shutil.copytree(twice_saved, tmp_path / "checkpoints")
+    damage(folder / "ckpt-2" / piece)
+    before = contents(folder)
+    store = CheckpointStore(fresh, folder)
+    assert store.restore() == folder / "ckpt-1"
+    assert fresh.step == 7
+    assert len(caplog.records) == 1
+    named = piece if damage is Path.unlink else r"state\..* differs from its SHA-256 in sha256.txt"
+    assert re.search(rf"ckpt-2: damaged \(.*{named}.*\); going back to ckpt-1", caplog.text)
+    assert contents(folder) == before
+    # What comes after has a number of its own, and two whole ones stay beside the damaged one.
+    store.save()
+    store.save()
+    assert sorted(path.name for path in folder.iterdir()) == ["ckpt-2", "ckpt-3", "ckpt-4"]
+
+
+def test_every_flipped_bit_is_seen(tmp_path, twice_saved):
+    folder = shutil.copytree(twice_saved / "ckpt-2", tmp_path / "ckpt-2")
+    rng = np.random.default_rng(0)
+    for path in sorted(folder.glob("state.*")):
+        whole = path.read_bytes()
+        for bit in rng.integers(0, 8 * len(whole), 100):
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << (bit % 8)
+            path.write_bytes(data)
+            assert checkpoint._damage(folder)
+        path.write_bytes(whole)
+    assert checkpoint._damage(folder) is None
+
+
+def test_without_any_whole_checkpoint_there_is_one_line(tmp_path, twice_saved, fresh):
+    folder = shutil.copytree(twice_saved, tmp_path / "checkpoints")
+    for path in folder.glob("ckpt-*/*.data-*"):
+        cut(path)
+    with pytest.raises(
+        ValueError, match=r"ckpt-1: damaged \(.*\), and there is no older.*--ft_path.*--no_reload"
+    ) as error:
+        CheckpointStore(fresh, folder).restore()
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def of_old(tmp_path_factory) -> Path:
+    """The folder of two checkpoints as versions before 0.3.0 wrote them, at steps 7 and 8."""
+    folder = tmp_path_factory.mktemp("old")
+    trainer = make_trainer(seed=2)
+    state = tf.train.Checkpoint(
+        coarse=trainer.coarse.mlp,
+        fine=trainer.fine.mlp,
+        optimizer=trainer.optimizer,
+        step=trainer.step,
+        seed=trainer.seed,
+    )
+    manager = tf.train.CheckpointManager(state, str(folder), max_to_keep=2)
+    for step in (7, 8):
+        trainer.step.assign(step)
+        manager.save()
+    return folder
+
+
+def test_a_checkpoint_of_an_older_version(tmp_path, of_old, fresh):
+    folder = shutil.copytree(of_old, tmp_path / "checkpoints")
+    store = CheckpointStore(fresh, folder)
+    assert store.restore().name == "ckpt-2"
+    assert (fresh.step, fresh.seed) == (8, 2)
+    store.save()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"checkpoint", "ckpt-2.index", "ckpt-2.data-00000-of-00001", "ckpt-3"}
+
+
+@pytest.mark.parametrize("piece", ["ckpt-2.index", "ckpt-2.data-00000-of-00001"])
+@pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
+def test_a_damaged_checkpoint_of_an_older_version(tmp_path, of_old, fresh, caplog, piece, damage):
+    folder = shutil.copytree(of_old, tmp_path / "checkpoints")
+    damage(folder / piece)
+    assert CheckpointStore(fresh, folder).restore().name == "ckpt-1"
+    assert (fresh.step, fresh.seed) == (7, 2)
+    assert "ckpt-2: damaged (" in caplog.text
+
+
+# Order of writing
+
+
+def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path, monkeypatch):
+    calls = []
+
+    def record(name: str) -> None:
+        function = getattr(os, name)
+
+        def recorded(first, *rest):
+            target = Path(f"/proc/self/fd/{first}").readlink() if name == "fsync" else Path(rest[0])
+            calls.append((name, target.relative_to(tmp_path).as_posix()))
+            return function(first, *rest)
+
+        monkeypatch.setattr(os, name, recorded)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs Linux's /proc")
+    trainer = make_trainer(seed=2)
+    for name in ("fsync", "rename", "replace"):
+        record(name)
+    CheckpointStore(trainer, tmp_path).save()
+    named = calls.index(("rename", "ckpt-1"))
+    sums = calls.index(("replace", ".ckpt-1/sha256.txt"))
+    assert calls[sums - 1][0] == "fsync"
+    assert set(calls[sums + 1 : named]) == {("fsync", f".ckpt-1{name}") for name in ("", *(f"/{p}" for p in PIECES))}
+    assert calls[named + 1] == ("fsync", ".")

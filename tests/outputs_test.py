@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image as PILImage
+from tensorboard.backend.event_processing import plugin_event_accumulator  # what TensorBoard's page is made from
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nerf_tf.render import outputs, pictures
@@ -64,6 +66,27 @@ def test_a_failing_block_keeps_the_old_file(tmp_path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file.txt"]
+
+
+def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
+    folder = tmp_path / "testset_000010"
+    folder.mkdir()
+    for name, age in [(".unfinished-000-x.png", 7200), (".unfinished-001-x.png", 60), ("000.png", 7200)]:
+        (folder / name).touch()
+        os.utime(folder / name, times=(0, time.time() - age))
+    outputs.remove_unfinished(tmp_path)
+    assert names(folder) == [".unfinished-001-x.png", "000.png"]
+
+
+def test_tensorboard_shows_one_curve_after_steps_are_done_again(tmp_path):
+    for first_step, last_step in [(0, 5), (3, 4), (2, 6)]:
+        summaries = outputs.Summaries(tmp_path, first_step)
+        for step in range(first_step, last_step):
+            summaries.scalars(step, loss=10 * first_step + step)
+        time.sleep(1.1)  # files of TensorBoard are told apart by the second
+    events = plugin_event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    events.Reload()
+    assert scalars(events, "loss") == [(0, 0), (1, 1), (2, 22), (3, 23), (4, 24), (5, 25)]
 
 
 def test_a_complete_file_replaces_the_old_one(tmp_path):

@@ -1,73 +1,194 @@
-"""Everything that training changes, on disk, so that a run goes on exactly where it stopped."""
+"""Everything that training changes, on disk, so that a run goes on exactly where it stopped.
+
+A checkpoint is a folder `ckpt-N`, which gets this name only when all of it is on the disk: TensorFlow's two files, and
+their SHA-256. Versions before 0.3.0 wrote TensorFlow's files `ckpt-N.index` and `ckpt-N.data-00000-of-00001`, without
+folder and sums; these are read too.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import logging
+import re
+import shutil
 from pathlib import Path
 
+import keras
 import tensorflow as tf
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
+from nerf_tf.render.outputs import complete_file, make_folder, sync_file, sync_folder, write_text
 from nerf_tf.train.trainer import Trainer
 
-# The one before the newest is a way back when a machine dies and takes the newest with it.
+logger = logging.getLogger(__name__)
+
+# The one before the newest is a way back when a disk damages the newest.
 KEPT = 2
+STATE = "state"
+PIECES = (f"{STATE}.index", f"{STATE}.data-00000-of-00001")
+OLD_ENDINGS = (".index", ".data-00000-of-00001")
+# As `sha256sum` writes and checks it.
+SUMS = "sha256.txt"
+# An empty file beside them: everything that was due at the checkpoint's step has been written.
+SETTLED = "settled"
 
 
 class CheckpointStore:
-    """The checkpoints of one run: networks, optimizer, step, seed and counts of trouble."""
+    """The checkpoints of one run: networks, optimizer, step, seed and counts of trouble.
+
+    Attributes:
+        path: the checkpoint that was saved or restored last; None before.
+        step: the step that it goes on with.
+    """
 
     def __init__(self, trainer: Trainer, folder: Path):
         fine = {"fine": trainer.fine.mlp} if trainer.fine else {}
         self._checkpoint = tf.train.Checkpoint(
             coarse=trainer.coarse.mlp, optimizer=trainer.optimizer, step=trainer.step, seed=trainer.seed, **fine
         )
-        self._counts = trainer.counts
-        self._folder = folder
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=KEPT)
+        self._trainer, self._folder = trainer, folder
+        self.path: Path | None = None
+        self.step: int | None = None
 
     @property
-    def newest(self) -> str | None:
-        """Path prefix of the newest checkpoint."""
-        return self._manager.latest_checkpoint
+    def newest(self) -> Path | None:
+        """The newest checkpoint, whole or not."""
+        return next(iter(self._newest_first()), None)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a run died, or stopped, before it had written all that was due at the checkpoint's step."""
+        return self.path is not None and self.path.is_dir() and not (self.path / SETTLED).exists()
+
+    def _newest_first(self) -> list[Path]:
+        names = (path.name for path in self._folder.iterdir()) if self._folder.is_dir() else ()
+        matches = (re.fullmatch(r"ckpt-(\d+)(\.index|\.data-\d+-of-\d+)?", name) for name in names)
+        numbers = {int(match[1]) for match in matches if match}
+        return [self._folder / f"ckpt-{number}" for number in sorted(numbers, reverse=True)]
 
     def save(self) -> None:
-        """Writes a checkpoint, and removes all but the newest few.
+        """Writes a checkpoint, and removes all whole ones but the newest few.
+
+        Raises:
+            OSError: it cannot be written. What was there before is still there.
+        """
+        make_folder(self._folder)
+        last = self.newest
+        path = self._folder / f"ckpt-{int(last.name.removeprefix('ckpt-')) + 1 if last else 1}"
+        for leftover in self._folder.glob(".ckpt-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        unfinished = self._folder / f".{path.name}"
+        try:
+            unfinished.mkdir()
+            self._checkpoint.counts = self._trainer.counts
+            self._checkpoint.write(str(unfinished / STATE))
+            write_text(unfinished / SUMS, "".join(f"{line}\n" for line in _sums(unfinished)))
+            for piece in PIECES:
+                sync_file(unfinished / piece)
+            sync_folder(unfinished)
+            unfinished.rename(path)
+            sync_folder(self._folder)
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            reason = getattr(error.__cause__ or error, "strerror", None) or _first_line(error)
+            raise OSError(f"{path}: no checkpoint ({reason}); those before it are as they were") from error
+        self.path, self.step = path, int(self._trainer.step.numpy())
+        whole = [path for path in self._newest_first() if _damage(path) is None]
+        for path in whole[KEPT:]:
+            with contextlib.suppress(OSError):  # one too many does no harm
+                self._remove(path)
+
+    def settle(self) -> None:
+        """Notes with the checkpoint that was saved or restored last that all due at its step has been written.
 
         Raises:
             OSError: it cannot be written.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._checkpoint.counts = self._counts
-        try:
-            self._manager.save()
-        except tf.errors.OpError as error:
-            raise OSError(f"{self._folder}: no checkpoint ({_first_line(error)})") from error
+        if self.unsettled:
+            with complete_file(self.path / SETTLED):
+                pass
 
-    def restore(self) -> None:
-        """Restores the newest checkpoint.
+    def _remove(self, path: Path) -> None:
+        if path.is_dir():
+            gone = path.rename(path.with_name(f".{path.name}"))  # at one go; half a checkpoint would pass for a damage
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            for ending in OLD_ENDINGS:
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+
+    def restore(self) -> Path:
+        """Restores the newest checkpoint, or the one before where that is damaged, and returns its path.
 
         Raises:
-            ValueError: it does not fit the networks, or cannot be read.
+            ValueError: it does not fit the networks, or none can be read.
         """
-        with self._readable():
-            try:
-                self._checkpoint.restore(self.newest).assert_existing_objects_matched()
-            except (AssertionError, ValueError) as error:
-                raise ValueError(
-                    f"{self.newest}: does not fit the networks ({_first_line(error)}); use the run's own args.txt "
-                    "as --config, another expname, or --no_reload to start over"
-                ) from error
-            # Only now, because those of version 0.2.0 have none; where there are some, this restores them.
-            self._checkpoint.counts = self._counts
+        paths = self._newest_first()
+        for path, older in zip(paths, [*paths[1:], None], strict=True):
+            damage = _damage(path) or self._read(path)
+            if damage is None:
+                self.path, self.step = path, int(self._trainer.step.numpy())
+                return path
+            if older is not None:
+                logger.warning("%s: damaged (%s); going back to %s", path, damage, older.name)
+        raise ValueError(
+            f"{path}: damaged ({damage}), and there is no older checkpoint; start from weights with "
+            "--ft_path model_000000.npy, or over with --no_reload"
+        )
 
-    @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _read(self, path: Path) -> str | None:
+        """Restores a checkpoint; returns what TensorFlow says of a damage that `_damage` did not find."""
+        prefix = str(path / STATE if path.is_dir() else path)
         try:
-            yield
-        # What TensorFlow makes of a missing, cut off or overwritten piece.
+            self._check_parts(path, prefix)
+            self._checkpoint.read(prefix).assert_existing_objects_matched()
+            # Only now, because those of version 0.2.0 have none; where there are some, this restores them.
+            self._checkpoint.counts = self._trainer.counts
+        except (AssertionError, ValueError) as error:
+            raise ValueError(
+                f"{path}: does not fit the networks ({_first_line(error)}); use the run's own args.txt as "
+                "--config, its weights alone as --ft_path, another expname, or --no_reload to start over"
+            ) from error
+        # What TensorFlow makes of a cut off or overwritten piece.
         except (tf.errors.OpError, RuntimeError, IndexError) as error:
-            raise ValueError(f"{self.newest}: cannot be read, it is damaged ({_first_line(error)})") from error
+            return _first_line(error)
+        return None
+
+    def _check_parts(self, path: Path, prefix: str) -> None:
+        """Raises ValueError where a checkpoint has a part that this run lacks, or the other way round."""
+        graph = tf.train.load_checkpoint(prefix).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+        nodes = TrackableObjectGraph.FromString(graph).nodes
+        parts = {
+            child.local_name: {part.local_name for part in nodes[child.node_id].children} for child in nodes[0].children
+        }
+        if ("fine" in parts) != (self._trainer.fine is not None):
+            has, given = ("a", "is 0") if "fine" in parts else ("no", "is not 0")
+            raise ValueError(f"it has {has} fine network, and --N_importance {given}")
+        scaled = isinstance(self._trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+        if ("inner_optimizer" in parts["optimizer"]) != scaled:
+            has, given = ("no", "") if scaled else ("a", "not ")
+            raise ValueError(f"it has {has} loss scale, and --mixed_precision is {given}float16")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if nothing is, or without sums, if none is missing."""
+    if not path.is_dir():
+        files = [path.with_name(path.name + ending) for ending in OLD_ENDINGS]
+        return next((f"{file.name} is missing" for file in files if not file.is_file()), None)
+    missing = [name for name in (*PIECES, SUMS) if not (path / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    try:
+        expected = (path / SUMS).read_bytes().splitlines()
+        wrong = [piece for piece, line in zip(PIECES, _sums(path), strict=True) if line.encode() not in expected]
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return f"{wrong[0]} differs from its SHA-256 in {SUMS}" if wrong else None
+
+
+def _sums(folder: Path) -> list[str]:
+    """The SHA-256 of each piece, with its name."""
+    return [f"{hashlib.sha256((folder / piece).read_bytes()).hexdigest()}  {piece}" for piece in PIECES]
 
 
 def _first_line(error: Exception) -> str:

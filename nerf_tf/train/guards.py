@@ -161,7 +161,15 @@ def put_aside(folder: Path, summaries: Path, number: int) -> Path:
     """
     aside = folder / f"collapsed_{number}"
     aside.mkdir(parents=True, exist_ok=True)
-    patterns = ("model_*.npy", "tboard_val_imgs", "testset_*", f"{folder.name}_spiral_*", "metrics.json")
+    patterns = (
+        "model_*.npy",
+        "tboard_val_imgs",
+        "testset_*",
+        f"{folder.name}_spiral_*",
+        "metrics.json",
+        "curve.png",
+        "latest.png",
+    )
     for path in [found for pattern in patterns for found in folder.glob(pattern)]:
         shutil.move(path, aside / path.name)
     if (folder / "checkpoints").is_dir():  # copied: until there is a new one, a start must find these

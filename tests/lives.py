@@ -1,0 +1,219 @@
+"""Lives of the program, many of them cut short, at the price of importing TensorFlow once.
+
+Run as a program it imports TensorFlow, without using it, and then reads orders from stdin, one JSON object a line. Each
+is carried out by a forked process, which runs the program as a user would and dies as the order says. Back comes the
+exit code, negative where a signal ended it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+SIDE = 16
+VIEWS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Death:
+    """When a life ends.
+
+    Attributes:
+        place: a key of `places`, or "step".
+        call: which call of it, counted from 0.
+        moment: "before" it, "after" it, or "torn": after it, with what it wrote cut in half. With "full" nobody dies:
+            the disk has no room for what it and all later calls write.
+        delay: seconds from then on.
+        signals: what is sent then, in this order.
+    """
+
+    place: str
+    call: int = 0
+    moment: str = "before"
+    delay: float = 0.0
+    signals: tuple[int, ...] = (signal.SIGKILL,)
+
+
+class Launcher:
+    """The process that starts lives, seen from a test."""
+
+    def __init__(self, folder: Path) -> None:
+        """Starts it; what TensorFlow leaves in the folder of temporary files when it is killed goes to `folder`."""
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def live(self, *arguments: object, log: Path, death: Death | None = None, largest_file: int | None = None) -> int:
+        """Runs the program; what it says is added to `log`. Files longer than `largest_file` cannot be written."""
+        order = {
+            "arguments": [str(argument) for argument in arguments],
+            "log": str(log),
+            "death": death and dataclasses.asdict(death),
+            "largest_file": largest_file,
+        }
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def places() -> dict[str, tuple[Any, str]]:
+    """Where a life can end: an object, and the name of its function."""
+    import tensorflow as tf
+    from imageio.plugins.ffmpeg import FfmpegFormat
+
+    from nerf_tf.render import outputs
+    from nerf_tf.render.renderer import Renderer
+    from nerf_tf.train import tf1_weights
+
+    return {
+        "replace": (os, "replace"),  # a file gets its name
+        "rename": (os, "rename"),  # a checkpoint gets its name, or loses it
+        "fsync": (os, "fsync"),
+        "checkpoint": (tf.train.Checkpoint, "write"),
+        "removal": (os, "rmdir"),
+        "weights": (tf1_weights.npy_format, "write_array_header_1_0"),  # the rest of the file follows it
+        "image": (Path, "write_bytes"),
+        "video": (FfmpegFormat.Writer, "_append_data"),
+        "scalars": (outputs.Summaries, "scalars"),
+        "view": (outputs.Summaries, "view"),
+        "render": (Renderer, "image"),
+    }
+
+
+def main() -> None:
+    """Carries out orders."""
+    from nerf_tf import app  # noqa: F401
+
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            live(json.loads(line))
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
+
+
+def live(order: dict[str, Any]) -> None:
+    """Runs the program, and ends this process."""
+    import tensorflow as tf
+    from absl import flags
+
+    from nerf_tf import app, config
+
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
+    make_small()
+    # Saves a third of the time that goes into making graphs, which is nearly all there is.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    if order["death"]:
+        die(Death(**order["death"]))
+    if order["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
+    values = flags.FlagValues()
+    flags.DEFINE_integer("verbosity", -1, "absl's own, which the program asks for", flag_values=values)
+    app.FLAGS = values
+    code = app.main(config.parse_flags(["nerf_tf", *order["arguments"]], values))
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def make_small() -> None:
+    """Makes scenes small, as DeepVoxels' are 512 pixels wide whatever their files are, and paths short."""
+    from nerf_tf import build
+
+    load = build.load_scene
+
+    def load_small(values):
+        scene = load(values)
+        step = max(scene.images.shape[1] // SIDE, 1)
+        return dataclasses.replace(
+            scene,
+            images=scene.images[:, ::step, ::step],
+            cameras=tuple(camera.downscaled(step) for camera in scene.cameras),
+            render_poses=scene.render_poses[:VIEWS],
+            i_test=scene.i_test[:VIEWS],
+        )
+
+    build.load_scene = load_small
+
+
+def die(death: Death) -> None:
+    """Sees to it that this process dies as it should."""
+    count = -1
+
+    def end() -> None:
+        for number in death.signals:
+            os.kill(os.getpid(), number)
+
+    def counted(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        nonlocal count
+        count += 1
+        if death.moment == "full" and count >= death.call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if count != death.call:
+            return function(*arguments, **keywords)
+        if death.delay:
+            threading.Timer(death.delay, end).start()
+        elif death.moment == "before":
+            end()
+        result = function(*arguments, **keywords)
+        if death.moment == "torn":
+            tear(death.place, arguments)
+        if death.moment in ("after", "torn"):
+            end()
+        return result
+
+    if death.place == "step":
+        count_steps(counted)
+    else:
+        owner, name = places()[death.place]
+        function = getattr(owner, name)
+        setattr(owner, name, lambda *arguments, **keywords: counted(function, *arguments, **keywords))
+
+
+def count_steps(counted: Callable[..., Any]) -> None:
+    """Has each training step counted; the first is over when its graph is made."""
+    from nerf_tf import app
+
+    train = app.train
+
+    def train_counted(trainer, *arguments):
+        step = trainer.train_step
+        trainer.train_step = lambda batch: counted(step, batch)
+        train(trainer, *arguments)
+
+    app.train = train_counted
+
+
+def tear(place: str, arguments: tuple[Any, ...]) -> None:
+    """Cuts what was just written, as if the process had died within the system's call."""
+    if place == "image":
+        path, size = Path(arguments[0]), 0.5
+    elif place == "checkpoint":
+        path, size = Path(f"{arguments[1]}.data-00000-of-00001"), 0.5
+    else:
+        path = max(arguments[0]._folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+        size = 1 - 5 / path.stat().st_size  # within the last record
+    os.truncate(path, int(size * path.stat().st_size))
+
+
+if __name__ == "__main__":
+    main()

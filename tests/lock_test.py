@@ -1,0 +1,117 @@
+"""Two runs do not write into one folder, and a dead one is in nobody's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nerf_tf.train import lock
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+# Holds the lock until its stdin ends.
+HOLDER = """
+import sys
+from pathlib import Path
+from nerf_tf.train import lock
+with lock.held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_holder(folder: Path) -> subprocess.Popen:
+    words = [sys.executable, "-c", HOLDER, str(folder)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def write_holder(folder: Path, **changes: object) -> None:
+    (folder / lock.NAME).write_text(json.dumps(lock._this_process() | changes))
+
+
+def test_the_second_run_is_told_who_the_first_is_and_a_dead_one_is_in_nobodys_way(tmp_path, caplog):
+    process = start_holder(tmp_path)
+    with pytest.raises(
+        OSError, match=rf"run.lock: pid {process.pid} on {socket.gethostname()} trains here since .*--exp"
+    ):
+        lock.held(tmp_path).__enter__()
+    process.kill()
+    process.wait()
+    assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == process.pid
+    with lock.held(tmp_path):
+        assert f"pid {process.pid} on {socket.gethostname()} is dead; taken over" in caplog.text
+        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_files_goes_again(tmp_path):
+    with pytest.raises(ValueError, match="mistake"), lock.held(tmp_path / "logs" / "run"):
+        raise ValueError("a mistake")
+    assert list(tmp_path.iterdir()) == []
+    with lock.held(tmp_path / "logs" / "run"):
+        (tmp_path / "logs" / "run" / "args.txt").touch()
+    assert [path.name for path in (tmp_path / "logs" / "run").iterdir()] == ["args.txt"]
+
+
+@LINUX
+def test_a_holder_on_another_machine_counts_as_alive(tmp_path):
+    write_holder(tmp_path, pid=7, host="elsewhere", boot="another")
+    with pytest.raises(OSError, match=r"pid 7 on elsewhere .* cannot be seen from this machine.* delete this file"):
+        lock.held(tmp_path).__enter__()
+    assert "elsewhere" in (tmp_path / lock.NAME).read_text()
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "dead",
+    [
+        {"boot": "before"},  # this machine, before it was started again
+        {"host": "container"},  # another name on this machine, whose kernel says that the lock is free
+        {"pid": 2**22 + 1},
+    ],
+)
+def test_the_dead_are_known(tmp_path, dead):
+    write_holder(tmp_path, **dead)
+    with lock.held(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0"])
+def test_a_file_that_says_nothing_is_no_hindrance(tmp_path, content):
+    (tmp_path / lock.NAME).write_text(content)
+    with lock.held(tmp_path):
+        pass
+
+
+def no_locks(handle: int, operation: int) -> None:
+    raise OSError(38, "Function not implemented")
+
+
+@LINUX
+def test_without_locks_of_the_kernel_the_processes_number_and_start_decide(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    write_holder(tmp_path)
+    with pytest.raises(OSError, match=f"pid {os.getpid()} .* trains here"):
+        lock.held(tmp_path).__enter__()
+    write_holder(tmp_path, host="container")  # whose numbers mean nothing here
+    with pytest.raises(OSError, match="cannot be seen"):
+        lock.held(tmp_path).__enter__()
+    for dead in ({"pid": 2**22 + 1}, {"started": "1"}, {"boot": "before"}):  # the second: a number used again
+        write_holder(tmp_path, **dead)
+        with lock.held(tmp_path):
+            pass
+
+
+def test_a_system_without_any_of_this(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "_text", lambda path: "")
+    with lock.held(tmp_path), pytest.raises(OSError, match="delete this file"):
+        lock.held(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []

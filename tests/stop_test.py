@@ -1,0 +1,69 @@
+"""A request to stop is heard at once, and answered where stopping does no harm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nerf_tf.train.stop import Stopped, StopRequest
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Gives signals back the handlers they had."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)  # until the thread has heard it
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_item_is_finished_before_the_program_stops(number, code, caplog):
+    signal.signal(number, signal.SIG_DFL)
+    stop, done = StopRequest(), []
+
+    def work() -> None:
+        for item in stop.guarded(range(5)):
+            if item == 2:
+                send(number)
+            done.append(item)
+
+    with stop.listening(), pytest.raises(Stopped) as stopped:
+        work()
+    assert done == [0, 1, 2]
+    assert stopped.value.exit_code == code
+    assert f"{signal.Signals(number).name}: stopping after this step" in caplog.text
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_what_is_ignored_stays_ignored():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop = StopRequest()
+    with stop.listening():
+        send(signal.SIGTERM)
+        stop.check()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_a_thread_cannot_listen_but_can_train():
+    done = []
+
+    def work() -> None:
+        stop = StopRequest()
+        with stop.listening():
+            done.extend(stop.guarded(range(3)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [0, 1, 2]
