@@ -398,4 +398,14 @@ class Run:
         poses, fps = self.render_poses, self.values.fps
         cameras = [self.scene.cameras[0]] * len(poses)
         stem = f"{self.values.expname}_spiral_{step:06d}"
-@@X@@
+        film = outputs.Film(self.folder)
+        for image in self.views(cameras, poses):
+            film.append(image)
+        outputs.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
+        outputs.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
+        if self.values.use_viewdirs:
+            still_poses = np.repeat(poses[:1], len(poses), axis=0)
+            film = outputs.Film(self.folder)
+            for image in self.views(cameras, still_poses, poses, description="still path"):
+                film.append(image)
+            outputs.write_video(self.folder / f"{stem}_rgb_still.mp4", film.rgb, fps)
