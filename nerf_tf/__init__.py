@@ -5,4 +5,4 @@ import os
 # Keras reads this when it is first imported; another backend, set for other projects, could not run a tf.function.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -263,6 +263,8 @@ class Run:
             Stopped: somebody asked for it; all is saved.
         """
         values, last = self.values, self.values.N_iters - 1
+        if self.start > last and not self.store.unsettled:
+            return self.finished()
         log = Log(self.folder, Path(values.basedir) / "summaries" / values.expname, self.start)
         save = Event(values.i_weights, lambda step: self.store.save())
         settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
@@ -275,8 +277,7 @@ class Run:
             try:
                 self.write_what_is_due(log)
                 if self.start > last:
-                    logger.info("%s is at step %d already; raise --N_iters to go on", values.expname, self.start)
-                    return True
+                    return self.finished()
                 self.write_settings(replace=True)
                 outputs.remove_unfinished(self.folder)
                 train(
@@ -307,6 +308,11 @@ class Run:
                 logger.warning("%s: %s, saved at step %d; the same command goes on", self.folder, stopped, self.start)
                 raise
         logger.info("%s: trained to step %d", self.folder, last)
+        return True
+
+    def finished(self) -> bool:
+        """Says that there is nothing left to train."""
+        logger.info("%s is at step %d already; raise --N_iters to go on", self.values.expname, self.start)
         return True
 
     def give_up(self, error: guards.BadSteps) -> NoReturn:

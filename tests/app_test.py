@@ -632,7 +632,7 @@ def run_short_of_memory(megabytes: int, *arguments: object) -> Result:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
 def test_running_out_of_memory_says_what_would_fit(tmp_path):
-    result = run_short_of_memory(700, *BLENDER, *MANY, f"--basedir={tmp_path}", "--expname=x")
+    result = run_short_of_memory(950, *BLENDER, *MANY, f"--basedir={tmp_path}", "--expname=x")
     in_force = r"out of memory \(OOM when allocating tensor.*chunk 32768, netchunk 2000000, predicted peak"
     proposal = r".*What may fit: .*chunk 150, netchunk 1000000.*--chunk auto --netchunk auto"
     assert_one_line(result, 1, in_force + proposal)
@@ -641,7 +641,7 @@ def test_running_out_of_memory_says_what_would_fit(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
 def test_auto_takes_half_when_memory_runs_out_and_goes_on(tmp_path):
     arguments = ["--chunk=auto", "--memory_budget_mb=100000", f"--basedir={tmp_path}", "--expname=x"]
-    result = run_short_of_memory(700, *BLENDER, *MANY, *arguments)
+    result = run_short_of_memory(950, *BLENDER, *MANY, *arguments)
     assert result.code == 0, result.stderr
     halved = re.findall(r"out of memory .* going on with .* chunk (\d+), netchunk (\d+)", result.stderr)
     assert halved == [("150", "2000000")]

