@@ -18,14 +18,14 @@ from pathlib import Path
 import drawing
 import numpy as np
 import tensorflow as tf
+import trained
 from absl import flags
 
-from nerf_tf import build, config
+from nerf_tf import config
 from nerf_tf.geometry.rays import Rays, image_rays
 from nerf_tf.render.renderer import FieldFunction, RenderSettings
 from nerf_tf.render.sampling import MIN_WEIGHT, sample_pdf, stratified_t_vals
 from nerf_tf.render.volume import volume_render
-from nerf_tf.train.checkpoint import CheckpointStore
 
 # More arrows than this cannot be told apart.
 MAX_ARROWS = 24
@@ -124,10 +124,7 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
     values = flags.FLAGS
     if values.N_importance == 0:
         raise ValueError(f"{args.config}: N_importance is 0, so there is no fine pass to draw")
-    scene = build.load_scene(values)
-    trainer = build.make_trainer(values, scene.ndc)
-    run_folder = Path(values.basedir) / values.expname
-    build.restore(values, trainer, CheckpointStore(trainer, run_folder / "checkpoints"), run_folder)
+    scene, trainer = trained.restored(values)
     if not 0 <= args.view < len(scene.i_test):
         raise ValueError(f"--view {args.view}: there are test views 0 to {len(scene.i_test) - 1}")
     view = scene.i_test[args.view]

@@ -12,6 +12,7 @@ from nerf_tf import build, config
 from nerf_tf.data.scene import Scene
 from nerf_tf.render.renderer import FieldFunction, Renderer
 from nerf_tf.train.checkpoint import CheckpointStore
+from nerf_tf.train.trainer import Trainer
 
 
 class Trained(NamedTuple):
@@ -43,10 +44,20 @@ def load(program: str, arguments: Sequence[str]) -> Trained:
     values = flags.FlagValues()
     config.parse_flags([program, *arguments, "--render_only"], values)
     values["occupancy"].value = False  # its networks answer only where there is something to see
-    scene = build.load_scene(values)
+    scene, trainer = restored(values)
     if not len(scene.i_train):
         raise ValueError(f"{values.datadir}: all views are held out, none is left to look from; raise --llffhold")
+    return Trained(values, scene, build.make_renderer(values, scene, trainer))
+
+
+def restored(values: flags.FlagValues) -> tuple[Scene, Trainer]:
+    """The scene that the flags name, and networks with their weights.
+
+    Raises:
+        ValueError, OSError: files are missing or wrong.
+    """
+    scene = build.load_scene(values)
     trainer = build.make_trainer(values, scene.ndc)
     folder = Path(values.basedir) / values.expname
     build.restore(values, trainer, CheckpointStore(trainer, folder / "checkpoints"), folder)
-    return Trained(values, scene, build.make_renderer(values, scene, trainer))
+    return scene, trainer

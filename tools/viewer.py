@@ -31,14 +31,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import refinement
 import tensorflow as tf
+import trained
 from absl import flags
 from viewer_page import Page, Quality
 
 from nerf_tf import build, config
 from nerf_tf.data.scene import Scene
 from nerf_tf.render.renderer import Renderer
-from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.trainer import Trainer
 
 if TYPE_CHECKING:
     import viser
@@ -155,19 +154,6 @@ def run_flags(run: Path) -> list[str]:
     return ["--config", str(run / "args.txt"), "--basedir", str(run.parent), "--expname", run.name, *newest]
 
 
-def load(values: flags.FlagValues) -> tuple[Scene, Trainer]:
-    """The scene that the flags name, and networks with their weights.
-
-    Raises:
-        ValueError, OSError: files are missing or wrong.
-    """
-    scene = build.load_scene(values)
-    trainer = build.make_trainer(values, scene.ndc)
-    folder = Path(values.basedir) / values.expname
-    build.restore(values, trainer, CheckpointStore(trainer, folder / "checkpoints"), folder)
-    return scene, trainer
-
-
 def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
     """The viewer of what the flags name, which writes to `out`, or to the run's folder.
 
@@ -175,7 +161,7 @@ def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
         ValueError, OSError: files are missing or wrong.
     """
     values["render_only"].value = True
-    scene, trainer = load(values)
+    scene, trainer = trained.restored(values)
 
     def renderer(quality: Quality) -> Renderer:
         own = copy.deepcopy(values)
