@@ -22,8 +22,9 @@ BELOW = {
     "config": {"geometry", "field", "data", "render", "train"},
     "build": {"geometry", "field", "data", "render", "train", "config"},
     "evaluation": {"geometry", "field", "data", "render", "train"},
-    "app": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation"},
-    "__main__": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "app"},
+    "run": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation"},
+    "app": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "run"},
+    "__main__": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "run", "app"},
     "__init__": set(),
 }
 # Dependencies that every installation has; whatever else a function wants, it imports itself.

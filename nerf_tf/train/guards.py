@@ -96,8 +96,8 @@ class BadSteps(Exception):
         batch: its rays.
     """
 
-    def __init__(self, step: int, batch: RayBatch, count: int):
-        super().__init__(f"step {step}: no finite loss and gradient, {count} steps in a row by now")
+    def __init__(self, text: str, step: int, batch: RayBatch):
+        super().__init__(text)
         self.step, self.batch = step, batch
 
 
@@ -131,7 +131,8 @@ class Watch:
                 self._name, step, counts.skipped,
             )  # fmt: skip
         if 0 < self._max_bad_steps <= counts.bad:
-            raise BadSteps(step, batch, counts.bad)
+            text = f"step {step}: no finite loss and gradient, {counts.bad} steps in a row by now"
+            raise BadSteps(text, step, batch)
         kind, steps = max(("empty space", counts.empty), ("a solid block", counts.solid), key=lambda found: found[1])
         if steps >= COLLAPSE_AFTER and self._stops:
             raise Collapse(_verdict(step, kind, steps))

@@ -1,0 +1,325 @@
+"""One run of the program: trains, renders or evaluates one scene's networks, and writes what there is to show."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from nerf_tf import build, config, evaluation
+from nerf_tf.data.pipeline import RayBatch, ray_batches
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.render import outputs
+from nerf_tf.render.curve import CurveFile
+from nerf_tf.render.renderer import Image, Renderer
+from nerf_tf.train import diagnosis, guards, tf1_weights
+from nerf_tf.train.checkpoint import CheckpointStore
+from nerf_tf.train.metrics import psnr
+from nerf_tf.train.stop import Stopped, StopRequest
+from nerf_tf.train.trainer import Event, StepResult, Trainer, train
+
+logger = logging.getLogger(__name__)
+
+
+def unless_unwritable(action: Callable[..., None]) -> Callable[..., None]:
+    """The same action, which warns where it cannot write its file rather than raise OSError."""
+
+    def attempt(*arguments: object) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            logger.warning("%s; training goes on", " ".join(str(error).split()))
+
+    return attempt
+
+
+def test_photos(scene: Scene) -> list[np.ndarray]:
+    """The photos [H, W, 3] of the test views, without a copy."""
+    return [scene.images[i] for i in scene.i_test]
+
+
+def about(values: flags.FlagValues, step: int | None) -> dict[str, object]:
+    """What metrics.json says of the run, whose weights are those of `step`."""
+    scene = Path(values.datadir).resolve().name
+    told = {name: values[name].value for name in ("expname", "dataset_type", "white_bkgd")}
+    return {"scene": scene, "step": step} | told
+
+
+class Log:
+    """What training tells of itself: TensorBoard's files, and `curve.png`."""
+
+    def __init__(self, folder: Path, summaries: Path, start: int):
+        self.curve = CurveFile(folder / "curve.png", summaries, start)
+        self._summaries = outputs.Summaries(summaries, start)
+
+    def report(self, step: int, result: StepResult, rays_per_second: float) -> None:
+        """Notes a step."""
+        scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
+        skipped = guards.Counts(*result.counts.numpy()).skipped
+        self._summaries.scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
+        self._summaries.histogram(step, "tran", result.sigma)
+        self.curve.add(step, loss=result.loss, psnr=result.psnr)
+
+    def holdout(self, step: int, image: Image, photo: np.ndarray, psnr_holdout: float) -> None:
+        """Notes a rendered validation view and its PSNR."""
+        self._summaries.view(step, image, photo)
+        self._summaries.scalars(step, psnr_holdout=psnr_holdout)
+        self.curve.add(step, psnr_holdout=psnr_holdout)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One run of the program: what its parts share.
+
+    Attributes:
+        values: the flags.
+        folder: where its files go.
+        scene: photos and cameras.
+        trainer: networks, optimizer, step and seed.
+        store: its checkpoints.
+        renderer: renders the trainer's networks.
+        render_poses: [M, 3, 4] the path for videos.
+        stop: whether training shall stop.
+    """
+
+    values: flags.FlagValues
+    folder: Path
+    scene: Scene
+    trainer: Trainer
+    store: CheckpointStore
+    renderer: Renderer
+    render_poses: np.ndarray
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
+
+    @property
+    def start(self) -> int:
+        """The step that comes next."""
+        return int(self.trainer.step.numpy())
+
+    @property
+    def seed(self) -> int:
+        """What decides all random draws."""
+        return int(self.trainer.seed.numpy())
+
+    def batches(self) -> Iterable[RayBatch]:
+        """Training batches from the next step on.
+
+        Raises:
+            ValueError: there are fewer rays than a batch has.
+        """
+        return ray_batches(self.scene, config.batch_settings(self.values), self.seed, self.start)
+
+    def render_only_cameras(self) -> list[Camera]:
+        """The photos' cameras at `--render_factor`.
+
+        Raises:
+            ValueError: there is nothing to render, or nothing left of an image.
+        """
+        if not len(self.render_poses):
+            raise ValueError(f"{self.values.datadir}: no views to render; give --render_path_file, or more test images")
+        return [camera.downscaled(max(self.values.render_factor, 1)) for camera in self.scene.cameras]
+
+    def render_only(self, cameras: Sequence[Camera]) -> None:
+        """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
+        self.write_settings(replace=False)
+        if self.values.render_test and self.values.render_path_file is None:
+            folder = self.folder / f"renderonly_test_{self.start:06d}"
+            frames = self.render_test_views(cameras, folder, self.start - 1)
+        else:
+            folder = self.folder / f"renderonly_path_{self.start:06d}"
+            images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
+            frames = outputs.write_views(folder, images, self.values.save_arrays)
+        videos = {"": frames.rgb, "_disp": frames.grey_disp, "_depth": frames.depth, "_acc": frames.acc}
+        for kind, video in videos.items():
+            outputs.write_video(folder / f"video{kind}.mp4", video, self.values.fps)
+        logger.info("%s", folder)
+
+    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> outputs.Film:
+        """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
+        scene, save_arrays = self.scene, self.values.save_arrays
+        test_cameras = [cameras[i] for i in scene.i_test]
+        images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
+        if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
+            return outputs.write_views(folder, images, save_arrays)
+        frames, result = evaluation.render(folder, images, test_photos(scene), save_arrays)
+        evaluation.report(self.folder / "metrics.json", about(self.values, step), result)
+        return frames
+
+    def evaluate(self) -> None:
+        """Renders the test views into `testset_{step}`, named after the weights, and compares them with the photos."""
+        self.write_settings(replace=False)
+        self.render_test_set(self.start - 1)
+
+    def views(self, *arguments: object, **keywords: object) -> Iterator[Image]:
+        """What `renderer.path` renders; raises `Stopped` between two views if training shall stop."""
+        return self.stop.guarded(self.renderer.path(*arguments, **keywords))
+
+    def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> bool:
+        """Trains up to `--N_iters`, writing what the original writes, when it writes it.
+
+        Returns:
+            Whether it got there; False where the scene collapsed and all is ready to start over.
+
+        Raises:
+            guards.BadSteps: too many steps in a row had no finite gradient; the last is saved.
+            guards.Collapse: the scene collapsed, and that is the end.
+            Stopped: somebody asked for it; all is saved.
+        """
+        values, last = self.values, self.values.N_iters - 1
+        if self.start > last and not self.store.unsettled:
+            return self.finished()
+        log = Log(self.folder, Path(values.basedir) / "summaries" / values.expname, self.start)
+        save = Event(values.i_weights, lambda step: self.store.save())
+        settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
+
+        def give_way(error: tf.errors.ResourceExhaustedError) -> None:
+            plan = planned.give_way(error)
+            self.trainer.resize(plan.chunk, plan.netchunk)
+
+        with self.stop.listening():
+            try:
+                self.write_what_is_due(log)
+                if self.start > last:
+                    return self.finished()
+                self.write_settings(replace=True)
+                outputs.remove_unfinished(self.folder)
+                train(
+                    self.trainer,
+                    self.stop.guarded(batches),
+                    values.N_iters,
+                    values.expname,
+                    values.i_print,
+                    unless_unwritable(log.report),
+                    [save, *self.events(log), settle],
+                    give_way,
+                    guards.Watch(values.expname, values.max_bad_steps, stops=values.on_collapse != "warn").look,
+                )
+                if not save.due(last):
+                    self.store.save()
+                self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
+                if values.i_img or values.i_testset:
+                    unless_unwritable(log.curve.write)()
+                self.store.settle()
+            except guards.BadSteps as error:
+                self.give_up(error)
+            except guards.Collapse as collapse:
+                self.start_over(collapse)
+                return False
+            except Stopped as stopped:
+                if self.store.step != self.start:
+                    self.store.save()
+                logger.warning("%s: %s, saved at step %d; the same command goes on", self.folder, stopped, self.start)
+                raise
+        logger.info("%s: trained to step %d", self.folder, last)
+        return True
+
+    def finished(self) -> bool:
+        """Says that there is nothing left to train."""
+        logger.info("%s is at step %d already; raise --N_iters to go on", self.values.expname, self.start)
+        return True
+
+    def give_up(self, error: guards.BadSteps) -> NoReturn:
+        """Saves the last bad step, to be looked into; no checkpoint, which would take the place of a better one."""
+        path = self.folder / f"bad_step_{error.step:06d}.npz"
+        found = diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
+        hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --lrate may help"
+        raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
+
+    def start_over(self, collapse: guards.Collapse) -> None:
+        """Puts the files of a run that collapsed aside, into `collapsed_{n}`, and begins again with the next seed.
+
+        Raises:
+            guards.Collapse: `--on_collapse` is not restart, or it has been so too often.
+        """
+        restarts = guards.Counts(*self.trainer.counts.numpy()).restarts
+        if self.values.on_collapse != "restart":
+            raise collapse
+        if restarts >= guards.MAX_RESTARTS:
+            raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
+        summaries = Path(self.values.basedir) / "summaries" / self.values.expname
+        aside = guards.put_aside(self.folder, summaries, restarts + 1)
+        build.start_over(self.values, self.trainer)
+        # From here on a start finds the new run. The checkpoints go on being numbered, so this one is the newest.
+        self.store.save()
+        self.store.settle()
+        logger.warning("%s %s", self.values.expname, collapse)
+        logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, aside)
+
+    def events(self, log: Log) -> list[Event]:
+        """What is written every so many steps; where it cannot be, the run goes on to the next checkpoint."""
+        values = self.values
+        events = (
+            Event(values.i_weights, self.write_weights),
+            Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
+            Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
+            Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, log)),
+            *(Event(interval, lambda step: log.curve.write()) for interval in {values.i_img, values.i_testset}),
+        )
+        return [event._replace(action=unless_unwritable(event.action)) for event in events]
+
+    def write_what_is_due(self, log: Log) -> None:
+        """Writes what a run that died at its last checkpoint, or stopped there, had still to write at that step."""
+        step = self.start - 1
+        if self.store.unsettled:
+            for event in self.events(log):
+                if event.due(step):
+                    event.action(step)
+            if step == self.values.N_iters - 1:
+                self.write_weights(step)
+            self.store.settle()
+
+    def write_settings(self, replace: bool) -> None:
+        """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""
+        if replace or not (self.folder / "args.txt").exists():
+            outputs.write_text(self.folder / "args.txt", config.args_text(self.values))
+            if self.values.config is not None:
+                outputs.write_text(self.folder / "config.txt", config.config_text(self.values))
+
+    def write_weights(self, step: int) -> None:
+        """Writes the weights in the original's format."""
+        # In this order: a start from weight files looks for the coarse one.
+        if self.trainer.fine is not None:
+            tf1_weights.save(self.folder / f"model_fine_{step:06d}.npy", self.trainer.fine.mlp.get_weights())
+        tf1_weights.save(self.folder / f"model_{step:06d}.npy", self.trainer.coarse.mlp.get_weights())
+
+    def show_holdout(self, step: int, log: Log) -> None:
+        """Renders a random validation view for TensorBoard, `tboard_val_imgs`, `latest.png` and `curve.png`."""
+        view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
+        image, photo = self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
+        outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
+        psnr_holdout = psnr(image.rgb, photo)
+        caption = f"step {step}, {psnr_holdout:.2f} dB"
+        outputs.write_side_by_side(self.folder / "latest.png", photo, image, caption)
+        log.holdout(step, image, photo, psnr_holdout)
+
+    def render_test_set(self, step: int) -> None:
+        """Renders the test views at full size into `testset_{step}`."""
+        self.render_test_views(self.scene.cameras, self.folder / f"testset_{step:06d}", step)
+
+    def write_path_videos(self, step: int) -> None:
+        """Writes `{expname}_spiral_{step}_rgb.mp4` and `_disp.mp4`; with viewdirs also `_rgb_still.mp4`.
+
+        In the last the camera stands still at the path's first pose while view directions come from the moving one, so
+        that whatever changes is view-dependent colour.
+        """
+        poses, fps = self.render_poses, self.values.fps
+        cameras = [self.scene.cameras[0]] * len(poses)
+        stem = f"{self.values.expname}_spiral_{step:06d}"
+        film = outputs.Film(self.folder)
+        for image in self.views(cameras, poses):
+            film.append(image)
+        outputs.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
+        outputs.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
+        if self.values.use_viewdirs:
+            still_poses = np.repeat(poses[:1], len(poses), axis=0)
+            film = outputs.Film(self.folder)
+            for image in self.views(cameras, still_poses, poses, description="still path"):
+                film.append(image)
+            outputs.write_video(self.folder / f"{stem}_rgb_still.mp4", film.rgb, fps)
