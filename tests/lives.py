@@ -191,16 +191,16 @@ def die(death: Death) -> None:
 
 def count_steps(counted: Callable[..., Any]) -> None:
     """Has each training step counted; the first is over when its graph is made."""
-    from nerf_tf import app
+    from nerf_tf import run
 
-    train = app.train
+    train = run.train
 
     def train_counted(trainer, *arguments):
         step = trainer.train_step
         trainer.train_step = lambda batch: counted(step, batch)
         train(trainer, *arguments)
 
-    app.train = train_counted
+    run.train = train_counted
 
 
 def tear(place: str, arguments: tuple[Any, ...]) -> None:
