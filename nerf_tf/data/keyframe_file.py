@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from nerf_tf.geometry.keyframes import Keyframes
 LARGEST_TEXT = 2**24
 # Seconds from one keyframe to the next. Less is a mistake, and the speed between them could be beyond all numbers.
 SHORTEST_STEP = 1e-6
+# Seconds from 0, either way, in which times lie: those since 1970 do, and sums of them are numbers.
+LATEST = 1e12
 
 
 def load_keyframes(path: str | os.PathLike[str]) -> Keyframes:
@@ -46,8 +47,8 @@ def _parse(document: object) -> Keyframes:
         if not isinstance(frame, dict):
             raise ValueError(f'keyframe {i} is not {{"time": ..., "c2w": ...}}')
         times.append(untrusted.number(frame.get("time"), f'keyframe {i}: "time"'))
-        if not math.isfinite(times[i]):
-            raise ValueError(f'keyframe {i}: "time" is {times[i]}; it must be finite')
+        if not abs(times[i]) <= LATEST:
+            raise ValueError(f'keyframe {i}: "time" is {times[i]:g} s; it must be within {LATEST:g} s of 0')
         if i and not times[i] - times[i - 1] >= SHORTEST_STEP:
             raise ValueError(
                 f'keyframe {i}: "time" {times[i]:g} does not come after {times[i - 1]:g}, or by less than '
