@@ -339,6 +339,7 @@ def test_contact_sheet_of_a_path(tmp_path, capsys, monkeypatch):
     contact_sheet = tool("contact_sheet")
     assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 2
     assert "no renderonly_path_*; run it with --render_only --save_arrays" in capsys.readouterr().err
+    (tmp_path / "renderonly_path_000200_old").mkdir()
     folder = tmp_path / "renderonly_path_000100"
     folder.mkdir()
     assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 2

@@ -63,7 +63,8 @@ def newest_path(run: Path) -> Path:
 
 
 def _newest(run: Path, patterns: Sequence[str], remedy: str) -> Path:
-    folders = [folder for pattern in patterns for folder in run.glob(pattern)]
+    found = (folder for pattern in patterns for folder in run.glob(pattern))
+    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are a user's copies
     if not folders:
         raise FileNotFoundError(f"{run}: no {' or '.join(patterns)}; run it with {remedy} --save_arrays")
     return max(folders, key=lambda folder: (int(folder.name.rsplit("_", 1)[1]), folder.name.startswith("renderonly")))
