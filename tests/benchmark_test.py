@@ -66,11 +66,13 @@ def test_work_is_counted(benchmark, values):
     assert 1 / 9 <= coarse["active"] < 0.5
     assert (fine["coloured"], fine["active"]) == (0.0, 0.0)
     # By hand: 63 and 16 wide layers, bottleneck 256, views 8, rgb 3, density 1.
-    assert benchmark.products(trainer, 0) == (63 * 16 + 16 * 16 + 16, 16 * 256 + (256 + 27) * 8 + 8 * 3)
-    trunk, branch = benchmark.products(trainer, 0)
+    trunk, branch = 63 * 16 + 16 * 16 + 16, 16 * 256 + (256 + 27) * 8 + 8 * 3
+    assert benchmark.products(trainer, 0, dense=True) == (trunk, branch)
     work = [{"points": 10, "coloured": 0.5, "active": 0.2}]
     assert benchmark.gigaflops(trainer, work, dense=True, training=False) == pytest.approx(2e-8 * (trunk + branch))
     assert benchmark.gigaflops(trainer, work, dense=True, training=True) == pytest.approx(6e-8 * (trunk + branch))
+    branch = (16 + 27) * 8 + 8 * 3
+    assert benchmark.products(trainer, 0, dense=False) == (trunk, branch)
     expected = 2e-8 * (trunk + 0.5 * branch + 0.4 * (trunk + branch))
     assert benchmark.gigaflops(trainer, work, dense=False, training=True) == pytest.approx(expected)
 
@@ -78,7 +80,10 @@ def test_work_is_counted(benchmark, values):
 def test_the_report(benchmark, tmp_path, capsys):
     assert benchmark.main([*FLAGS, "--repeats=2", f"--out={tmp_path}"]) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())
-    engines = report["cases"]["random weights"]["engines"]
+    case = report["cases"]["random weights"]
+    engines = case["engines"]
+    assert case["gradient_error"]["float32"] <= 1e-5 < case["gradient_error"]["bfloat16"] < 0.5
+    assert np.isfinite(case["pipeline_overhead"])
     assert set(engines) == set(benchmark.ENGINES)
     for kinds in engines.values():
         for record in kinds.values():

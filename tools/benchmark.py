@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import sys
@@ -180,12 +181,15 @@ def draw_race(records: dict):
     return figure
 
 
-def products(trainer: Trainer, pass_: int) -> tuple[int, int]:
+def products(trainer: Trainer, pass_: int, dense: bool) -> tuple[int, int]:
     """Multiplications for one point in the trunk of a pass's network, and in its view branch."""
     mlp = (trainer.coarse, trainer.fine)[pass_].mlp
-    sizes = {layer.name: int(np.prod(layer.kernel.shape)) for layer in mlp.layers if layer.weights}
-    branch = sum(sizes.get(name, 0) for name in ("bottleneck", "views", "rgb"))
-    return sum(sizes.values()) - branch, branch
+    shapes = {layer.name: layer.kernel.shape for layer in mlp.layers if layer.weights}
+    branch = [shapes.pop(name) for name in ("bottleneck", "views", "rgb") if name in shapes]
+    if branch and not dense:
+        (width, through), (views, outputs), rgb = branch
+        branch = [(width + views - through, outputs), rgb]  # the bottleneck and the layer behind it are one matrix
+    return sum(math.prod(shape) for shape in shapes.values()), sum(math.prod(shape) for shape in branch)
 
 
 def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
@@ -215,7 +219,7 @@ def gigaflops(trainer: Trainer, work: list[dict[str, float]], dense: bool, train
     """10^9 additions and multiplications of a step, or of rendering its rays: matrix products only."""
     total = 0.0
     for i, counted in enumerate(work):
-        trunk, branch = products(trainer, i)
+        trunk, branch = products(trainer, i, dense)
         coloured, active = (1.0, 1.0) if dense else (counted["coloured"], counted["active"])
         each = trunk + coloured * branch + (2.0 * active * (trunk + branch) if training else 0.0)
         total += 2e-9 * counted["points"] * each
@@ -244,6 +248,19 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, float]:
+    """How far each engine's gradients are from dense's: of all weight tensors the largest |difference| / |dense|."""
+    found = {}
+    for engine, trainer in trainers.items():
+        found[engine] = [x.numpy() for x in tf.function(trainer.gradients)(batch)[1]]
+
+    def error(gradients: list[np.ndarray]) -> float:
+        pairs = zip(gradients, found["dense"], strict=True)
+        return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+    return {engine: error(gradients) for engine, gradients in found.items() if engine != "dense"}
+
+
 def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, weights: str | None) -> dict:
     """Times and memory of every engine at random weights or at those of a file."""
     values["lrate"].value = 1e-12  # so that every step sees the same weights
@@ -259,6 +276,8 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         render = tf.function(lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb)
         runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
         runs[engine, "render"] = lambda render=render: render(batch.rays)
+    # Before any of them steps on, and to other random draws.
+    errors = gradient_errors(trainers, batch) if "dense" in trainers else None
     peaks = {key: profile_memory.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}
     same, fresh = [], []  # steps with the same batch again, and with the pipeline's next one, in pairs
@@ -270,6 +289,8 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
             fresh.append(timed(lambda: trainers["float32"].train_step(next(stream)).loss))
     work = count_work(trainers[args.engines[0]], batch)
     result = {"work": work, "engines": {}}
+    if errors is not None:
+        result["gradient_error"] = errors
     for (engine, kind), seconds in times.items():
         median = statistics.median(seconds)
         flops = gigaflops(trainers[engine], work, engine == "dense", kind == "train")
@@ -321,6 +342,8 @@ def table(report: dict) -> str:
         lines.append(f"\n{name}; samples with a colour / with a gradient, by pass: {', '.join(parts)}")
         if "pipeline_overhead" in case:
             lines.append(f"a step with a new batch against one with the same again: {case['pipeline_overhead']:+.1%}")
+        for engine, error in case.get("gradient_error", {}).items():
+            lines.append(f"gradients of {engine} against dense, worst tensor: {error:.1e} of its norm")
         lines.append(f"{'':17}{'s':>8}{'rays/s':>10}{'GFLOP/s':>9}{'of limit':>9}{'peak MB':>9}{'vs dense':>9}")
         for engine, kinds in case["engines"].items():
             for kind, r in kinds.items():

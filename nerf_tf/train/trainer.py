@@ -120,18 +120,8 @@ class Trainer:
         return [v for field in (self.coarse, self.fine) if field for v in field.mlp.trainable_variables]
 
     def _train_step(self, batch: RayBatch) -> StepResult:
-        """Renders a batch, and moves the weights against the gradient of its error.
-
-        The loss is the sum of both passes' mean squared errors (paper, equation 6). A batch of more rays than fit is
-        taken in chunks: each has its backward pass before the next begins, and their gradients are added up.
-        """
-        seed = self.step_seed()
-        count = batch.rgb.shape[0]
-        chunks = -(-count // self._rays_at_once(count))
-        if chunks == 1:
-            losses, gradients, opacity, sigma = self._gradients(batch, tf.fill([count], 1.0 / count), seed, 0)
-        else:
-            losses, gradients, opacity, sigma = self._accumulated_gradients(batch, chunks, seed)
+        """Renders a batch, and moves the weights against the gradient of its error."""
+        losses, gradients, opacity, sigma = self.gradients(batch)
         loss, learning_rate = tf.add_n(losses), self._training.learning_rate(self.step)
         bad = self._is_bad(loss, gradients)
 
@@ -144,6 +134,23 @@ class Trainer:
         self.counts.assign(guards.count(self.counts, bad, losses[-1], opacity, batch.rgb))
         psnr0 = mse_to_psnr(losses[0]) if len(losses) > 1 else None
         return StepResult(loss, mse_to_psnr(losses[-1]), psnr0, learning_rate, sigma, tf.identity(self.counts))
+
+    def gradients(self, batch: RayBatch) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """What the step that comes next makes of a batch; moves nothing.
+
+        The loss is the sum of both passes' mean squared errors (paper, equation 6). A batch of more rays than fit is
+        taken in chunks: each has its backward pass before the next begins, and their gradients are added up.
+
+        Returns:
+            Each pass's loss; the gradients of their sum with respect to all weights, times the loss scale if there is
+            one; `guards.opacities` of the last pass; and raw density [R, S] of the last pass and chunk.
+        """
+        seed = self.step_seed()
+        count = batch.rgb.shape[0]
+        chunks = -(-count // self._rays_at_once(count))
+        if chunks == 1:
+            return self._gradients(batch, tf.fill([count], 1.0 / count), seed, 0)
+        return self._accumulated_gradients(batch, chunks, seed)
 
     def step_seed(self) -> tf.Tensor:
         """[2] what decides the random draws of the step that comes next."""
