@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nerf_tf import files
 from nerf_tf.data.images import read_images
 from nerf_tf.render import outputs
 from nerf_tf.render.renderer import Image
@@ -158,5 +159,5 @@ def report(path: Path, about: Mapping[str, object], evaluation: Evaluation) -> N
         about["scene"], evaluation.width, evaluation.height, ", on white" if about["white_bkgd"] else "", step,
         "" if seconds is None else f", {seconds:.2f} s per view", evaluation.table(),
     )  # fmt: skip
-    outputs.write_text(path, json.dumps(dict(about) | evaluation.summary(), indent=2) + "\n")
+    files.write_text(path, json.dumps(dict(about) | evaluation.summary(), indent=2) + "\n")
     logger.info("%s", path)

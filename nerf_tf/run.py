@@ -12,13 +12,14 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config, evaluation
+from nerf_tf import build, config, evaluation, files
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
 from nerf_tf.render.curve import CurveFile
 from nerf_tf.render.renderer import Image, Renderer
+from nerf_tf.render.summaries import Summaries
 from nerf_tf.train import diagnosis, guards, tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.metrics import psnr
@@ -28,14 +29,19 @@ from nerf_tf.train.trainer import Event, StepResult, Trainer, train
 logger = logging.getLogger(__name__)
 
 
-def unless_unwritable(action: Callable[..., None]) -> Callable[..., None]:
-    """The same action, which warns where it cannot write its file rather than raise OSError."""
+def unless_unwritable(action: Callable[..., None], once: bool = False) -> Callable[..., None]:
+    """The same action, which warns where it cannot write its file rather than raise OSError; `once` in a row."""
+    failing = False
 
     def attempt(*arguments: object) -> None:
+        nonlocal failing
         try:
             action(*arguments)
+            failing = False
         except OSError as error:
-            logger.warning("%s; training goes on", " ".join(str(error).split()))
+            if not (once and failing):
+                logger.warning("%s; training goes on", " ".join(str(error).split()))
+            failing = True
 
     return attempt
 
@@ -57,7 +63,7 @@ class Log:
 
     def __init__(self, folder: Path, summaries: Path, start: int):
         self.curve = CurveFile(folder / "curve.png", summaries, start)
-        self._summaries = outputs.Summaries(summaries, start)
+        self._summaries = Summaries(summaries, start)
 
     def report(self, step: int, result: StepResult, rays_per_second: float) -> None:
         """Notes a step."""
@@ -173,9 +179,12 @@ class Run:
             Stopped: somebody asked for it; all is saved.
         """
         values, last = self.values, self.values.N_iters - 1
+        summaries = Path(values.basedir) / "summaries" / values.expname
+        for folder in (self.folder, summaries):
+            files.remove_unfinished(folder)
         if self.start > last and not self.store.unsettled:
             return self.finished()
-        log = Log(self.folder, Path(values.basedir) / "summaries" / values.expname, self.start)
+        log = Log(self.folder, summaries, self.start)
         save = Event(values.i_weights, lambda step: self.store.save())
         settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
 
@@ -189,14 +198,13 @@ class Run:
                 if self.start > last:
                     return self.finished()
                 self.write_settings(replace=True)
-                outputs.remove_unfinished(self.folder)
                 train(
                     self.trainer,
                     self.stop.guarded(batches),
                     values.N_iters,
                     values.expname,
                     values.i_print,
-                    unless_unwritable(log.report),
+                    unless_unwritable(log.report, once=True),
                     [save, *self.events(log), settle],
                     give_way,
                     guards.Watch(values.expname, values.max_bad_steps, stops=values.on_collapse != "warn").look,
@@ -228,9 +236,12 @@ class Run:
     def give_up(self, error: guards.BadSteps) -> NoReturn:
         """Saves the last bad step, to be looked into; no checkpoint, which would take the place of a better one."""
         path = self.folder / f"bad_step_{error.step:06d}.npz"
-        found = diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
-        hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --lrate may help"
-        raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
+        try:
+            found = diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
+            hint = f"first not finite: {found}. Look into it with python tools/replay_step.py {self.folder} {path}"
+        except OSError as unwritable:
+            hint = str(unwritable)
+        raise guards.BadSteps(f"{error}; {hint}; a lower --lrate may help", error.step, error.batch) from error
 
     def start_over(self, collapse: guards.Collapse) -> None:
         """Puts the files of a run that collapsed aside, into `collapsed_{n}`, and begins again with the next seed.
@@ -278,9 +289,9 @@ class Run:
     def write_settings(self, replace: bool) -> None:
         """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""
         if replace or not (self.folder / "args.txt").exists():
-            outputs.write_text(self.folder / "args.txt", config.args_text(self.values))
+            files.write_text(self.folder / "args.txt", config.args_text(self.values))
             if self.values.config is not None:
-                outputs.write_text(self.folder / "config.txt", config.config_text(self.values))
+                files.write_text(self.folder / "config.txt", config.config_text(self.values))
 
     def write_weights(self, step: int) -> None:
         """Writes the weights in the original's format."""

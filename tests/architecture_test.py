@@ -12,19 +12,20 @@ PACKAGE = "nerf_tf"
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 PROGRAMS = [*MODULES, *sorted((ROOT / "tools").rglob("*.py"))]
 
-# Imports point one way: untrusted, geometry, field <- data, render <- train <- app. A field reaches `render` as a
-# callable.
+# Imports point one way: files, untrusted, geometry, field <- data, render <- train <- app. A field reaches `render` as
+# a callable.
 BELOW = {
+    "files": set(),
     "untrusted": set(),
     "geometry": set(),
     "field": set(),
-    "data": {"untrusted", "geometry", "field"},
-    "render": {"untrusted", "geometry"},
-    "train": {"untrusted", "geometry", "field", "data", "render"},
+    "data": {"files", "untrusted", "geometry", "field"},
+    "render": {"files", "untrusted", "geometry"},
+    "train": {"files", "untrusted", "geometry", "field", "data", "render"},
     "config": {"untrusted", "geometry", "field", "data", "render", "train"},
     "build": {"untrusted", "geometry", "field", "data", "render", "train", "config"},
-    "evaluation": {"geometry", "field", "data", "render", "train"},
-    "run": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation"},
+    "evaluation": {"files", "geometry", "field", "data", "render", "train"},
+    "run": {"files", "geometry", "field", "data", "render", "train", "config", "build", "evaluation"},
     "app": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "run"},
     "__main__": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "run", "app"},
     "__init__": set(),

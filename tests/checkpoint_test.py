@@ -329,11 +329,12 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path, monkeypatch):
     if not Path("/proc/self/fd").exists():
         pytest.skip("needs Linux's /proc")
     trainer = make_trainer(seed=2)
-    for name in ("fsync", "rename", "replace"):
+    for name in ("fsync", "rename"):
         record(name)
     CheckpointStore(trainer, tmp_path).save()
     named = calls.index(("rename", "ckpt-1"))
-    sums = calls.index(("replace", ".ckpt-1/sha256.txt"))
-    assert calls[sums - 1][0] == "fsync"
-    assert set(calls[sums + 1 : named]) == {("fsync", f".ckpt-1{name}") for name in ("", *(f"/{p}" for p in PIECES))}
+    unfinished = calls[named - 1][1]
+    assert unfinished.startswith(".unfinished-")
+    expected = {unfinished, *(f"{unfinished}/{name}" for name in (*PIECES, checkpoint.SUMS))}
+    assert set(calls[:named]) == {("fsync", name) for name in expected}
     assert calls[named + 1] == ("fsync", ".")

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import tensorflow as tf
+from app_test import BLENDER, assert_one_line, run
 from checkpoint_test import make_trainer, state_of
-from outputs_test import make_image, read_summaries, scalars
+from outputs_test import make_image
+from summaries_test import read_summaries, scalars
 
+from nerf_tf import evaluation, files
+from nerf_tf.data import images
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.evaluation import Evaluation
+from nerf_tf.geometry.rays import Rays
 from nerf_tf.render import outputs
-from nerf_tf.train import lock, tf1_weights
+from nerf_tf.render.curve import CurveFile
+from nerf_tf.render.occupancy import Box, Occupancy
+from nerf_tf.render.summaries import Summaries
+from nerf_tf.run import Run
+from nerf_tf.train import diagnosis, guards, lock, tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
 
 PAGE = 4096
@@ -50,11 +65,40 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "filler"}
 
 
+def write_grids(path: Path) -> None:
+    grids = np.random.default_rng(0).integers(0, 2, [2, 64, 64, 64]).astype(bool)
+    Occupancy(Box(np.zeros(3), np.ones(3)), path, 2)._save("key", grids)
+
+
+def make_batch() -> RayBatch:
+    rows = np.random.default_rng(0).normal(size=[32, 3]).astype(np.float32)
+    return tf.nest.map_structure(tf.constant, RayBatch(Rays(rows, rows, rows, rows[:, :1], rows[:, :1] + 1), rows))
+
+
+def write_bad_step(path: Path) -> None:
+    diagnosis.save_step(path, make_trainer(seed=2), make_batch(), 1, ndc=False)
+
+
+def write_metrics(path: Path) -> None:
+    about = {"scene": "lego", "step": 1, "white_bkgd": True}
+    evaluation.report(path, about, Evaluation(path.parent, 8, 8, {"psnr_8bit": [30.0 + i / 7 for i in range(500)]}))
+
+
+def write_curve(path: Path) -> None:
+    file = CurveFile(path, path.parent / "summaries", start=0)
+    file.add(0, loss=0.5)
+    file.write()
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
         ("a.png", lambda path: outputs.write_png(path, NOISE)),
-        ("args.txt", lambda path: outputs.write_text(path, "x" * 3 * PAGE)),
+        ("args.txt", lambda path: files.write_text(path, "x" * 3 * PAGE)),
+        ("occupancy.npz", write_grids),
+        ("bad_step_000001.npz", write_bad_step),
+        ("metrics.json", write_metrics),
+        ("curve.png", write_curve),
         ("a.npz", lambda path: outputs.write_arrays(path, make_image(0, 64, 64))),
         ("model_000001.npy", lambda path: tf1_weights.save(path, [np.ones([60, 60], np.float32)])),
     ],
@@ -87,6 +131,38 @@ def test_a_video_gives_way_to_its_frames_or_to_nothing(small_disk, caplog):
         assert not list(small_disk.rglob(".*"))
 
 
+def write_views(folder: Path) -> None:
+    outputs.write_views(folder, [make_image(i, 64, 64) for i in range(3)], save_arrays=True)
+
+
+@pytest.mark.filterwarnings("error")  # pytest warns of an error that nobody can catch
+def test_views_up_to_a_full_disk_are_whole(small_disk):
+    folder = small_disk / "views"
+    write_views(folder)
+    whole = contents(folder)
+    for pages in (0, 11, 12, 20):  # the pixels of a view that wait for a video take 12
+        shutil.rmtree(folder)
+        with only(pages, small_disk):
+            with pytest.raises(OSError, match=r"views.*: cannot be written \(No space left"):
+                write_views(folder)
+            gc.collect()
+        assert contents(folder).items() <= whole.items()
+    write_views(folder)
+    assert contents(folder) == whole
+
+
+def test_smaller_photos_are_all_there_or_none(small_disk):
+    (small_disk / "images").mkdir()
+    for i in range(4):
+        imageio.imwrite(small_disk / "images" / f"{i}.png", NOISE)
+    before = contents(small_disk)
+    for pages in range(4):
+        with only(pages, small_disk), pytest.raises(OSError, match=r"images_2: cannot be written \(No space left"):
+            images.minify(small_disk, 2)
+        assert contents(small_disk) == before
+    assert len(list(images.minify(small_disk, 2).iterdir())) == 4
+
+
 def test_a_checkpoint_is_whole_or_absent(small_disk):
     trainer = make_trainer(seed=2)
     folder = small_disk / "checkpoints"
@@ -108,15 +184,19 @@ def test_a_checkpoint_is_whole_or_absent(small_disk):
 
 
 def test_tensorboard_goes_on_when_there_is_room_again(small_disk):
-    summaries = outputs.Summaries(small_disk / "summaries")
+    summaries = Summaries(small_disk / "summaries")
     summaries.scalars(0, loss=0.5)
 
     def write_much() -> None:
         for step in range(1, 200):
             summaries.histogram(step, "tran", tf.random.stateless_uniform([500], [0, step]))
 
-    with only(0, small_disk), pytest.raises(OSError, match="summaries: TensorBoard's file cannot be written"):
-        write_much()
+    found = len(list((small_disk / "summaries").iterdir()))
+    with only(0, small_disk):
+        for _ in range(5):
+            with pytest.raises(OSError, match=r"summaries: TensorBoard's file cannot be written \(/.*No space left"):
+                write_much()
+    assert len(list((small_disk / "summaries").iterdir())) == found
     summaries.scalars(200, loss=0.25)
     assert scalars(read_summaries(small_disk / "summaries"), "loss") == [(0, 0.5), (200, 0.25)]
 
@@ -125,3 +205,30 @@ def test_no_lock_without_room(small_disk):
     with only(0, small_disk), pytest.raises(OSError, match=r"run.lock: cannot be written \(No space left"):
         lock.held(small_disk / "run").__enter__()
     assert contents(small_disk) == {}
+
+
+def test_a_run_that_gives_up_says_why_even_if_it_cannot_save_the_step(small_disk):
+    run_of = SimpleNamespace(folder=small_disk, trainer=make_trainer(seed=2), scene=SimpleNamespace(ndc=False))
+    message = r"^step 7: bad; .*bad_step_000007.npz: cannot be written \(No space left on device\); a lower --lrate may"
+    with only(0, small_disk), pytest.raises(guards.BadSteps, match=message):
+        Run.give_up(run_of, guards.BadSteps("step 7: bad", 7, make_batch()))
+    assert contents(small_disk) == {}
+
+
+def test_a_run_whose_disk_fills_up_ends_with_one_line_at_the_next_checkpoint(small_disk, monkeypatch):
+    settle, before = CheckpointStore.settle, {}
+    quiet = ["--N_importance=0", "--i_weights=8", "--i_img=0", "--i_testset=0", "--i_video=0", "--i_print=1"]
+
+    def settle_and_fill(store: CheckpointStore) -> None:
+        settle(store)
+        before.update(contents(small_disk / "t"))
+        filled.enter_context(only(0, small_disk))
+
+    monkeypatch.setattr(CheckpointStore, "settle", settle_and_fill)
+    with contextlib.ExitStack() as filled:
+        result = run(*BLENDER, *quiet, f"--basedir={small_disk}", "--expname=t", "--N_iters=20")
+    assert_one_line(result, 1, r"ckpt-2: no checkpoint \(.*\); those before it are as they were$")
+    assert result.stderr.count("TensorBoard's file cannot be written") == 1
+    assert result.steps("t") == list(range(9))
+    assert before.pop(str(small_disk / "t" / "run.lock"))
+    assert contents(small_disk / "t") == before

@@ -78,8 +78,8 @@ def places() -> dict[str, tuple[Any, str]]:
     import tensorflow as tf
     from imageio.plugins.ffmpeg import FfmpegFormat
 
-    from nerf_tf.render import outputs
     from nerf_tf.render.renderer import Renderer
+    from nerf_tf.render.summaries import Summaries
     from nerf_tf.train import tf1_weights
 
     return {
@@ -91,8 +91,8 @@ def places() -> dict[str, tuple[Any, str]]:
         "weights": (tf1_weights.npy_format, "write_array_header_1_0"),  # the rest of the file follows it
         "image": (Path, "write_bytes"),
         "video": (FfmpegFormat.Writer, "_append_data"),
-        "scalars": (outputs.Summaries, "scalars"),
-        "view": (outputs.Summaries, "view"),
+        "scalars": (Summaries, "scalars"),
+        "view": (Summaries, "view"),
         "render": (Renderer, "image"),
     }
 

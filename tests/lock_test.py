@@ -60,6 +60,13 @@ def test_a_folder_without_files_goes_again(tmp_path):
     assert [path.name for path in (tmp_path / "logs" / "run").iterdir()] == ["args.txt"]
 
 
+def test_the_folders_are_on_the_disk_before_anything_is_in_them(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
+    with lock.held(tmp_path / "logs" / "run"):
+        assert {path.stat().st_ino for path in (tmp_path, tmp_path / "logs")} <= set(synced)
+
+
 @LINUX
 def test_a_holder_on_another_machine_counts_as_alive(tmp_path):
     write_holder(tmp_path, pid=7, host="elsewhere", boot="another")

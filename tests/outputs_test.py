@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import time
 import tracemalloc
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image as PILImage
-from tensorboard.backend.event_processing import plugin_event_accumulator  # what TensorBoard's page is made from
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nerf_tf.render import outputs, pictures
 from nerf_tf.render.renderer import Image
@@ -34,80 +28,6 @@ def make_image(seed: int, height: int = 4, width: int = 6, fine: bool = True) ->
 
     image = Image(plane(3), plane(), plane(), plane(), depth_ray=plane(), depth_z=plane())
     return image._replace(rgb0=plane(3), disp0=plane(), acc0=plane(), z_std=plane()) if fine else image
-
-
-# Complete files
-
-
-def test_a_file_appears_when_it_is_complete(tmp_path):
-    path = tmp_path / "new" / "folder" / "file.txt"
-    with outputs.complete_file(path) as temporary:
-        temporary.write_text("text")
-        assert not path.exists()
-        assert temporary.parent == path.parent
-        assert temporary.suffix == ".txt"
-    assert path.read_text() == "text"
-    assert names(path.parent) == ["file.txt"]
-
-
-def test_a_failing_block_leaves_nothing(tmp_path):
-    path = tmp_path / "file.txt"
-    with pytest.raises(RuntimeError, match="midway"), outputs.complete_file(path) as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        raise RuntimeError("midway")
-    assert names(tmp_path) == []
-
-
-def test_a_failing_block_keeps_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), outputs.complete_file(path) as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["file.txt"]
-
-
-def test_what_a_killed_process_left_is_removed_when_it_is_old(tmp_path):
-    folder = tmp_path / "testset_000010"
-    folder.mkdir()
-    for name, age in [(".unfinished-000-x.png", 7200), (".unfinished-001-x.png", 60), ("000.png", 7200)]:
-        (folder / name).touch()
-        os.utime(folder / name, times=(0, time.time() - age))
-    outputs.remove_unfinished(tmp_path)
-    assert names(folder) == [".unfinished-001-x.png", "000.png"]
-
-
-def test_tensorboard_shows_one_curve_after_steps_are_done_again(tmp_path):
-    for first_step, last_step in [(0, 5), (3, 4), (2, 6)]:
-        summaries = outputs.Summaries(tmp_path, first_step)
-        for step in range(first_step, last_step):
-            summaries.scalars(step, loss=10 * first_step + step)
-        time.sleep(1.1)  # files of TensorBoard are told apart by the second
-    events = plugin_event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
-    events.Reload()
-    assert scalars(events, "loss") == [(0, 0), (1, 1), (2, 22), (3, 23), (4, 24), (5, 25)]
-
-
-def test_a_complete_file_replaces_the_old_one(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old, and longer")
-    outputs.write_text(path, "new: ä")
-    assert path.read_text(encoding="utf-8") == "new: ä"
-    assert names(tmp_path) == ["file.txt"]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
-def test_files_have_the_usual_mode(tmp_path):
-    old = os.umask(0o022)
-    try:
-        outputs.write_text(tmp_path / "file.txt", "")
-        assert (tmp_path / "file.txt").stat().st_mode & 0o777 == 0o644
-        os.umask(0o077)
-        outputs.write_text(tmp_path / "private.txt", "")
-        assert (tmp_path / "private.txt").stat().st_mode & 0o777 == 0o600
-    finally:
-        os.umask(old)
 
 
 # 8 bits
@@ -181,6 +101,23 @@ def test_views_are_written_one_by_one(tmp_path):
     with pytest.raises(RuntimeError, match="second view"):
         outputs.write_views(tmp_path, images(), save_arrays=False)
     assert names(tmp_path) == ["000.png"]
+
+
+def test_views_of_an_earlier_rendering_go_when_all_are_there(tmp_path):
+    outputs.write_views(tmp_path, [make_image(i) for i in range(3)], save_arrays=True)
+    for name in ("1000.png", "video.mp4", "12.png", "notes.png"):
+        (tmp_path / name).touch()
+
+    def images():
+        yield make_image(7)
+        assert {"001.png", "002.npz", "1000.png"} <= set(names(tmp_path))
+        yield make_image(8)
+
+    others = ["12.png", "notes.png", "video.mp4"]
+    outputs.write_views(tmp_path, images(), save_arrays=True)
+    assert names(tmp_path) == sorted(["000.npz", "000.png", "001.npz", "001.png", *others])
+    outputs.write_views(tmp_path, [make_image(9)], save_arrays=False)
+    assert names(tmp_path) == sorted(["000.png", *others])
 
 
 # Film
@@ -348,58 +285,3 @@ def test_neither_video_nor_frames_end_a_run(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         outputs.write_video(tmp_path / "video.mp4", gradient(4, 4), fps=30)
     assert "nor its frames (No space left on device)" in caplog.text
-
-
-# TensorBoard
-
-
-def read_summaries(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    events.Reload()
-    return events
-
-
-def scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
-
-
-def image_summary(events: EventAccumulator, tag: str) -> np.ndarray:
-    (event,) = events.Tensors(tag)
-    width, height, *pngs = tf.make_ndarray(event.tensor_proto)
-    assert len(pngs) == 1
-    image = np.asarray(PILImage.open(io.BytesIO(pngs[0])))
-    assert image.shape[:2] == (int(height), int(width))
-    return image
-
-
-def test_scalars_and_histograms(tmp_path):
-    summaries = outputs.Summaries(tmp_path / "summaries")
-    for step in (0, 100):
-        summaries.histogram(step, "tran", tf.range(6.0) + step)
-        summaries.scalars(step, loss=tf.constant(0.5 + step), psnr=3, psnr0=None)
-    events = read_summaries(tmp_path / "summaries")  # complete while the run is still on
-    assert sorted(events.Tags()["tensors"]) == ["loss", "psnr", "tran"]
-    assert scalars(events, "loss") == [(0, 0.5), (100, 100.5)]
-    assert scalars(events, "psnr") == [(0, 3.0), (100, 3.0)]
-    first, second = (tf.make_ndarray(event.tensor_proto) for event in events.Tensors("tran"))  # [left, right, count]
-    assert first[:, 2].sum() == 6
-    assert (first[0, 0], first[-1, 1]) == (0.0, 5.0)
-    assert (second[0, 0], second[-1, 1]) == (100.0, 105.0)
-
-
-def test_a_view_beside_its_photo(tmp_path):
-    image, photo = make_image(0), make_image(1).rgb
-    outputs.Summaries(tmp_path).view(20, image, photo)
-    events = read_summaries(tmp_path)
-    assert sorted(events.Tags()["tensors"]) == ["acc", "disp", "disp0", "rgb", "rgb0", "rgb_holdout", "z_std"]
-    assert events.Tensors("rgb")[0].step == 20
-    expected = {"rgb": image.rgb, "rgb0": image.rgb0, "rgb_holdout": photo, "acc": image.acc}
-    for tag, values in expected.items():
-        np.testing.assert_array_equal(image_summary(events, tag), np.floor(255 * values))
-    for tag, values in {"disp": image.disp, "disp0": image.disp0, "z_std": image.z_std}.items():
-        np.testing.assert_allclose(image_summary(events, tag), 255 * values / values.max(), atol=1)
-
-
-def test_a_view_without_a_fine_network(tmp_path):
-    outputs.Summaries(tmp_path).view(0, make_image(0, fine=False), make_image(1).rgb)
-    assert sorted(read_summaries(tmp_path).Tags()["tensors"]) == ["acc", "disp", "rgb", "rgb_holdout"]

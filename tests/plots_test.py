@@ -202,6 +202,33 @@ def test_history_before_a_step_and_of_a_file_cut_short(tmp_path):
     assert list(curve.History.read(folder).curves()["psnr_holdout"][0]) == [0, 100, 200, 300]
 
 
+def test_what_another_program_calls_loss_is_no_matter(tmp_path):
+    write_run(tmp_path, "run", {0: 10.0})
+    folder = tmp_path / "summaries" / "run"
+    with tf.summary.create_file_writer(str(folder), filename_suffix=".other").as_default():
+        tf.summary.histogram("loss", [1.0, 2.0], step=1)
+        tf.summary.text("psnr", "high", step=2)
+        tf.summary.scalar("psnr", 11.0, step=3)
+    curves = curve.History.read(folder).curves()
+    assert {tag: list(steps) for tag, (steps, _) in curves.items()} == {
+        "loss": [0],
+        "psnr": [0, 3],
+        "psnr_holdout": [0],
+    }
+
+
+def test_a_curve_that_cannot_be_drawn_is_an_error_of_its_file(tmp_path, monkeypatch):
+    def stumble(runs):
+        raise RuntimeError("no font")
+
+    file = curve.CurveFile(tmp_path / "curve.png", tmp_path / "summaries" / "run", start=0)
+    file.add(0, loss=0.1)
+    monkeypatch.setattr(curve, "draw", stumble)
+    with pytest.raises(OSError, match=r"curve.png: cannot be drawn \(no font\)"):
+        file.write()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_curve_goes_on_where_an_earlier_run_stopped(tmp_path):
     write_run(tmp_path, "run", {0: 10.0, 100: 12.0, 200: 99.0})
     file = curve.CurveFile(tmp_path / "run" / "curve.png", tmp_path / "summaries" / "run", start=150)

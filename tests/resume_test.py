@@ -177,6 +177,7 @@ def check(case: Case, history: History, kills: int) -> None:
     assert [event.step for event in shown.Tensors("loss")] == list(range(history.steps))
 
     assert files_of(killed) == {name.replace("straight_", "killed_") for name in files_of(straight)}
+    assert list(history.basedir.rglob(".*")) == [], "a death left them, and the next life did not see to it"
     for name in files_of(killed):
         # The curve shows when a step was done twice, if only in its last bits.
         if name.endswith((".png", ".npy")) and name != "curve.png":

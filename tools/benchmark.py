@@ -31,13 +31,12 @@ import profile_memory
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config
+from nerf_tf import build, config, files
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.query import ROW_TOLERANCE, Field
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.render import outputs
 from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.guards import opacities
@@ -410,7 +409,7 @@ def main(argv: list[str] | None = None) -> int:
             name, report = "benchmark", measure_all(args, values, scene)
             print(table(report))
             picture = draw(report)
-        outputs.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
+        files.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
         drawing.save(picture, args.out / f"{name}.png")
     except (ValueError, OSError) as error:
         print(f"benchmark: {' '.join(str(error).split())}", file=sys.stderr)

@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from nerf_tf import build, config
+from nerf_tf import build, config, files
 from nerf_tf.data.scene import Scene
-from nerf_tf.render import outputs
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.train.metrics import psnr
 
@@ -112,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
             records = measure(values, scene, view, max(values.render_factor, 1))
         path = args.out / "view.json"
         report = {"datadir": values.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
-        outputs.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
+        files.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
     except (ValueError, OSError) as error:
         print(f"benchmark_view: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nerf_tf import config, untrusted
+from nerf_tf import config, files, untrusted
 
 # Dataset type, scene: mean PSNR and SSIM of the paper's full model, from the appendix's tables of each scene.
 PAPER = {
@@ -147,10 +147,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def write(path: Path, table: Sequence[Row]) -> None:
     """Writes the table as Markdown or JSON, as the file's ending says."""
-    from nerf_tf.render import outputs  # loads TensorFlow, which printing a table need not wait for
-
     text = markdown_text(table) if path.suffix == ".md" else json.dumps(table, indent=2) + "\n"
-    outputs.write_text(path, text)
+    files.write_text(path, text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
-from nerf_tf import build, config, evaluation, untrusted
+from nerf_tf import build, config, evaluation, files, untrusted
 from nerf_tf.data import images
 from nerf_tf.render import outputs, pictures
 from nerf_tf.train import metrics
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
             views = read_views(args.renders or newest_renders(args.run), load_photos(args.run / "args.txt"))
             shown = np.unique(np.linspace(0, len(views) - 1, args.views).round().astype(int))
             sheet = draw_sheet(args.run.resolve().name, views, shown)
-        with outputs.complete_file(out) as temporary:
+        with files.complete_file(out) as temporary:
             sheet.save(temporary)
     except (ValueError, OSError) as error:
         print(f"contact_sheet: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 import trained
 
-from nerf_tf import build
+from nerf_tf import build, files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import surface, transform
 from nerf_tf.render import outputs
@@ -89,7 +89,7 @@ def write_points(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
     kinds = {"<f4": "float", "u1": "uchar"}
     properties = "".join(f"property {kinds[kind]} {name}\n" for name, kind in COLUMNS)
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{properties}end_header\n"
-    with outputs.complete_file(path) as temporary:
+    with files.complete_file(path) as temporary:
         temporary.write_bytes(header.encode() + records.tobytes())
 
 

@@ -29,7 +29,7 @@ import tensorflow as tf
 import trained
 from tqdm import tqdm
 
-from nerf_tf import build
+from nerf_tf import build, files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import ndc_to_world, transform
 from nerf_tf.geometry.rays import image_rays
@@ -207,7 +207,7 @@ def write_mesh(path: Path, surface: Surface, colours: np.ndarray) -> None:
     import trimesh
 
     mesh = trimesh.Trimesh(surface.vertices, surface.faces, vertex_colors=colours, process=False)
-    with outputs.complete_file(path) as temporary:
+    with files.complete_file(path) as temporary:
         mesh.export(temporary, file_type=path.suffix[1:])
 
 

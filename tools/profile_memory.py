@@ -45,13 +45,13 @@ from absl import flags
 from tqdm import tqdm
 
 import nerf_tf
-from nerf_tf import build, config
+from nerf_tf import build, config, files
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import memory, outputs
+from nerf_tf.render import memory
 from nerf_tf.render.renderer import RenderSettings, render_rays
 from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
 from nerf_tf.render.volume import volume_render
@@ -446,7 +446,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_spelt(row[column]) for column in columns] for row in rows)
-    outputs.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())
 
 
 def draw(rows: Sequence[dict]):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import refinement
 
+from nerf_tf import files
 from nerf_tf.geometry import keyframes
 from nerf_tf.render import outputs
 
@@ -238,7 +239,7 @@ class Page:
         number = next(i for i in range(10**6) if not list(out.glob(f"viewer_{i:03d}.*")))
         path = out / f"viewer_{number:03d}.json"
         try:
-            outputs.write_text(path, keyframes.keyframes_json(self._path()))
+            files.write_text(path, keyframes.keyframes_json(self._path()))
         except OSError as error:
             self.keyframes.content = f"not written: {error}"
             return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nerf_tf import untrusted
+from nerf_tf.files import complete_folder
 
 # What the original looks for, and in this spelling.
 IMAGE_ENDINGS = ("JPG", "jpg", "png")
@@ -223,6 +223,7 @@ def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
 
     Raises:
         FileNotFoundError: there is nothing to shrink.
+        OSError: the folder cannot be written.
         ValueError: the factor is not positive, an image cannot be read, or two images differ in their ending only.
     """
     if factor <= 0:
@@ -236,25 +237,16 @@ def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
     paths = list_images(source)
     if len({path.stem for path in paths}) < len(paths):
         raise ValueError(f"{source}: two images differ only in their ending, so their PNG copies would share a name")
-    # One level down, since the temporary folder itself is closed to other users.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=datadir) as workplace:
-        unfinished = Path(workplace) / target.name
-        unfinished.mkdir()
 
-        def shrink(index: int) -> None:
-            image = _decode(paths[index])
-            size = tuple(max(1, int(side / factor + 0.5)) for side in image.size)
-            image.resize(size, Image.Resampling.LANCZOS).save(unfinished / f"{paths[index].stem}.png")
+    def shrink(path: Path, folder: Path) -> None:
+        image = _decode(path)
+        size = tuple(max(1, int(side / factor + 0.5)) for side in image.size)
+        image.resize(size, Image.Resampling.LANCZOS).save(folder / f"{path.stem}.png")
 
-        _parallel(shrink, len(paths), f"Making {target.name}")
-        _publish(unfinished, target)
-    return target
-
-
-def _publish(unfinished: Path, target: Path) -> None:
-    """Gives a complete folder its final name; if another process was faster, its folder stays."""
     try:
-        unfinished.replace(target)
+        with complete_folder(target) as unfinished:
+            _parallel(lambda index: shrink(paths[index], unfinished), len(paths), f"Making {target.name}")
     except OSError:
-        if not target.is_dir():
+        if not target.is_dir():  # by another process, which was faster
             raise
+    return target

@@ -37,16 +37,23 @@ class History:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
         from tensorboard.util.tensor_util import make_ndarray
 
+        def number(tensor) -> float | None:
+            try:
+                return float(make_ndarray(tensor))
+            except (TypeError, ValueError):  # another program's, and no scalar
+                return None
+
         written = [
-            (event.wall_time, event.step, value.tag, float(make_ndarray(value.tensor)))
+            (event.wall_time, event.step, value.tag, found)
             for path in folder.glob("*tfevents*")
             for event in EventFileLoader(str(path)).Load()
             for value in event.summary.value
             if value.tag in TAGS and (before is None or event.step < before)
+            if (found := number(value.tensor)) is not None
         ]
         history = cls()
-        for _, step, tag, number in sorted(written):
-            history.add(step, **{tag: number})
+        for _, step, tag, found in sorted(written):
+            history.add(step, **{tag: found})
         return history
 
     def add(self, step: int, **values: float) -> None:
@@ -144,7 +151,16 @@ class CurveFile:
         self._history.add(step, **values)
 
     def write(self) -> None:
-        """Draws everything up to now; nothing where there is nothing yet."""
+        """Draws everything up to now; nothing where there is nothing yet.
+
+        Raises:
+            OSError: it cannot be drawn or written.
+        """
         curves = self._history.curves()
         if self._drawable and curves:
-            figures.save(draw({self._name: curves}), self._path)
+            try:
+                figures.save(draw({self._name: curves}), self._path)
+            except OSError:
+                raise
+            except Exception as error:  # whatever matplotlib stumbles over
+                raise OSError(f"{self._path}: cannot be drawn ({error or type(error).__name__})") from error

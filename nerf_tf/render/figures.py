@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nerf_tf.render import outputs
+from nerf_tf import files
 
 INK, PALE, GRID = "#222831", "#78808a", "#e2e5e9"
 BLUE, ORANGE, GREEN, RED = "#2f6fb5", "#e07b2c", "#3c9a5f", "#c8444f"
@@ -36,5 +36,5 @@ def tidy(axes, title: str) -> None:
 
 def save(figure, path: Path) -> None:
     """Writes the figure as a PNG, under its name only when complete."""
-    with outputs.complete_file(path) as temporary:
+    with files.complete_file(path) as temporary:
         figure.savefig(temporary, format="png")

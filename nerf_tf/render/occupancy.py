@@ -19,7 +19,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nerf_tf import untrusted
-from nerf_tf.render.outputs import complete_file
+from nerf_tf.files import complete_file
 from nerf_tf.render.renderer import FieldFunction
 
 logger = logging.getLogger(__name__)

@@ -1,22 +1,20 @@
-"""Rendered views as files: PNG, float arrays, video, TensorBoard."""
+"""Rendered views as files: PNG, float arrays, video."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import math
 import os
+import re
 import tempfile
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
-import tensorflow as tf
 
+from nerf_tf.files import complete_file, make_folder, writing
 from nerf_tf.render import pictures
 from nerf_tf.render.renderer import Image
 
@@ -24,79 +22,6 @@ logger = logging.getLogger(__name__)
 
 # imageio-ffmpeg's scale of 0 to 10; the original's choice.
 VIDEO_QUALITY = 8
-MAX_HISTOGRAM_VALUES = 2**16
-# What names of temporary files begin with.
-UNFINISHED = ".unfinished-"
-UNFINISHED_SECONDS = 3600
-
-
-@contextlib.contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`, which becomes `path` if the block ends well and vanishes if not.
-
-    It becomes `path` only once it is on the disk, so a machine that dies leaves the old file or the new one, whole.
-
-    Raises:
-        OSError: naming `path`, where it cannot be written.
-    """
-    try:
-        make_folder(path.parent)
-        handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            sync_file(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, unless they are there."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Waits until a file's contents are on the disk."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, where the system knows how to."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # said by file systems that know no such thing
-            raise
-    finally:
-        os.close(handle)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes temporary files that a killed process left below a folder, once they are an hour old."""
-    for path in folder.rglob(f"{UNFINISHED}*"):
-        # A younger one may be somebody's who renders into the folder now.
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
-                path.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def to_8bit(values: np.ndarray) -> np.ndarray:
@@ -149,20 +74,34 @@ class Film:
     SAMPLES = 2**12  # depths of a view, evenly spread, that count for the range of colours
 
     def __init__(self, folder: Path):
-        """Makes the file in `folder`, where there is room for frames; it is gone with this object."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        """Makes the file in `folder`, where there is room for frames; it is gone with this object.
+
+        Raises:
+            OSError: naming the folder, where it cannot be written.
+        """
+        with writing(folder):
+            make_folder(folder)
+            # No buffer: what a full disk had no room for would be tried again, and fail again, as the file is closed.
+            self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115
+        self._folder = folder
         weakref.finalize(self, self._file.close)
         self._shapes: list[tuple[int, tuple[int, ...]]] = []
         self._largest_disparity, self._depths = 0.0, []
 
     def append(self, image: Image) -> np.ndarray:
-        """Keeps a view, and returns its colours in 8 bits [H, W, 3]."""
+        """Keeps a view, and returns its colours in 8 bits [H, W, 3].
+
+        Raises:
+            OSError: naming the folder, where it cannot be written.
+        """
         pixels = np.empty(image.acc.shape, self.PIXEL)
         pixels["rgb"], pixels["acc"] = to_8bit(image.rgb), to_8bit(image.acc)
         pixels["disp"], pixels["depth"] = image.disp, pictures.expected_depth(image.depth, image.acc)
-        self._shapes.append((self._file.seek(0, os.SEEK_END), pixels.shape))
-        self._file.write(pixels.tobytes())
+        with writing(self._folder):
+            place, left = self._file.seek(0, os.SEEK_END), memoryview(pixels.tobytes())
+            while left:
+                left = left[self._file.write(left) :]
+        self._shapes.append((place, pixels.shape))
         self._largest_disparity = max(self._largest_disparity, largest_disparity(image.disp))
         depths = pictures.solid_values(pixels["depth"], image.acc)
         self._depths.append(depths[:: -(-depths.size // self.SAMPLES) or 1].copy())
@@ -207,12 +146,6 @@ def write_png(path: Path, image: np.ndarray) -> None:
         temporary.write_bytes(data)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file."""
-    with complete_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_arrays(path: Path, image: Image) -> None:
     """Writes a view's rgb [H, W, 3] and its disp, acc, depth, depth_ray, depth_z [H, W] as float32 arrays in an npz."""
     arrays = {name: getattr(image, name) for name in ("rgb", "disp", "acc", "depth", "depth_ray", "depth_z")}
@@ -221,12 +154,21 @@ def write_arrays(path: Path, image: Image) -> None:
 
 
 def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> Film:
-    """Writes each view as `NNN.png` as soon as it is there, and with `save_arrays` as `NNN.npz` too."""
-    film = Film(folder)
+    """Writes each view as `NNN.png` as soon as it is there, and with `save_arrays` as `NNN.npz` too.
+
+    After the last one, views and arrays of an earlier rendering go, since they would pass for some of this one.
+    """
+    film, written = Film(folder), set()
     for i, image in enumerate(images):
-        write_png(folder / f"{i:03d}.png", film.append(image))
+        path = folder / f"{i:03d}.png"
+        write_png(path, film.append(image))
+        written.add(path)
         if save_arrays:
-            write_arrays(folder / f"{i:03d}.npz", image)
+            write_arrays(path.with_suffix(".npz"), image)
+            written.add(path.with_suffix(".npz"))
+    for path in set(folder.iterdir()) - written:
+        if re.fullmatch(r"\d{3,}\.(png|npz)", path.name):
+            path.unlink()
     return film
 
 
@@ -283,84 +225,3 @@ def _check_video(path: Path, frames: int) -> None:
         written = 0
     if written != frames:
         raise OSError(f"ffmpeg wrote {written} of {frames} frames; is the disk full?")
-
-
-class Summaries:
-    """TensorBoard's view of a run, under the original's tags.
-
-    All of its methods raise OSError, naming the folder, where TensorBoard's files cannot be written.
-    """
-
-    def __init__(self, folder: Path, first_step: int = 0):
-        """Makes the folder.
-
-        Args:
-            folder: where the files go.
-            first_step: the step with which a run goes on; what a killed run wrote from there on no longer counts.
-        """
-        make_folder(folder)
-        self._folder, self._first_step = folder, first_step
-        self._started = False
-        self._writer: tf.summary.SummaryWriter | None = None
-
-    @contextlib.contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
-        """Writes what the block says about a step, and waits until it is in the file."""
-        try:
-            if not self._started:
-                self._start()
-            if self._writer is None:
-                self._writer = tf.summary.create_file_writer(str(self._folder))
-            with self._writer.as_default(step=step):
-                yield
-            self._writer.flush()
-        except tf.errors.OpError as error:
-            self._writer = None  # what comes after half a record is not read, so the next goes to another file
-            reason = str(error).strip().partition("\n")[0]
-            raise OSError(f"{self._folder}: TensorBoard's file cannot be written ({reason})") from error
-
-    def _start(self) -> None:
-        """Writes the event that has TensorBoard forget steps that a killed run had done and this one does again.
-
-        TensorBoard takes the first one that it finds for the start of a run, so that comes with one, too.
-        """
-        now = time.time()
-        started = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        events = [
-            tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2"),
-            tf.compat.v1.Event(wall_time=now, step=self._first_step, session_log=started),
-        ]
-        # TensorBoard reads files in the order of their names: this one after the killed run's, and before our own.
-        with (
-            complete_file(self._folder / f"events.out.tfevents.{int(now):010d}.0.start") as temporary,
-            tf.io.TFRecordWriter(str(temporary)) as writer,
-        ):
-            for event in events:
-                writer.write(event.SerializeToString())
-        self._started = True
-
-    def scalars(self, step: int, **values: tf.Tensor | float | None) -> None:
-        """Writes scalars, leaving out those that are None."""
-        with self._writing(step):
-            for tag, value in values.items():
-                if value is not None:
-                    tf.summary.scalar(tag, value)
-
-    def histogram(self, step: int, tag: str, values: tf.Tensor) -> None:
-        """Writes a histogram of values, or of evenly spaced ones where they are very many."""
-        flat = values.numpy().ravel()
-        # TensorBoard takes 240 bytes a value to sort them; on a GPU that would be more than a training step takes.
-        with tf.device("CPU:0"), self._writing(step):
-            tf.summary.histogram(tag, flat[:: -(-flat.size // MAX_HISTOGRAM_VALUES)])
-
-    def view(self, step: int, image: Image, photo: np.ndarray) -> None:
-        """Writes a rendered view beside its photo [H, W, 3]."""
-        tiles = {"rgb": to_8bit(image.rgb), "disp": normalised_disparity([image.disp])[0], "acc": to_8bit(image.acc)}
-        tiles["rgb_holdout"] = to_8bit(photo)
-        if image.rgb0 is not None:
-            tiles["rgb0"] = to_8bit(image.rgb0)
-            tiles["disp0"] = normalised_disparity([image.disp0])[0]
-            tiles["z_std"] = normalised_disparity([image.z_std])[0]
-        with self._writing(step):
-            for tag, tile in tiles.items():
-                tf.summary.image(tag, tile[None, ..., None] if tile.ndim == 2 else tile[None])

@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from nerf_tf.render.outputs import complete_file, make_folder, sync_file, sync_folder, write_text
+from nerf_tf.files import UNFINISHED, complete_file, complete_folder
 from nerf_tf.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -73,24 +73,14 @@ class CheckpointStore:
         Raises:
             OSError: it cannot be written. What was there before is still there.
         """
-        make_folder(self._folder)
         last = self.newest
         path = self._folder / f"ckpt-{int(last.name.removeprefix('ckpt-')) + 1 if last else 1}"
-        for leftover in self._folder.glob(".ckpt-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        unfinished = self._folder / f".{path.name}"
+        self._checkpoint.counts = self._trainer.counts
         try:
-            unfinished.mkdir()
-            self._checkpoint.counts = self._trainer.counts
-            self._checkpoint.write(str(unfinished / STATE))
-            write_text(unfinished / SUMS, "".join(f"{line}\n" for line in _sums(unfinished)))
-            for piece in PIECES:
-                sync_file(unfinished / piece)
-            sync_folder(unfinished)
-            unfinished.rename(path)
-            sync_folder(self._folder)
+            with complete_folder(path) as unfinished:
+                self._checkpoint.write(str(unfinished / STATE))
+                (unfinished / SUMS).write_text("".join(f"{line}\n" for line in _sums(unfinished)), encoding="utf-8")
         except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
             reason = getattr(error.__cause__ or error, "strerror", None) or _first_line(error)
             raise OSError(f"{path}: no checkpoint ({reason}); those before it are as they were") from error
         self.path, self.step = path, int(self._trainer.step.numpy())
@@ -111,7 +101,8 @@ class CheckpointStore:
 
     def _remove(self, path: Path) -> None:
         if path.is_dir():
-            gone = path.rename(path.with_name(f".{path.name}"))  # at one go; half a checkpoint would pass for a damage
+            # At one go: half a checkpoint would pass for a damage.
+            gone = path.rename(path.with_name(f"{UNFINISHED}{path.name}"))
             shutil.rmtree(gone, ignore_errors=True)
         else:
             for ending in OLD_ENDINGS:

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.query import Field
+from nerf_tf.files import complete_file
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.outputs import complete_file
 from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass
 from nerf_tf.train.trainer import Trainer
 

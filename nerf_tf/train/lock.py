@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nerf_tf.files import make_folder
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -37,8 +39,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         OSError: another process trains there, or may do; or the file cannot be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    made = make_folder(folder)
     path = folder / NAME
     try:
         handle = _take(path)

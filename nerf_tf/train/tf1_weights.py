@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from nerf_tf import untrusted
-from nerf_tf.render.outputs import complete_file
+from nerf_tf.files import complete_file
 from nerf_tf.train import pickled_arrays
 
 # The largest file that is taken for weights; a trunk of 8 layers of 4096 units takes half of these bytes.

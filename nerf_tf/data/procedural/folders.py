@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import multiprocessing
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from nerf_tf.data.procedural import still_life
 from nerf_tf.data.procedural.tracing import depth, render
+from nerf_tf.files import complete_folder
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 
@@ -101,6 +100,7 @@ def _write_once(datadir: str | Path, settings: dict, make: Callable[[Path], None
 
     Raises:
         ValueError: the folder exists and holds something else.
+        OSError: it cannot be written.
     """
     datadir = Path(datadir).absolute()
     settings = {"revision": _REVISION, **settings}
@@ -110,19 +110,9 @@ def _write_once(datadir: str | Path, settings: dict, make: Callable[[Path], None
             raise ValueError(f"{datadir}: exists and was not written with {settings}; remove it or name another folder")
         logger.info("%s: is there already, with the same settings", datadir)
         return datadir
-    datadir.parent.mkdir(parents=True, exist_ok=True)
-    # One level down, since the temporary folder itself is closed to other users.
-    shelter = Path(tempfile.mkdtemp(prefix=f".{datadir.name}-", dir=datadir.parent))
-    try:
-        unfinished = shelter / datadir.name
-        unfinished.mkdir()
+    with complete_folder(datadir) as unfinished:
         make(unfinished)
         (unfinished / _STAMP).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        if datadir.is_dir():
-            datadir.rmdir()
-        unfinished.rename(datadir)
-    finally:
-        shutil.rmtree(shelter, ignore_errors=True)
     return datadir
 
 
