@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config, evaluation
+from nerf_tf import build, config, evaluation, planning
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
@@ -161,7 +161,7 @@ class Run:
         """What `renderer.path` renders; raises `Stopped` between two views if training shall stop."""
         return self.stop.guarded(self.renderer.path(*arguments, **keywords))
 
-    def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> bool:
+    def train(self, batches: Iterable[RayBatch], planned: planning.Memory) -> bool:
         """Trains up to `--N_iters`, writing what the original writes, when it writes it.
 
         Returns:

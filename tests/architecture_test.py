@@ -20,11 +20,13 @@ BELOW = {
     "render": {"geometry"},
     "train": {"geometry", "field", "data", "render"},
     "config": {"geometry", "field", "data", "render", "train"},
-    "build": {"geometry", "field", "data", "render", "train", "config"},
+    "paths": {"geometry", "data"},
+    "planning": {"field", "render", "train"},
+    "build": {"geometry", "field", "data", "render", "train", "config", "planning"},
     "evaluation": {"geometry", "field", "data", "render", "train"},
-    "run": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation"},
-    "app": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "run"},
-    "__main__": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "run", "app"},
+    "run": {"geometry", "data", "render", "train", "config", "planning", "build", "evaluation"},
+    "app": {"data", "train", "config", "paths", "planning", "build", "evaluation", "run"},
+    "__main__": {"config", "app"},
     "__init__": set(),
 }
 # Dependencies that every installation has; whatever else a function wants, it imports itself.

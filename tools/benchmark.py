@@ -30,7 +30,7 @@ import profile_memory
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config
+from nerf_tf import build, config, planning
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import positional_encoding
@@ -82,7 +82,7 @@ def make_trainer(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:
     values["mixed_precision"].value = "float32" if engine == "dense" else engine
     trainer = build.make_trainer(values, ndc)
     if engine != "dense":
-        build.plan_training(values, trainer)
+        planning.plan_training(values, trainer)
         return trainer
     fields = [f and DenseField(f.mlp, f.settings, f.netchunk) for f in (trainer.coarse, trainer.fine)]
     return DenseTrainer(*fields, config.render_settings(values, ndc), config.train_settings(values), values.random_seed)

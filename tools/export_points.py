@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 import trained
 
-from nerf_tf import build
+from nerf_tf import planning
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import surface, transform
 from nerf_tf.render import outputs
@@ -126,11 +126,11 @@ def main(argv: list[str] | None = None) -> int:
         factor = max(values.render_factor, 1)
         points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
         write_points(args.out, points, colours)
-    except (ValueError, OSError, build.OutOfMemory) as error:
+    except (ValueError, OSError, planning.OutOfMemory) as error:
         print(f"export_points: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except tf.errors.ResourceExhaustedError as error:
-        print(f"export_points: out of memory ({build.failed_allocation(error)}): lower --chunk", file=sys.stderr)
+        print(f"export_points: out of memory ({planning.failed_allocation(error)}): lower --chunk", file=sys.stderr)
         return 1
     low, high = (" ".join(f"{x:.3g}" for x in corner(axis=0)) for corner in (points.min, points.max))
     print(f"{len(points)} points, from {low} to {high}", file=sys.stderr)

@@ -29,7 +29,7 @@ import tensorflow as tf
 import trained
 from tqdm import tqdm
 
-from nerf_tf import build
+from nerf_tf import planning
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import ndc_to_world, transform
 from nerf_tf.geometry.rays import image_rays
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         surface = extract(trained.load("extract_mesh", program_flags), args)
-    except (ValueError, OSError, build.OutOfMemory) as error:
+    except (ValueError, OSError, planning.OutOfMemory) as error:
         print(f"extract_mesh: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:

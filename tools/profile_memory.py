@@ -45,7 +45,7 @@ from absl import flags
 from tqdm import tqdm
 
 import nerf_tf
-from nerf_tf import build, config
+from nerf_tf import build, config, planning
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings
@@ -178,7 +178,7 @@ def set_density(field: Field, density: float) -> None:
 
 def predicted_mb(cell: Cell, trainer: Trainer) -> float:
     """What the planner says that a cell takes."""
-    work = build.workload(trainer, cell.mode == "train", cell.rays)
+    work = planning.workload(trainer, cell.mode == "train", cell.rays)
     return memory.predict(work, cell.chunk, cell.netchunk) / memory.MEGABYTE
 
 
@@ -365,7 +365,7 @@ def run_cell(cell: Cell, way: str | None, values: flags.FlagValues, weights: str
         measured_mb, seconds = measure(work_of(cell, trainer, rays))
         print(json.dumps({"measured_mb": measured_mb, "seconds": seconds}))
     except tf.errors.ResourceExhaustedError as error:
-        print("out of memory:", build.failed_allocation(error), file=sys.stderr)
+        print("out of memory:", planning.failed_allocation(error), file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
