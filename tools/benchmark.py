@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import drawing
+import memory_meter
 import numpy as np
-import profile_memory
 import tensorflow as tf
 from absl import flags
 
@@ -259,7 +259,7 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         render = tf.function(lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb)
         runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
         runs[engine, "render"] = lambda render=render: render(batch.rays)
-    peaks = {key: profile_memory.measure(run)[0] for key, run in runs.items()}
+    peaks = {key: memory_meter.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}
     same, fresh = [], []  # steps with the same batch again, and with the pipeline's next one, in pairs
     for _ in range(args.repeats):
