@@ -29,6 +29,7 @@ from nerf_tf.data import blender
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
+from nerf_tf.options import OPTIONS
 from nerf_tf.render import occupancy, outputs, pictures
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.metrics import ssim
@@ -217,7 +218,7 @@ def test_args_txt_tells_the_flags_of_the_run(interrupted):
     assert args["N_iters"] == "12"
     assert args["white_bkgd"] == "True"
     assert args["ft_path"] == "None"
-    assert set(args) == set(config.OPTIONS)
+    assert set(args) == set(OPTIONS)
 
 
 def test_metrics_are_those_of_the_saved_images(interrupted):

@@ -25,6 +25,7 @@ from nerf_tf import config
 from nerf_tf.data import blender, deepvoxels, llff, untrusted
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
+from nerf_tf.options import OPTIONS
 from nerf_tf.train import tf1_weights
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
@@ -287,7 +288,7 @@ def test_scenes(kind, cases, tmp_path):
 # Config files
 
 KEYS = st.sampled_from(
-    [*config.OPTIONS, "N_sampels", "", "--lrate", "config", "include", "[x]", "#", "\ufeff", "é", "x" * 999]
+    [*OPTIONS, "N_sampels", "", "--lrate", "config", "include", "[x]", "#", "\ufeff", "é", "x" * 999]
 )
 LINES = st.one_of(
     st.builds("{}{}{}".format, KEYS, st.sampled_from([" = ", ": ", " ", "=", ""]), WORDS | VALUES.map(str)),
@@ -332,7 +333,7 @@ def test_config_files(cases, tmp_path):
             config.field_settings(values, fine)
         again.write_text(config.args_text(values), encoding="utf-8")
         found = parse(again)
-        for name in set(config.OPTIONS) - {"config"}:
+        for name in set(OPTIONS) - {"config"}:
             assert found[name].value == values[name].value
 
     try_out(cases, check)

@@ -44,12 +44,13 @@ from tqdm import tqdm
 
 import nerf_tf
 from nerf_tf import config
+from nerf_tf.options import OPTIONS
 from nerf_tf.render import outputs
 from nerf_tf.train import tf1_weights
 
 PROGRAM = Path(__file__).resolve()
 MODES, WEIGHTS = ("train", "render"), ("typical", "worst")
-PRECISIONS = config.OPTIONS["mixed_precision"].choices
+PRECISIONS = OPTIONS["mixed_precision"].choices
 COLUMNS = (
     "mode", "rays", "chunk", "netchunk", "N_samples", "N_importance", "retraw", "precision", "netwidth", "netdepth",
     "measured_mb", "predicted_mb", "ratio", "seconds", "failure",
