@@ -19,6 +19,7 @@ from nerf_tf.field.mlp import build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.render import memory
+from nerf_tf.render.curve import summaries_folder
 from nerf_tf.render.occupancy import Box, Occupancy
 from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
@@ -34,8 +35,8 @@ def check_folders(values: flags.FlagValues) -> None:
     Raises:
         OSError: something else has the name of one, or there is no permission to make it.
     """
-    run, summaries = Path(values.basedir) / values.expname, Path(values.basedir) / "summaries" / values.expname
-    for folder in (run,) if values.render_only or values.eval_only else (run / "checkpoints", summaries):
+    run = Path(values.basedir) / values.expname
+    for folder in (run,) if values.render_only or values.eval_only else (run / "checkpoints", summaries_folder(run)):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
             raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")

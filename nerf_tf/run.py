@@ -17,7 +17,7 @@ from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
-from nerf_tf.render.curve import CurveFile
+from nerf_tf.render.curve import CurveFile, summaries_folder
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.train import diagnosis, guards, tf1_weights
 from nerf_tf.train.checkpoint import CheckpointStore
@@ -175,7 +175,7 @@ class Run:
         values, last = self.values, self.values.N_iters - 1
         if self.start > last and not self.store.unsettled:
             return self.finished()
-        log = Log(self.folder, Path(values.basedir) / "summaries" / values.expname, self.start)
+        log = Log(self.folder, summaries_folder(self.folder), self.start)
         save = Event(values.i_weights, lambda step: self.store.save())
         settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
 
@@ -243,8 +243,7 @@ class Run:
             raise collapse
         if restarts >= guards.MAX_RESTARTS:
             raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
-        summaries = Path(self.values.basedir) / "summaries" / self.values.expname
-        aside = guards.put_aside(self.folder, summaries, restarts + 1)
+        aside = guards.put_aside(self.folder, summaries_folder(self.folder), restarts + 1)
         build.start_over(self.values, self.trainer)
         # From here on a start finds the new run. The checkpoints go on being numbered, so this one is the newest.
         self.store.save()

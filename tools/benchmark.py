@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import drawing
 import memory_meter
 import numpy as np
 import tensorflow as tf
@@ -36,7 +35,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.query import ROW_TOLERANCE, Field
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.render import outputs
+from nerf_tf.render import figures, outputs
 from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.guards import opacities
@@ -46,7 +45,7 @@ from nerf_tf.train.trainer import Trainer
 ENGINES = ("dense", "float32", "bfloat16")
 # Of validation views, to see how far training got; rendered so many at a time, every so often.
 HELD_OUT_RAYS, LOOK_RAYS, SECONDS_BETWEEN_LOOKS = 2048, 512, 60.0
-COLOURS = dict(zip(ENGINES, (drawing.PALE, drawing.BLUE, drawing.ORANGE), strict=True))
+COLOURS = dict(zip(ENGINES, (figures.PALE, figures.BLUE, figures.ORANGE), strict=True))
 
 
 class DenseField(Field):
@@ -166,9 +165,9 @@ def race(args: argparse.Namespace, values: flags.FlagValues, scene: Scene) -> di
 
 def draw_race(records: dict):
     """PSNR of rays that training does not see, against minutes of training."""
-    figure = drawing.new_figure(7.6, 4.4)
+    figure = figures.new_figure(7.6, 4.4)
     axes = figure.subplots()
-    drawing.tidy(axes, "PSNR of validation views in dB")
+    figures.tidy(axes, "PSNR of validation views in dB")
     for engine, record in records.items():
         minutes = np.array(record["seconds"]) / 60.0
         label = f"{engine}: {record['step'][-1]} steps in {minutes[-1]:.0f} min"
@@ -334,10 +333,10 @@ def table(report: dict) -> str:
 
 def draw(report: dict):
     """Rays per second of every engine, training and rendering, for each set of weights."""
-    figure = drawing.new_figure(9.6, 3.8)
+    figure = figures.new_figure(9.6, 3.8)
     cases = report["cases"]
     for axes, kind in zip(figure.subplots(1, 2), ("train", "render"), strict=True):
-        drawing.tidy(axes, f"{'Training' if kind == 'train' else 'Rendering'}: rays per second")
+        figures.tidy(axes, f"{'Training' if kind == 'train' else 'Rendering'}: rays per second")
         for i, case in enumerate(cases.values()):
             engines = case["engines"]
             for j, (engine, kinds) in enumerate(engines.items()):
@@ -388,7 +387,7 @@ def main(argv: list[str] | None = None) -> int:
             print(table(report))
             picture = draw(report)
         outputs.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
-        drawing.save(picture, args.out / f"{name}.png")
+        figures.save(picture, args.out / f"{name}.png")
     except (ValueError, OSError) as error:
         print(f"benchmark: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

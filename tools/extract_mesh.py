@@ -123,9 +123,7 @@ class Space:
         for view in scene.i_train:
             asked = np.flatnonzero(missing > 0)
             camera, c2w = scene.cameras[view], scene.poses[view]
-            x, y, z = ((world[asked] - c2w[:, 3]) @ c2w[:, :3]).T
-            with np.errstate(divide="ignore", invalid="ignore"):
-                col, row = camera.cx - camera.fx * x / z, camera.cy + camera.fy * y / z
+            row, col, z = camera.project(c2w, world[asked])
             inside = (col >= 0) & (col <= camera.width) & (row >= 0) & (row <= camera.height)
             missing[asked] -= inside & (-z >= near) & (-z <= far)
         return missing == 0

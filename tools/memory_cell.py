@@ -22,7 +22,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render import memory
 from nerf_tf.render.renderer import RenderSettings, render_rays
-from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
+from nerf_tf.render.sampling import add_fine_samples, stratified_t_vals
 from nerf_tf.render.volume import volume_render
 from nerf_tf.train.trainer import Trainer
 
@@ -219,8 +219,7 @@ def _coarse_samples(rays: Rays, settings: RenderSettings) -> tuple[tf.Tensor, tf
 
 def _fine_samples(rays: Rays, t_vals: tf.Tensor, weights: tf.Tensor, settings: RenderSettings):
     u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [t_vals.shape[0], settings.N_importance])
-    new_t_vals = sample_pdf(0.5 * (t_vals[..., 1:] + t_vals[..., :-1]), weights[..., 1:-1], u)
-    t_vals = tf.sort(tf.concat([t_vals, new_t_vals], axis=-1), axis=-1)
+    t_vals, new_t_vals = add_fine_samples(t_vals, weights, u)
     return t_vals, _points(rays, t_vals), tf.math.reduce_std(new_t_vals, axis=-1)
 
 

@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import drawing
 import numpy as np
 from absl import flags
 from memory_cell import WAYS, Cell, run_cell
@@ -45,7 +44,7 @@ from tqdm import tqdm
 import nerf_tf
 from nerf_tf import config
 from nerf_tf.options import OPTIONS
-from nerf_tf.render import outputs
+from nerf_tf.render import figures, outputs
 from nerf_tf.train import tf1_weights
 
 PROGRAM = Path(__file__).resolve()
@@ -150,23 +149,23 @@ def draw(rows: Sequence[dict]):
     width, height = max(3.9, 1.2 + 0.9 * len(netchunks)), 1.2 + 0.55 * len(chunks)
     across = max(1, min(len(panels), int(PICTURE_WIDTH / width)))
     down = -(-len(panels) // across)
-    figure = drawing.new_figure(across * width, down * height)
+    figure = figures.new_figure(across * width, down * height)
     grid = figure.subplots(down, across, squeeze=False)
     measured = [row["measured_mb"] for row in rows if row["measured_mb"] is not None] or [1.0]
     norm = LogNorm(0.9 * max(min(measured), 1e-3), 1.1 * max(*measured, 1e-3))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, (title, cells) in zip(grid.flat, panels.items(), strict=False):
-        drawing.tidy(axes, title)
+        figures.tidy(axes, title)
         axes.title.set_fontsize(9)
         values = np.full([len(chunks), len(netchunks)], np.nan)
         for row in cells:
             i, j = chunks.index(row["chunk"]), netchunks.index(row["netchunk"])
             if row["measured_mb"] is None:
-                axes.text(j, i, "failed", ha="center", va="center", fontsize=9, color=drawing.RED)
+                axes.text(j, i, "failed", ha="center", va="center", fontsize=9, color=figures.RED)
                 continue
             values[i, j] = row["measured_mb"]
-            ink = "white" if norm(values[i, j]) > 0.6 else drawing.INK
+            ink = "white" if norm(values[i, j]) > 0.6 else figures.INK
             axes.text(j, i, _short(row["measured_mb"]), ha="center", va="bottom", fontsize=9, color=ink)
             axes.text(j, i + 0.06, _short(row["predicted_mb"]), ha="center", va="top", fontsize=6.5, color=ink)
         axes.imshow(values, cmap="Blues", norm=norm, aspect="auto")
@@ -343,9 +342,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.modes = ["render"]
             well, written = compare_ways(cells_of(args, values)[0], arguments, args.out / "stages.csv"), ["stages.csv"]
         else:
-            drawing.new_figure(1, 1)  # an hour later would be late to say that matplotlib is missing
+            figures.new_figure(1, 1)  # an hour later would be late to say that matplotlib is missing
             rows = sweep(cells_of(args, values), values.netdepth, arguments, args.out / "profile.csv")
-            drawing.save(draw(rows), args.out / "profile.png")
+            figures.save(draw(rows), args.out / "profile.png")
             well, written = all(row["failure"] is None for row in rows), ["profile.csv", "profile.png"]
     except (ValueError, OSError) as error:
         print(f"profile_memory: {error}", file=sys.stderr)
