@@ -110,14 +110,15 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
     folder = Path(values.basedir) / values.expname
     occupancy = Occupancy(ray_box(scene), folder / "occupancy.npz", len(networks)) if values.occupancy else None
 
+    def in_tiles(plan: memory.Plan) -> list[FieldFunction]:
+        return [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
+
     def sized(plan: memory.Plan) -> tuple[FieldFunction, FieldFunction | None, RenderSettings]:
-        fields = [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
-        if occupancy is not None:
-            fields = occupancy.restrict(fields)
+        fields = in_tiles(plan) if occupancy is None else occupancy.restrict(in_tiles(plan))
         return fields[0], fields[1] if len(fields) > 1 else None, dataclasses.replace(settings, chunk=plan.chunk)
 
     def prepare() -> None:
-        occupancy.update(networks, [field.mlp.get_weights() for field in networks])
+        occupancy.update(in_tiles(planned.plan), [field.mlp.get_weights() for field in networks])
 
     return Renderer(
         *sized(planned.plan),

@@ -295,8 +295,6 @@ class Renderer:
             c2w_viewdirs: [3, 4] another pose to take view directions from.
             progress: told the number of rays after each chunk.
         """
-        if self.prepare is not None:
-            self.prepare()
         count = camera.height * camera.width
         buffers, first = None, 0
         while first < count:
@@ -307,12 +305,14 @@ class Renderer:
             pixels = tf.minimum(tf.range(first, first + size), count - 1)
             rays = image_rays(camera, c2w, self.near, self.far, self.ndc, pixels, c2w_viewdirs)
             try:
+                if self.prepare is not None and first == 0:
+                    self.prepare()
                 results = self._render_chunk(rays)
             except tf.errors.ResourceExhaustedError as error:
                 if self.give_way is None:
                     raise
                 self.coarse, self.fine, self.settings = self.give_way(error)
-                del self._render_chunk  # it holds what was given up
+                self.__dict__.pop("_render_chunk", None)  # where it was made, it holds what was given up
                 continue
             if buffers is None:
                 buffers = [np.empty([count, *result.shape[1:]], np.float32) for result in results]
