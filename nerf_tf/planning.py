@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import flags
 
 from nerf_tf.field.encoding import encoded_width
-from nerf_tf.field.mlp import BOTTLENECK_WIDTH, precision
+from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
 from nerf_tf.render import memory
 from nerf_tf.train.trainer import Trainer
@@ -78,14 +78,7 @@ def workload(trainer: Trainer, training: bool, rays: int) -> memory.Workload:
         settings = field.settings
         viewdirs = encoded_width(3, settings.multires_views) if settings.use_viewdirs else 0
         points = encoded_width(3, settings.multires)
-        return memory.NetworkShape(
-            depth=settings.depth,
-            width=settings.width,
-            points=points,
-            viewdirs=viewdirs,
-            bottleneck=BOTTLENECK_WIDTH,
-            weights=field.mlp.count_params(),
-        )
+        return memory.NetworkShape(settings.depth, settings.width, points, viewdirs, field.mlp.count_params())
 
     return memory.Workload(
         training=training,

@@ -46,7 +46,6 @@ class NetworkShape:
     Attributes:
         depth, width: layers of the trunk and units in each.
         points, viewdirs: width of the encodings; `viewdirs` is 0 for a network without view directions.
-        bottleneck: width of what goes from the trunk to the view branch, if there is one.
         weights: number of weights.
     """
 
@@ -54,7 +53,6 @@ class NetworkShape:
     width: int
     points: int
     viewdirs: int
-    bottleneck: int
     weights: int
 
 
@@ -143,12 +141,12 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
     size, width = work.value_bytes, network.width
     encoded = network.points * (FLOAT if size == FLOAT else FLOAT + size)
     if work.training:
-        branch = network.viewdirs + network.bottleneck + width // 2 if network.viewdirs else 0
+        branch = network.viewdirs + width // 2 if network.viewdirs else 0
         tile = encoded + (width * (network.depth + BACKWARD_LAYERS[size]) + branch) * size
         each = TRAINED_SAMPLE
     else:
         trunk = encoded + (2 * width + network.points) * size  # around the skip
-        branch = BRANCH_ROOM * (2 * network.bottleneck + network.viewdirs) * size if network.viewdirs else 0
+        branch = BRANCH_ROOM * (2 * width + network.viewdirs) * size if network.viewdirs else 0
         tile = max(trunk, branch)
         each = RENDERED_SAMPLE
     return min(points, netchunk) * tile + points * each * FLOAT
