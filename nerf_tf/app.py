@@ -14,7 +14,7 @@ from absl.logging import converter
 
 from nerf_tf import build, config, evaluation, paths, planning
 from nerf_tf.data.scene import Scene
-from nerf_tf.run import Run, about, test_photos
+from nerf_tf.run import Run, about, photos_of_test_views
 from nerf_tf.train import guards, lock
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.stop import Stopped
@@ -105,5 +105,5 @@ def run(values: flags.FlagValues) -> None:
 def compare_folder(values: flags.FlagValues, folder: Path, scene: Scene) -> None:
     """Compares the views in `--eval_folder` with the photos; writes metrics.json into the run's folder."""
     views = Path(values.eval_folder)
-    result = evaluation.read(views, test_photos(scene))
+    result = evaluation.read(views, photos_of_test_views(scene))
     evaluation.report(folder / "metrics.json", about(values, evaluation.weights_step(views)), result)

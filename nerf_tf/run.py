@@ -40,7 +40,7 @@ def unless_unwritable(action: Callable[..., None]) -> Callable[..., None]:
     return attempt
 
 
-def test_photos(scene: Scene) -> list[np.ndarray]:
+def photos_of_test_views(scene: Scene) -> list[np.ndarray]:
     """The photos [H, W, 3] of the test views, without a copy."""
     return [scene.images[i] for i in scene.i_test]
 
@@ -148,7 +148,7 @@ class Run:
         images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
         if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
             return outputs.write_views(folder, images, save_arrays)
-        frames, result = evaluation.render(folder, images, test_photos(scene), save_arrays)
+        frames, result = evaluation.render(folder, images, photos_of_test_views(scene), save_arrays)
         evaluation.report(self.folder / "metrics.json", about(self.values, step), result)
         return frames
 

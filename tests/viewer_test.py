@@ -27,7 +27,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.keyframes import load_keyframes
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import occupancy
+from nerf_tf.render import occupancy, outputs
 from nerf_tf.render.renderer import Image, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
 
@@ -143,23 +143,25 @@ def test_ndc_is_the_scene_cameras_whatever_the_view(tool):
 def test_pictures_show_what_they_are_asked_for(tool):
     refinement = tool("refinement")
     image = ball_renderer().image(Camera.centred(20, 20, 30.0), ball_scene().poses[0])
-    rgb = refinement.channel(image, "rgb", False, 2.0, 6.0)
-    np.testing.assert_array_equal(rgb, (255 * np.clip(image.rgb, 0, 1)).astype(np.uint8))
-    np.testing.assert_array_equal(
-        refinement.channel(image, "rgb", True, 2.0, 6.0), (255 * np.clip(image.rgb0, 0, 1)).astype(np.uint8)
-    )
+
+    def picture(shown: str, coarse: bool = False) -> np.ndarray:
+        found = refinement.picture(refinement.as_shown(image, shown, coarse, 2.0, 6.0), shown)
+        assert (found.shape, found.dtype) == ((20, 20, 3), np.uint8)
+        return found
+
+    np.testing.assert_array_equal(picture("rgb"), (255 * np.clip(image.rgb, 0, 1)).astype(np.uint8))
+    np.testing.assert_array_equal(picture("rgb", coarse=True), (255 * np.clip(image.rgb0, 0, 1)).astype(np.uint8))
     for coarse in (False, True):
-        depth = refinement.channel(image, "depth", coarse, 2.0, 6.0)
+        depth = picture("depth", coarse)[..., 0]
         assert depth[0, 0] == 255  # nothing there: as far as can be
         assert abs(depth[10, 10] - 255 * (3.0 - 2.0) / 4.0) < 25  # the ball's front, 3 away, up to a sample's distance
-    opacity = refinement.channel(image, "opacity", False, 2.0, 6.0)
+        disparity = image.disp0 if coarse else image.disp
+        np.testing.assert_array_equal(
+            picture("disparity", coarse)[..., 1], outputs.to_8bit(disparity / disparity.max())
+        )
+    opacity = picture("opacity")[..., 2]
     assert opacity[0, 0] == 0
     assert opacity[10, 10] >= 254
-    near, far = (refinement.channel(image, "disparity", False, 2.0, 6.0) * factor for factor in (1.0, 0.5))
-    pictures = refinement.pictures([near, far])
-    assert pictures[0].shape == (20, 20, 3)
-    assert pictures[0].max() == 255
-    assert pictures[1].max() == 127  # one scale for all frames of a video
 
 
 def test_fewer_samples_are_still_enough_to_render(tool):

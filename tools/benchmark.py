@@ -39,7 +39,7 @@ from nerf_tf.render import figures, outputs
 from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.guards import opacities
-from nerf_tf.train.metrics import mse, psnr
+from nerf_tf.train.metrics import psnr
 from nerf_tf.train.trainer import Trainer
 
 ENGINES = ("dense", "float32", "bfloat16")
@@ -70,7 +70,7 @@ class DenseTrainer(Trainer):
             passes = [coarse_pass(self.coarse, batch.rays, self.rendering, seed)]
             if self.fine is not None:
                 passes.append(fine_pass(self.fine, batch.rays, passes[0], self.rendering, seed)[0])
-            losses = [mse(result.rendering.rgb, batch.rgb) for result in passes]
+            losses = [tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb)) for result in passes]
             loss = tf.add_n(losses)
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
         return losses, gradients, opacities(passes[-1].rendering.acc, shares), passes[-1].raw[..., 3]
@@ -196,7 +196,7 @@ def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
             passes = [coarse_pass(trainer.coarse, part.rays, trainer.rendering, seed, first)]
             if trainer.fine is not None:
                 passes.append(fine_pass(trainer.fine, part.rays, passes[0], trainer.rendering, seed, first)[0])
-            loss = tf.add_n([mse(result.rendering.rgb, part.rgb) for result in passes])
+            loss = tf.add_n([tf.reduce_mean(tf.square(result.rendering.rgb - part.rgb)) for result in passes])
         sizes = [np.abs(gradient).max(-1) for gradient in tape.gradient(loss, [result.raw for result in passes])]
         counts.append(
             [

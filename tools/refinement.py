@@ -87,7 +87,8 @@ class View:
         """Renders `chunk` pixels at every step, and says whether they complete a grid."""
         height, width, chunk = self.camera.height, self.camera.width, self._renderer.settings.chunk
         for stride in strides(height, width, chunk):
-            self._stride, self._coarser = stride, self._stride if self.rendered else stride
+            self._coarser = self._stride if self.rendered else stride
+            self._stride = stride
             grid = np.zeros_like(self._known)
             grid[::stride, ::stride] = True
             pixels = np.flatnonzero(grid & ~self._known)
@@ -147,8 +148,8 @@ def _like(flags: np.ndarray, field: np.ndarray) -> np.ndarray:
     return flags.reshape([-1] + [1] * (field.ndim - 1))
 
 
-def channel(image: Image, shown: str, coarse: bool, near: float, far: float) -> np.ndarray:
-    """What to show of an image: 8-bit [H, W, 3] or [H, W], but disparity [H, W], which frames scale together.
+def as_shown(image: Image, shown: str, coarse: bool, near: float, far: float) -> Image:
+    """An image whose rgb [H, W, 3] is what to show of it; disparity, which frames scale together, is in its disp.
 
     Args:
         shown: one of `SHOWN`. Depth is dark where it is near, and what lies behind the opaque is far.
@@ -159,17 +160,19 @@ def channel(image: Image, shown: str, coarse: bool, near: float, far: float) -> 
     if coarse and image.rgb0 is not None:
         rgb, disp, acc = image.rgb0, image.disp0, image.acc0
         depth = np.divide(acc, disp, out=np.zeros_like(acc), where=disp > 0)
-    if shown == "rgb":
-        return outputs.to_8bit(rgb)
+    if shown == "depth":
+        rgb = _grey((depth + (1.0 - acc) * far - near) / (far - near))
+    elif shown == "opacity":
+        rgb = _grey(acc)
+    return image._replace(rgb=rgb, disp=disp)
+
+
+def picture(image: Image, shown: str) -> np.ndarray:
+    """The 8-bit picture [H, W, 3] of an image that `as_shown` gave."""
     if shown == "disparity":
-        return disp
-    if shown == "opacity":
-        return outputs.to_8bit(acc)
-    return outputs.to_8bit((depth + (1.0 - acc) * far - near) / (far - near))
+        return _grey(*outputs.normalised_disparity([image.disp]))
+    return outputs.to_8bit(image.rgb)
 
 
-def pictures(channels: list[np.ndarray]) -> list[np.ndarray]:
-    """8-bit pictures [H, W, 3] of what `channel` gave for one or several views."""
-    if channels and channels[0].dtype != np.uint8:
-        channels = outputs.normalised_disparity(channels)
-    return [picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=-1) for picture in channels]
+def _grey(values: np.ndarray) -> np.ndarray:
+    return values[..., None].repeat(3, axis=-1)

@@ -14,6 +14,7 @@ import refinement
 
 from nerf_tf.geometry import keyframes
 from nerf_tf.render import outputs
+from nerf_tf.render.renderer import Image
 
 if TYPE_CHECKING:
     import viser
@@ -205,14 +206,14 @@ class Page:
     def _wanted(self) -> tuple[str, bool]:
         return self.shown.value, self.network.value == "coarse"
 
-    def _channel(self, view: refinement.View, shown: tuple[str, bool]) -> np.ndarray:
-        return refinement.channel(view.image(), *shown, self._viewer.scene.near, self._viewer.scene.far)
+    def _image(self, view: refinement.View, shown: tuple[str, bool]) -> Image:
+        return refinement.as_shown(view.image(), *shown, self._viewer.scene.near, self._viewer.scene.far)
 
     def _draw(self) -> None:
         if self._client.client_id not in self._viewer.pages:
             return  # the browser has gone meanwhile
         self._shown = self._wanted()
-        (picture,) = refinement.pictures([self._channel(self._view, self._shown)])
+        picture = refinement.picture(self._image(self._view, self._shown), self._shown[0])
         view, (height, width) = self._view, picture.shape[:2]
         kind = "png" if height * width <= LARGEST_PNG else "jpeg"
         self._client.scene.set_background_image(picture, format=kind, jpeg_quality=JPEG_QUALITY)
@@ -265,12 +266,12 @@ class Page:
         self._change_keyframes(self._poses)
 
     def _film(self, look: Look, shown: tuple[str, bool], poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
-        channels = []
+        film = outputs.Film(path.parent)
         for i, c2w in enumerate(poses):
             self.keyframes.content = f"rendering frame {i + 1} of {len(poses)}"
             view = self._view_of(look, c2w)
             for _ in view.refine():
                 yield
-            channels.append(self._channel(view, shown))
-        outputs.write_video(path, refinement.pictures(channels), fps)
+            film.append(self._image(view, shown))
+        outputs.write_video(path, film.grey_disp if shown[0] == "disparity" else film.rgb, fps)
         self.keyframes.content = f"`{path}`" if path.exists() else "the video could not be written, see the console"
