@@ -198,9 +198,9 @@ def run(tmp_path):
 
 
 def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
-    viewer, (folder, weights) = tool("viewer"), run
+    viewer, trained, (folder, weights) = tool("viewer"), tool("trained"), run
     values = flags.FlagValues()
-    config.parse_flags(["viewer", *viewer.run_flags(folder), "--N_samples", "6"], values)
+    config.parse_flags(["viewer", *trained.with_run([str(folder), "--N_samples", "6"])], values)
     made = viewer.make_viewer(values, None)
     assert made.out == folder
     assert str(made.quality) == "6 + 4"
@@ -211,7 +211,8 @@ def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
     assert (half.settings.N_samples, half.settings.N_importance) == (3, 2)
     assert half.settings.chunk == renderer.settings.chunk == viewer.CPU_CHUNK
     assert made.renderer(made.quality) is renderer
-    assert viewer.run_flags(Path("model_000007.npy")) == ["--ft_path", "model_000007.npy"]
+    assert trained.with_run(["model_000007.npy", "--fps=3"]) == ["--ft_path", "model_000007.npy", "--fps=3"]
+    assert trained.with_run(["--fps", "3"]) == ["--fps", "3"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
 
 
@@ -220,7 +221,7 @@ def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
     monkeypatch.setattr(occupancy, "FINE_CELLS", 16)
     viewer, (folder, _) = tool("viewer"), run
     values = flags.FlagValues()
-    config.parse_flags(["viewer", *viewer.run_flags(folder)], values)
+    config.parse_flags(["viewer", *tool("trained").with_run([str(folder)])], values)
     made = viewer.make_viewer(values, None)
     assert not made.quality.occupancy
     assert not (folder / "occupancy.npz").exists()

@@ -1,14 +1,15 @@
 """Makes a mesh with coloured vertices of a trained scene: the surface on which the density reaches a threshold.
 
-    python tools/extract_mesh.py --config logs/lego_test/args.txt --out lego.ply
+    python tools/extract_mesh.py logs/lego_test --out lego.ply
     python tools/extract_mesh.py --config configs/lego.txt --ft_path model_200000.npy --resolution 400 --out lego.glb
     python tools/extract_mesh.py --config configs/fern.txt --threshold 5 --bounds -1 -1 -1 1 1 0.5 --out fern.obj
 
-Every flag of the program may be given and means what it means there. The density of the fine network is asked for on a
-grid, slab by slab, and marching cubes finds the surface. Its vertices get the colour that the network shows to someone
-who looks at the surface straight on. They are in the data set's own coordinates: those of transforms_*.json, of the
-pose files, or of poses_bounds.npy, whatever the loader did to them. The ending of --out, .ply, .obj or .glb, decides
-the format. Prints the file's path.
+RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
+program may be given and means what it means there. The density of the fine network is asked for on a grid, slab by
+slab, and marching cubes finds the surface. Its vertices get the colour that the network shows to someone who looks at
+the surface straight on. They are in the data set's own coordinates: those of transforms_*.json, of the pose files, or
+of poses_bounds.npy, whatever the loader did to them. The ending of --out, .ply, .obj or .glb, decides the format.
+Prints the file's path.
 
 Unless --bounds says where to look, the box is what the training cameras see from near to far, cut down to where a first
 look on a coarse grid finds something. Under NDC the grid is one in NDC, so its cells grow with distance, --bounds are
@@ -228,7 +229,10 @@ def extract(run: trained.Trained, args: argparse.Namespace) -> Surface:
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        usage="extract_mesh.py [RUN] [options] [flags of the program]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--resolution", type=int, default=256, help="grid points along the longest side (default: 256)")
     parser.add_argument(
