@@ -49,7 +49,7 @@ class Box:
 
 
 def find_occupied(field: FieldFunction, box: Box, description: str = "occupancy") -> np.ndarray:
-    """Asks a network about the whole box, then again, more finely, where it found something.
+    """Asks a network about the whole box, then again, more finely, about the borders of what it found.
 
     Args:
         field: the network.
@@ -59,37 +59,40 @@ def find_occupied(field: FieldFunction, box: Box, description: str = "occupancy"
     Returns:
         [FINE_CELLS] * 3 bool, by x, y, z: whether something may be in a cell.
     """
-    occupied = np.ones([1, 1, 1], bool)
-    for cells in (COARSE_CELLS, FINE_CELLS):
-        factor = cells // len(occupied)
-        for axis in range(3):
-            occupied = occupied.repeat(factor, axis)
-        candidates = np.argwhere(occupied)
-        size = (box.upper - box.lower) / cells
-        least_density = -np.log1p(-LEAST_OPACITY) / size.max()  # opacity is 1 - exp(-density * length)
-        centres = (box.lower + (candidates + 0.5) * size).astype(np.float32)
-        found = np.zeros_like(occupied)
-        found[tuple(candidates.T)] = _densities(field, centres, description) > least_density
-        occupied = dilated(found)
-    return occupied
+    least = -np.log1p(-LEAST_OPACITY) / (box.upper - box.lower).max()  # opacity is 1 - exp(-density * length)
+    densities = _densities(field, box, np.ones([COARSE_CELLS] * 3, bool), description)
+    around = _finer(dilated(densities > least * COARSE_CELLS))
+    # In the midst of others that are dense enough, a closer look would find no empty space.
+    within = _finer(~dilated(densities <= least * FINE_CELLS))
+    found = _densities(field, box, around & ~within, description) > least * FINE_CELLS
+    return dilated(found | within)
 
 
-def _densities(field: FieldFunction, points: np.ndarray, description: str) -> np.ndarray:
-    """Raw density [B] at points [B, 3]."""
+def _finer(cells: np.ndarray) -> np.ndarray:
+    for axis in range(3):
+        cells = cells.repeat(FINE_CELLS // COARSE_CELLS, axis)
+    return cells
+
+
+def _densities(field: FieldFunction, box: Box, asked: np.ndarray, description: str) -> np.ndarray:
+    """Raw density at the centres of those of the box's cells [n, n, n] that are `asked` about; 0 in the others."""
 
     @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])])
     def ask(points: tf.Tensor) -> tf.Tensor:
         # Infinity: no colour is wanted. Nor do directions matter to density.
         return field(points[:, None], tf.ones_like(points), np.inf)[:, 0, 3]
 
-    densities = np.empty(len(points), np.float32)
-    with tqdm(total=len(points), desc=description, unit="point", unit_scale=True, dynamic_ncols=True) as bar:
-        for first in range(0, len(points), BUILD_POINTS):
-            part = points[first : first + BUILD_POINTS]
-            padded = np.pad(part, [(0, BUILD_POINTS - len(part)), (0, 0)])
-            densities[first : first + len(part)] = ask(padded)[: len(part)]
+    size = (box.upper - box.lower) / len(asked)
+    numbers, densities = np.flatnonzero(asked), np.zeros(asked.size, np.float32)
+    with tqdm(total=len(numbers), desc=description, unit="point", unit_scale=True, dynamic_ncols=True) as bar:
+        for first in range(0, len(numbers), BUILD_POINTS):
+            part = numbers[first : first + BUILD_POINTS]
+            cells = np.stack(np.unravel_index(part, asked.shape), axis=-1)
+            centres = np.zeros([BUILD_POINTS, 3], np.float32)
+            centres[: len(part)] = box.lower + (cells + 0.5) * size
+            densities[part] = ask(centres)[: len(part)]
             bar.update(len(part))
-    return densities
+    return densities.reshape(asked.shape)
 
 
 def dilated(cells: np.ndarray) -> np.ndarray:
