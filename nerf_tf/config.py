@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import configargparse
 from absl import flags
 
-from nerf_tf.data import untrusted
+from nerf_tf import untrusted
 from nerf_tf.options import GROUPS, OPTIONS, Option
 
 if TYPE_CHECKING:

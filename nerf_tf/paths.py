@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from nerf_tf.data import untrusted
+from nerf_tf import untrusted
+from nerf_tf.data import keyframe_file
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import keyframes
 from nerf_tf.geometry import poses as pose_maths
@@ -61,11 +62,9 @@ def _scene_path(values: flags.FlagValues, scene: Scene) -> np.ndarray:
 
 
 def _interpolated(path: Path, fps: int) -> np.ndarray:
-    keys = keyframes.load_keyframes(path)
-    try:
+    keys = keyframe_file.load_keyframes(path)
+    with untrusted.blamed_on(path):
         return keyframes.interpolate(keys, fps).astype(np.float32)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _load_poses(path: Path) -> np.ndarray:

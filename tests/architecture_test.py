@@ -12,16 +12,18 @@ PACKAGE = "nerf_tf"
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 PROGRAMS = [*MODULES, *sorted((ROOT / "tools").rglob("*.py"))]
 
-# Imports point one way: geometry, field <- data, render <- train <- app. A field reaches `render` as a callable.
+# Imports point one way: untrusted, geometry, field <- data, render <- train <- app. A field reaches `render` as a
+# callable.
 BELOW = {
+    "untrusted": set(),
     "geometry": set(),
     "field": set(),
-    "data": {"geometry", "field"},
-    "render": {"geometry"},
-    "train": {"geometry", "field", "data", "render"},
+    "data": {"untrusted", "geometry", "field"},
+    "render": {"untrusted", "geometry"},
+    "train": {"untrusted", "geometry", "field", "data", "render"},
     "options": set(),
-    "config": {"field", "data", "render", "train", "options"},
-    "paths": {"geometry", "data"},
+    "config": {"untrusted", "field", "data", "render", "train", "options"},
+    "paths": {"untrusted", "geometry", "data"},
     "planning": {"field", "render", "train"},
     "build": {"geometry", "field", "data", "render", "train", "config", "planning"},
     "evaluation": {"geometry", "field", "data", "render", "train"},

@@ -340,28 +340,49 @@ def load_field(path: Path) -> Field:
     return Field(mlp, settings, 10**6)
 
 
+def assert_gradients_are_exact(fields: list[Field], batch: RayBatch, settings: RenderSettings, netchunks) -> None:
+    """Both passes' parameter gradients are those of one tape over the plain networks, whatever netchunk is."""
+    seed = tf.constant([1, 2])
+
+    def gradients(function, field, first) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            if first is None:
+                result = coarse_pass(function, batch.rays, settings, seed)
+            else:
+                result, _ = fine_pass(function, batch.rays, first, settings, seed)
+            loss = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb))
+        return tape.gradient(loss, [v.value for v in field.mlp.trainable_variables])
+
+    first = coarse_pass(fields[0], batch.rays, settings, seed)
+    for field, coarse in zip(fields, (None, first), strict=True):
+        expected = gradients(lambda points, viewdirs, _, field=field: dense(field, points, viewdirs), field, coarse)
+        assert all(np.linalg.norm(gradient) > 0 for gradient in expected)
+        for netchunk in netchunks:
+            assert_close(gradients(dataclasses.replace(field, netchunk=netchunk), field, coarse), expected)
+
+
+BACKGROUNDS_AND_NOISE = [(False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0)]
+
+
+@pytest.mark.parametrize(("white_bkgd", "noise"), BACKGROUNDS_AND_NOISE)
+@pytest.mark.parametrize("settings", [VIEWS, NO_VIEWS], ids=["views", "no views"])
+def test_gradients_at_random_weights_are_exact(settings, white_bkgd, noise):
+    rng = np.random.default_rng(4)
+    camera, c2w = Camera.centred(20, 20, 25.0), np.float32(np.c_[np.eye(3), [0, 0, 4]])
+    rays = image_rays(camera, c2w, 2.0, 6.0, False, tf.constant(rng.integers(0, 400, 6)))
+    batch = RayBatch(rays, tf.constant(rng.random((6, 3)), tf.float32))
+    fields = [Field(build_mlp(settings, seed), settings, 10**6) for seed in (1, 2)]
+    rendering = RenderSettings(8, 6, perturb=1.0, raw_noise_std=noise, white_bkgd=white_bkgd)
+    assert_gradients_are_exact(fields, batch, rendering, (1 if white_bkgd and noise else 77, 10**6))
+
+
 @pytest.mark.parametrize("scene", ["lego", "fern"])
 def test_gradients_at_the_authors_weights_are_exact(real_data, scene):
     path = real_data / "weights" / f"{scene}_example" / "model_200000.npy"
     fields = [load_field(p) for p in (path, tf1_weights.fine_path(path))]
     lego, fern = real_data / "data" / "nerf_synthetic" / "lego", real_data / "data" / "nerf_llff_data" / "fern"
-    seed = tf.constant([1, 2])
     photo_of_fern = fern_batch(fern) if scene == "fern" else None
-    for white_bkgd, noise in ((False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0)):
+    for white_bkgd, noise in BACKGROUNDS_AND_NOISE:
         batch = photo_of_fern or lego_batch(lego, white_bkgd)
         settings = RenderSettings(64, 64, perturb=1.0, raw_noise_std=noise, white_bkgd=white_bkgd)
-
-        def gradients(function, field, first=None, batch=batch, settings=settings) -> list[tf.Tensor]:
-            with tf.GradientTape() as tape:
-                if first is None:
-                    result = coarse_pass(function, batch.rays, settings, seed)
-                else:
-                    result, _ = fine_pass(function, batch.rays, first, settings, seed)
-                loss = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb))
-            return tape.gradient(loss, [v.value for v in field.mlp.trainable_variables])
-
-        first = coarse_pass(fields[0], batch.rays, settings, seed)
-        for field, coarse in zip(fields, (None, first), strict=True):
-            expected = gradients(lambda points, viewdirs, _, field=field: dense(field, points, viewdirs), field, coarse)
-            for netchunk in (10**6, 777):
-                assert_close(gradients(dataclasses.replace(field, netchunk=netchunk), field, coarse), expected)
+        assert_gradients_are_exact(fields, batch, settings, (10**6, 777))
