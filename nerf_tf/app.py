@@ -12,9 +12,9 @@ import tensorflow as tf
 from absl import flags
 from absl.logging import converter
 
-from nerf_tf import build, config, evaluation
+from nerf_tf import build, config, evaluation, paths, planning
 from nerf_tf.data.scene import Scene
-from nerf_tf.run import Run, about, test_photos
+from nerf_tf.run import Run, about, photos_of_test_views
 from nerf_tf.train import guards, lock
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.stop import Stopped
@@ -58,11 +58,11 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         logger.error("nerf_tf: interrupted")
         return 128 + signal.SIGINT
-    except (UserError, build.OutOfMemory) as error:
+    except (UserError, planning.OutOfMemory) as error:
         logger.error("nerf_tf: %s", error)
         return 1
     except tf.errors.ResourceExhaustedError as error:
-        logger.error("nerf_tf: out of memory (%s)", build.failed_allocation(error))
+        logger.error("nerf_tf: out of memory (%s)", planning.failed_allocation(error))
         return 1
     return 0
 
@@ -86,11 +86,11 @@ def run(values: flags.FlagValues) -> None:
         with explained(ValueError, OSError):
             store = CheckpointStore(trainer, folder / "checkpoints")
             build.restore(values, trainer, store, folder)
-            this = Run(values, folder, scene, trainer, store, renderer, build.load_render_poses(values, scene))
+            this = Run(values, folder, scene, trainer, store, renderer, paths.load_render_poses(values, scene))
             if values.render_only:
                 cameras = this.render_only_cameras()
             elif training:
-                planned = build.plan_training(values, trainer)
+                planned = planning.plan_training(values, trainer)
                 batches = this.batches()
         with explained(OSError, guards.Collapse, guards.BadSteps):
             if values.eval_only:
@@ -105,5 +105,5 @@ def run(values: flags.FlagValues) -> None:
 def compare_folder(values: flags.FlagValues, folder: Path, scene: Scene) -> None:
     """Compares the views in `--eval_folder` with the photos; writes metrics.json into the run's folder."""
     views = Path(values.eval_folder)
-    result = evaluation.read(views, test_photos(scene))
+    result = evaluation.read(views, photos_of_test_views(scene))
     evaluation.report(folder / "metrics.json", about(values, evaluation.weights_step(views)), result)

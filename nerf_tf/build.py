@@ -1,10 +1,9 @@
-"""From flags to the parts of a run: scene, networks, plans for their memory, weights to start from, path to render."""
+"""From flags to the parts of a run: folders, scene, networks, what renders them, weights to start from."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import secrets
 from pathlib import Path
@@ -13,16 +12,14 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import config, untrusted
-from nerf_tf.data import blender, deepvoxels, keyframe_file, llff
+from nerf_tf import config, planning
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
-from nerf_tf.field.encoding import encoded_width
-from nerf_tf.field.mlp import build_mlp, precision
+from nerf_tf.field.mlp import build_mlp
 from nerf_tf.field.query import Field
-from nerf_tf.geometry import keyframes
-from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.render import memory
+from nerf_tf.render.curve import summaries_folder
 from nerf_tf.render.occupancy import Box, Occupancy
 from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
@@ -31,15 +28,6 @@ from nerf_tf.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-# Frames of circles and spirals unless --render_frames says otherwise: four seconds, as the original's spiral.
-PATH_FRAMES = 120
-# Of the free memory; the rest is for what nobody planned.
-PLANNED_PART = 0.8
-
-
-class OutOfMemory(Exception):
-    """Memory ran out, and nothing is left to halve; the text says what was in force and what may fit."""
-
 
 def check_folders(values: flags.FlagValues) -> None:
     """Finds out before any work is done, and without writing, whether a run's folders can be made.
@@ -47,8 +35,8 @@ def check_folders(values: flags.FlagValues) -> None:
     Raises:
         OSError: something else has the name of one, or there is no permission to make it.
     """
-    run, summaries = Path(values.basedir) / values.expname, Path(values.basedir) / "summaries" / values.expname
-    for folder in (run,) if values.render_only or values.eval_only else (run / "checkpoints", summaries):
+    run = Path(values.basedir) / values.expname
+    for folder in (run,) if values.render_only or values.eval_only else (run / "checkpoints", summaries_folder(run)):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
             raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")
@@ -87,7 +75,7 @@ def make_trainer(values: flags.FlagValues, ndc: bool, seed: int | None = None) -
     """Networks with fresh weights, and an optimizer for them; without a seed `--random_seed` or a new one counts."""
     if seed is None:
         seed = secrets.randbelow(2**31) if values.random_seed is None else values.random_seed
-    compiled = values.jit_compile == "true" or (values.jit_compile == "auto" and _has_gpu())
+    compiled = values.jit_compile == "true" or (values.jit_compile == "auto" and planning.has_gpu())
 
     def field(fine: bool) -> Field:
         settings = config.field_settings(values, fine)
@@ -108,17 +96,6 @@ def _next_seed(seed: int, times: int) -> int:
     return (seed + times) % 2**32  # what --random_seed takes
 
 
-def plan_training(values: flags.FlagValues, trainer: Trainer) -> Memory:
-    """Gives the trainer the chunk and netchunk that the flags ask for.
-
-    Raises:
-        ValueError: `--memory_budget_mb` is too little for a step.
-    """
-    planned = Memory(values, trainer, training=True, rays=values.N_rand)
-    trainer.resize(planned.plan.chunk, planned.plan.netchunk)
-    return planned
-
-
 def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> Renderer:
     """What renders the trainer's networks.
 
@@ -126,21 +103,22 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
         ValueError: `--memory_budget_mb` is too little for it.
     """
     height, width = scene.images.shape[1:3]
-    planned = Memory(values, trainer, training=False, rays=height * width)
+    planned = planning.Memory(values, trainer, training=False, rays=height * width)
     settings = config.render_settings(values, scene.ndc)
 
     networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]
     folder = Path(values.basedir) / values.expname
     occupancy = Occupancy(ray_box(scene), folder / "occupancy.npz", len(networks)) if values.occupancy else None
 
+    def in_tiles(plan: memory.Plan) -> list[FieldFunction]:
+        return [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
+
     def sized(plan: memory.Plan) -> tuple[FieldFunction, FieldFunction | None, RenderSettings]:
-        fields = [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
-        if occupancy is not None:
-            fields = occupancy.restrict(fields)
+        fields = in_tiles(plan) if occupancy is None else occupancy.restrict(in_tiles(plan))
         return fields[0], fields[1] if len(fields) > 1 else None, dataclasses.replace(settings, chunk=plan.chunk)
 
     def prepare() -> None:
-        occupancy.update(networks, [field.mlp.get_weights() for field in networks])
+        occupancy.update(in_tiles(planned.plan), [field.mlp.get_weights() for field in networks])
 
     return Renderer(
         *sized(planned.plan),
@@ -167,84 +145,6 @@ def ray_box(scene: Scene) -> Box:
     lower, upper = points.min(axis=0), points.max(axis=0)
     margin = 1e-3 * (upper - lower)  # so that rounding leaves no sample outside
     return Box(lower - margin, upper + margin)
-
-
-class Memory:
-    """The memory of one kind of work: the plan in force, and what to do when it turns out to be too much.
-
-    Attributes:
-        work: what there is to do.
-        plan: how much of it at once.
-    """
-
-    def __init__(self, values: flags.FlagValues, trainer: Trainer, training: bool, rays: int):
-        """Makes a plan: `--chunk` and `--netchunk`, and what fits `--memory_budget_mb` where these are auto.
-
-        Raises:
-            ValueError: nothing does, or nobody knows how much there is.
-        """
-        self.work = workload(trainer, training, rays)
-        chunk, netchunk = (None if value == "auto" else value for value in (values.chunk, values.netchunk))
-        self._auto = {"halve_chunk": chunk is None, "halve_netchunk": netchunk is None}
-        if values.memory_budget_mb is not None:
-            budget = values.memory_budget_mb * memory.MEGABYTE
-        elif any(self._auto.values()):
-            budget = PLANNED_PART * memory.free_memory()
-        else:
-            budget = math.inf
-        largest_tile = memory.LARGEST_GPU_TILE if _has_gpu() else memory.LARGEST_TILE
-        self.plan = memory.plan(self.work, budget, chunk, netchunk, largest_tile)
-        logger.info("%s", self)
-
-    def __str__(self) -> str:
-        return memory.in_words(self.work, self.plan)
-
-    def give_way(self, error: tf.errors.ResourceExhaustedError) -> memory.Plan:
-        """Halves what is auto after memory ran out, and returns the new plan.
-
-        Raises:
-            OutOfMemory: nothing is auto, or nothing is left of it.
-        """
-        reason = f"out of memory ({failed_allocation(error)}) with {self}"
-        smaller = memory.smaller(self.work, self.plan, **self._auto)
-        if smaller is None:
-            smaller = memory.smaller(self.work, self.plan, halve_chunk=True, halve_netchunk=True)
-            proposal = memory.in_words(self.work, smaller) if smaller else "lower N_samples or netwidth"
-            raise OutOfMemory(f"{reason}. What may fit: {proposal}; --chunk auto --netchunk auto finds what does")
-        self.plan = smaller
-        logger.warning("%s; going on with %s", reason, self)
-        return smaller
-
-
-def workload(trainer: Trainer, training: bool, rays: int) -> memory.Workload:
-    """What the memory of training steps or of rendering depends on, but for chunk and netchunk."""
-
-    def shape(field: Field) -> memory.NetworkShape:
-        settings = field.settings
-        viewdirs = encoded_width(3, settings.multires_views) if settings.use_viewdirs else 0
-        points = encoded_width(3, settings.multires)
-        return memory.NetworkShape(settings.depth, settings.width, points, viewdirs, field.mlp.count_params())
-
-    return memory.Workload(
-        training=training,
-        rays=rays,
-        N_samples=trainer.rendering.N_samples,
-        N_importance=trainer.rendering.N_importance,
-        coarse=shape(trainer.coarse),
-        fine=trainer.fine and shape(trainer.fine),
-        value_bytes=tf.as_dtype(precision(trainer.coarse.mlp)).size,
-        compiled=trainer.coarse.compiled,
-    )
-
-
-def _has_gpu() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
-
-
-def failed_allocation(error: tf.errors.ResourceExhaustedError) -> str:
-    """The line of TensorFlow's message that says what did not fit."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "OOM" in line or "allocat" in line), lines[0] if lines else "no details")
 
 
 def load_weights(trainer: Trainer, path: Path) -> None:
@@ -285,64 +185,3 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
         if store.newest is not None and training:
             logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)
     logger.info("random_seed %d", trainer.seed.numpy())
-
-
-def load_render_poses(values: flags.FlagValues, scene: Scene) -> np.ndarray:
-    """Poses [M, 3, 4] to render as the path: of `--render_path_file`, of the test views, or of `--render_path`.
-
-    Raises:
-        ValueError: the file does not hold M camera-to-world matrices or keyframes, or the scene has no such path.
-    """
-    if values.render_path_file is not None:
-        path = Path(values.render_path_file)
-        if path.suffix.lower() == ".json":
-            return _interpolated(path, values.fps)
-        return _load_poses(path)
-    if values.render_test:
-        return scene.poses[scene.i_test]
-    poses = _scene_path(values, scene)
-    if values.render_frames is not None and len(poses) not in (0, values.render_frames):
-        every = keyframes.Keyframes(np.arange(len(poses)), poses)
-        poses = keyframes.resample(every, np.linspace(0, len(poses) - 1, values.render_frames)).astype(np.float32)
-    return poses
-
-
-def _scene_path(values: flags.FlagValues, scene: Scene) -> np.ndarray:
-    """The path that `--render_path` names; circles and spirals have `--render_frames` frames from the start."""
-    if values.render_path == "auto":
-        return scene.render_poses
-    if values.render_path == "test":
-        return scene.poses[scene.i_test]
-    frames = values.render_frames or PATH_FRAMES
-    if values.render_path == "orbit":
-        if scene.ndc:
-            raise ValueError("--render_path orbit goes around the scene, and NDC holds its front only; take spiral")
-        return pose_maths.orbit_around(scene.poses, frames).astype(np.float32)
-    middle = pose_maths.average_pose(scene.poses)
-    if np.any(scene.poses[:, :, 2] @ middle[:, 2] <= 0):
-        raise ValueError(
-            "--render_path spiral is for cameras that face one way, and these look from around; take orbit"
-        )
-    if scene.ndc:
-        return scene.render_poses  # LLFF's own is the spiral; what makes its focus is not in NDC
-    recentred = pose_maths.compose(pose_maths.invert(middle), scene.poses)
-    return pose_maths.compose(middle, pose_maths.spiral_path(recentred, scene.near, scene.far, frames)).astype(
-        np.float32
-    )
-
-
-def _interpolated(path: Path, fps: int) -> np.ndarray:
-    keys = keyframe_file.load_keyframes(path)
-    with untrusted.blamed_on(path):
-        return keyframes.interpolate(keys, fps).astype(np.float32)
-
-
-def _load_poses(path: Path) -> np.ndarray:
-    poses = untrusted.read_array(path, "; --render_path_file takes poses as npy or keyframes as json")
-    if poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
-        shape = list(poses.shape)
-        raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
-    if not len(poses) or not np.isfinite(poses).all():
-        raise ValueError(f"{path}: poses must be finite numbers, and at least one")
-    pose_maths.require_rigid(poses[:, :3], [f"{path}: pose {i}" for i in range(len(poses))])
-    return poses[:, :3].astype(np.float32)

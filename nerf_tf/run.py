@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config, evaluation, files
+from nerf_tf import build, config, evaluation, files, planning
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render import outputs
-from nerf_tf.render.curve import CurveFile
+from nerf_tf.render.curve import CurveFile, summaries_folder
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.render.summaries import Summaries
 from nerf_tf.train import diagnosis, guards, tf1_weights
@@ -46,7 +46,7 @@ def unless_unwritable(action: Callable[..., None], once: bool = False) -> Callab
     return attempt
 
 
-def test_photos(scene: Scene) -> list[np.ndarray]:
+def photos_of_test_views(scene: Scene) -> list[np.ndarray]:
     """The photos [H, W, 3] of the test views, without a copy."""
     return [scene.images[i] for i in scene.i_test]
 
@@ -154,7 +154,7 @@ class Run:
         images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
         if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
             return outputs.write_views(folder, images, save_arrays)
-        frames, result = evaluation.render(folder, images, test_photos(scene), save_arrays)
+        frames, result = evaluation.render(folder, images, photos_of_test_views(scene), save_arrays)
         evaluation.report(self.folder / "metrics.json", about(self.values, step), result)
         return frames
 
@@ -167,7 +167,7 @@ class Run:
         """What `renderer.path` renders; raises `Stopped` between two views if training shall stop."""
         return self.stop.guarded(self.renderer.path(*arguments, **keywords))
 
-    def train(self, batches: Iterable[RayBatch], planned: build.Memory) -> bool:
+    def train(self, batches: Iterable[RayBatch], planned: planning.Memory) -> bool:
         """Trains up to `--N_iters`, writing what the original writes, when it writes it.
 
         Returns:
@@ -179,7 +179,7 @@ class Run:
             Stopped: somebody asked for it; all is saved.
         """
         values, last = self.values, self.values.N_iters - 1
-        summaries = Path(values.basedir) / "summaries" / values.expname
+        summaries = summaries_folder(self.folder)
         for folder in (self.folder, summaries):
             files.remove_unfinished(folder)
         if self.start > last and not self.store.unsettled:
@@ -254,8 +254,7 @@ class Run:
             raise collapse
         if restarts >= guards.MAX_RESTARTS:
             raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
-        summaries = Path(self.values.basedir) / "summaries" / self.values.expname
-        aside = guards.put_aside(self.folder, summaries, restarts + 1)
+        aside = guards.put_aside(self.folder, summaries_folder(self.folder), restarts + 1)
         build.start_over(self.values, self.trainer)
         # From here on a start finds the new run. The checkpoints go on being numbered, so this one is the newest.
         self.store.save()

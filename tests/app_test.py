@@ -24,11 +24,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from nerf_tf import app, build, config
+from nerf_tf import app, build, config, paths
 from nerf_tf.data import blender
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
+from nerf_tf.options import OPTIONS
 from nerf_tf.render import occupancy, outputs, pictures
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.metrics import ssim
@@ -217,7 +218,7 @@ def test_args_txt_tells_the_flags_of_the_run(interrupted):
     assert args["N_iters"] == "12"
     assert args["white_bkgd"] == "True"
     assert args["ft_path"] == "None"
-    assert set(args) == set(config.OPTIONS)
+    assert set(args) == set(OPTIONS)
 
 
 def test_metrics_are_those_of_the_saved_images(interrupted):
@@ -471,7 +472,7 @@ def test_colour_and_grey_videos(interrupted, tmp_path):
     [
         ([], 40),
         (["--render_frames=7"], 7),
-        (["--render_path=orbit"], build.PATH_FRAMES),
+        (["--render_path=orbit"], paths.PATH_FRAMES),
         (["--render_path=orbit", "--render_frames=9"], 9),
         (["--render_path=test", "--render_frames=5", "--testskip=1"], 5),
         (["--render_path=test", "--testskip=1"], 5),
@@ -480,7 +481,7 @@ def test_colour_and_grey_videos(interrupted, tmp_path):
 )
 def test_paths_of_a_scene(tmp_path, arguments, count):
     values, scene = flagged(*BLENDER, "--expname=x", *arguments)
-    path = build.load_render_poses(values, scene)
+    path = paths.load_render_poses(values, scene)
     assert path.shape == (count, 3, 4)
     assert path.dtype == np.float32
     if "--render_test" in arguments or "--render_path=test" in arguments:
@@ -492,7 +493,7 @@ def test_paths_of_a_scene(tmp_path, arguments, count):
 def test_a_spiral_of_forward_facing_cameras():
     _, scene = flagged(*LLFF, "--expname=x")
     same, resampled, bent = (
-        build.load_render_poses(*flagged(*LLFF, "--expname=x", "--render_path=spiral", *more))
+        paths.load_render_poses(*flagged(*LLFF, "--expname=x", "--render_path=spiral", *more))
         for more in ([], ["--render_frames=60"], ["--no_ndc", "--render_frames=60"])
     )
     np.testing.assert_array_equal(same, scene.render_poses)
@@ -601,20 +602,20 @@ def test_deepvoxels(tmp_path):
 SHORT_OF_MEMORY = """
 import resource, sys
 import tensorflow as tf
-from nerf_tf import app, build, config
+from nerf_tf import app, config, planning
 left, *arguments = sys.argv[1:]
 config.parse_flags(["nerf_tf", *arguments], app.FLAGS)
 tf.linalg.matmul(tf.ones([512, 512]), tf.ones([512, 512]))  # threads and their stacks are there from now on
 pages = int(open("/proc/self/statm").read().split()[0])
 limit, before = pages * resource.getpagesize() + int(left) * 2**20, resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-give_way = build.Memory.give_way
+give_way = planning.Memory.give_way
 
 def give_way_on_a_larger_machine(self, error):
     resource.setrlimit(resource.RLIMIT_AS, before)
     return give_way(self, error)
 
-build.Memory.give_way = give_way_on_a_larger_machine
+planning.Memory.give_way = give_way_on_a_larger_machine
 sys.exit(app.main([]))
 """
 # 1.2 million points a step: all at once they need about 3 GB.

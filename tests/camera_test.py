@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from nerf_tf.geometry import poses
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.rays import pixel_rays
 
 
 def test_centred_camera_has_square_pixels_and_its_principal_point_in_the_middle():
@@ -49,3 +52,16 @@ def test_largest_factor_leaves_one_pixel_in_the_smaller_side():
 def test_a_factor_that_leaves_no_pixels_says_what_would_do(factor):
     with pytest.raises(ValueError, match=f"render_factor {factor} leaves no pixels of a 9x6 image.*from 1 to 6"):
         Camera.centred(6, 9, 7.5).downscaled(factor)
+
+
+def test_rays_on_the_host_are_those_that_are_trained_on_and_a_point_on_one_appears_in_its_pixel():
+    camera = Camera(6, 9, 7.5, 7.0, 4.1, 3.2)
+    c2w = poses.look_at(np.array([3.0, 2.0, 1.0]), np.array([0.0, 0.0, 1.0]), np.array([3.0, 2.0, 1.5]))
+    rows, cols = (x.ravel() for x in np.mgrid[: camera.height, : camera.width])
+    rays = camera.rays(c2w, rows, cols)
+    for ours, trained in zip(rays, pixel_rays(camera, c2w, rows, cols), strict=True):
+        np.testing.assert_allclose(ours, trained, atol=1e-6)
+    t = np.linspace(0.5, 8.0, len(rows))
+    found = camera.project(c2w, rays[0] + t[:, None] * rays[1])
+    for value, expected in zip(found, (rows, cols, -t), strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-9)

@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 
 from nerf_tf import config
+from nerf_tf.options import GROUPS, OPTIONS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -165,7 +166,7 @@ def parse(*arguments: str) -> flags.FlagValues:
 
 
 def settings(flag_values: flags.FlagValues) -> dict[str, object]:
-    return {name: flag_values[name].value for name in config.OPTIONS if name != "config"}
+    return {name: flag_values[name].value for name in OPTIONS if name != "config"}
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -196,8 +197,8 @@ def test_all_of_the_originals_flags_with_their_defaults_and_types():
     assert len(ORIGINAL_DEFAULTS) == 44
     assert found == ORIGINAL_DEFAULTS | NEW_DEFAULTS | {"expname": "a"}
     types = {name: type(value) for name, value in ORIGINAL_DEFAULTS.items() if value is not None}
-    assert {name: config.OPTIONS[name].kind for name in types} == types
-    assert config.OPTIONS["random_seed"].kind is int
+    assert {name: OPTIONS[name].kind for name in types} == types
+    assert OPTIONS["random_seed"].kind is int
 
 
 def test_defining_twice_is_harmless():
@@ -274,7 +275,7 @@ def test_args_text_gives_the_same_flags_back(write):
     text = config.args_text(first)
     lines = text.splitlines()
     assert lines == sorted(lines, key=lambda line: line.split(" = ")[0])
-    assert len(lines) == len(config.OPTIONS)
+    assert len(lines) == len(OPTIONS)
     assert {"use_viewdirs = True", "ft_path = None", "half_res = False", f"config = {CONFIGS / 'fern.txt'}"} <= set(
         lines
     )
@@ -422,9 +423,7 @@ def test_help_lists_every_flag_in_its_group(capsys, word):
     text = capsys.readouterr().out
     lines = [line for line in text.splitlines()[1:] if line.startswith("  --") or re.fullmatch(r"[a-z'-].*:", line)]
     titles = [line.strip().split(" " if line.startswith(" ") else ":")[0] for line in lines]
-    expected = [
-        title for group, options in config.GROUPS.items() for title in (group, *(f"--{o.name}" for o in options))
-    ]
+    expected = [title for group, options in GROUPS.items() for title in (group, *(f"--{o.name}" for o in options))]
     assert titles[: len(expected)] == expected
     assert "rays in a training step (default: 4096)" in text
     assert "--dataset_type llff|blender|deepvoxels" in text

@@ -24,12 +24,13 @@ from absl import flags
 from hypothesis import strategies as st
 from PIL import Image
 
-from nerf_tf import build, config, untrusted
+from nerf_tf import config, paths, untrusted
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
+from nerf_tf.options import OPTIONS
 from nerf_tf.train import tf1_weights
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
@@ -292,7 +293,7 @@ def test_scenes(kind, cases, tmp_path):
 # Config files
 
 KEYS = st.sampled_from(
-    [*config.OPTIONS, "N_sampels", "", "--lrate", "config", "include", "[x]", "#", "\ufeff", "é", "x" * 999]
+    [*OPTIONS, "N_sampels", "", "--lrate", "config", "include", "[x]", "#", "\ufeff", "é", "x" * 999]
 )
 LINES = st.one_of(
     st.builds("{}{}{}".format, KEYS, st.sampled_from([" = ", ": ", " ", "=", ""]), WORDS | VALUES.map(str)),
@@ -337,7 +338,7 @@ def test_config_files(cases, tmp_path):
             config.field_settings(values, fine)
         again.write_text(config.args_text(values), encoding="utf-8")
         found = parse(again)
-        for name in set(config.OPTIONS) - {"config"}:
+        for name in set(OPTIONS) - {"config"}:
             assert found[name].value == values[name].value
 
     try_out(cases, check)
@@ -518,7 +519,7 @@ def test_keyframes(cases, tmp_path):
             path.write_bytes(damage_bytes(data, text.encode()))
         with refused_by_name(path), warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = build.load_render_poses(values, None)
+            found = paths.load_render_poses(values, None)
             assert np.isfinite(found).all()
             poses.require_rigid(found, [""] * len(found))
 

@@ -16,7 +16,7 @@ from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weight
 from golden_test import load_fields
 from trainer_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
 
-from nerf_tf import build, config, untrusted
+from nerf_tf import build, config, planning, untrusted
 from nerf_tf.data import procedural
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.geometry.camera import Camera
@@ -242,7 +242,7 @@ def longest(arguments: list[str], steps: int) -> tuple[int, int]:
     config.parse_flags(["test", "--expname=t", "--random_seed=0", *arguments], values)
     scene = build.load_scene(values)
     trainer = build.make_trainer(values, scene.ndc)
-    build.plan_training(values, trainer)
+    planning.plan_training(values, trainer)
     seen = [
         counts[2:4]
         for batch in ray_batches(scene, config.batch_settings(values), 0).take(steps)

@@ -276,27 +276,61 @@ def test_a_plan_in_words_is_one_line(work):
         assert part in words
 
 
+MEMINFO = "MemTotal: 16000000 kB\nMemFree: 1000000 kB\nMemAvailable:    8000000 kB\nBuffers: 5 kB\n"
+
+
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine without a GPU; a function sets how much memory is free, and what is allowed."""
+    """A machine without a GPU; a function sets how much memory is free, and what its container is told."""
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
     monkeypatch.setattr(memory, "tf", SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: [])))
 
-    def write(meminfo: str | None, limit: str | None) -> None:
-        for name, text in (("meminfo", meminfo), ("memory.max", limit)):
-            if text is not None:
-                (tmp_path / name).write_text(text)
+    def write(meminfo: str, **container: str) -> None:
+        (tmp_path / "meminfo").write_text(meminfo)
+        for name, text in container.items():
+            (tmp_path / f"memory.{name}").write_text(text)
 
     return write
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(None, 8e6 * 1024), ("max\n", 8e6 * 1024), ("2000000000\n", 2e9), (f"{10**15}", 8e6 * 1024)]
+    ("container", "expected"),
+    [
+        ({}, 8e6 * 1024),
+        ({"max": "max\n", "current": "900\n"}, 8e6 * 1024),
+        ({"max": "4000000000\n", "current": "3000000000\n"}, 1e9),
+        ({"max": "4000000000\n", "current": "3000000000\n", "stat": "file 9\ninactive_file 500000000\n"}, 1.5e9),
+        ({"max": "4000000000\n", "current": "4000000001\n", "stat": "anon 7\n"}, 0.0),
+        ({"max": f"{10**15}", "current": "0"}, 8e6 * 1024),
+    ],
 )
-def test_free_memory_is_the_machines_or_the_containers(machine, limit, expected):
-    machine("MemTotal: 16000000 kB\nMemFree: 1000000 kB\nMemAvailable:    8000000 kB\nBuffers: 5 kB\n", limit)
+def test_free_memory_is_the_machines_or_what_is_left_of_the_containers(machine, container, expected):
+    machine(MEMINFO, **container)
     assert memory.free_memory() == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, 11), ("", 11), ("1", 22), ("1,0", 22), ("GPU-b, GPU-a", 22), ("7", None)]
+)
+def test_free_memory_of_a_gpu_is_that_of_the_first_one_to_be_used(monkeypatch, visible, expected):
+    free = {"0": "11\n", "1": "22\n", "GPU-a": "11\n", "GPU-b": "22\n"}  # in MiB, by number and UUID
+
+    def nvidia_smi(command, **_):
+        asked = [word.removeprefix("--id=") for word in command if word.startswith("--id=")]
+        return SimpleNamespace(stdout=free.get(asked[0], "No devices were found\n") if asked else "11\n22\n")
+
+    monkeypatch.setattr(memory, "tf", SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: ["x"])))
+    monkeypatch.setattr(memory.shutil, "which", lambda name: name)
+    monkeypatch.setattr(memory.subprocess, "run", nvidia_smi)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if expected is None:
+        with pytest.raises(ValueError, match="--memory_budget_mb"):
+            memory.free_memory()
+    else:
+        assert memory.free_memory() == expected * 2**20
 
 
 def test_where_nobody_knows_what_is_free_the_flag_is_asked_for(machine):

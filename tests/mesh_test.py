@@ -213,9 +213,9 @@ def test_extract_mesh_from_a_run_folder(tool, tmp_path):
     centre = before_first_camera(scene)
     flags_of_run = [*octahedron(tmp_path / "o" / "model_000007.npy", 50.0, centre)[1:], *dataset("llff")]
     lines = [word.removeprefix("--") if "=" in word else f"{word.removeprefix('--')}=True" for word in flags_of_run]
-    (tmp_path / "o" / "args.txt").write_text("\n".join([*lines, f"basedir={tmp_path}"]))
+    (tmp_path / "o" / "args.txt").write_text("\n".join([*lines, "basedir=moved", "ft_path=other.npy"]))
     out = tmp_path / "o.ply"
-    words = [f"--config={tmp_path / 'o' / 'args.txt'}", "--threshold=10", "--resolution=60", "--min_seen=0.2"]
+    words = ["--threshold=10", str(tmp_path / "o"), "--resolution=60", "--min_seen=0.2"]
     assert tool("extract_mesh").main([*words, "--out", str(out)]) == 0
     vertices = depth.transform(np.linalg.inv(scene.to_dataset), trimesh.load(out, process=False).vertices) - centre
     assert np.abs(np.median(np.abs(vertices).sum(axis=1)) - 0.8) < 1e-3

@@ -33,10 +33,22 @@ def tool(monkeypatch):
 
 
 @pytest.fixture
-def counted(tool):
+def memory_cell(tool):
+    """What happens in the process of a cell."""
+    return importlib.import_module("memory_cell")
+
+
+@pytest.fixture
+def memory_meter(tool):
+    """What counts."""
+    return importlib.import_module("memory_meter")
+
+
+@pytest.fixture
+def counted(memory_meter):
     """Skips where TensorFlow does not count memory."""
     try:
-        tf.config.experimental.get_memory_info(tool.device())
+        tf.config.experimental.get_memory_info(memory_meter.device())
     except ValueError as error:
         pytest.skip(f"this TensorFlow keeps no memory statistics: {error}")
 
@@ -48,16 +60,17 @@ def flag_values(*arguments: str) -> flags.FlagValues:
     return values
 
 
-def a_cell(tool, **changes):
+def a_cell(memory_cell, **changes):
     settings = {"mode": "render", "rays": RAYS, "chunk": RAYS, "netchunk": 4096, "N_samples": COARSE}
     settings |= {"N_importance": FINE - COARSE, "retraw": False, "precision": "float32", "netwidth": 32}
-    return tool.Cell(**settings | {"netwidth_fine": 32} | changes)
+    return memory_cell.Cell(**settings | {"netwidth_fine": 32} | changes)
 
 
-def built(tool, cell, weights: str = "worst", *arguments: str):
+def built(memory_cell, cell, weights: str = "worst", *arguments: str):
     """The cell's trainer and rays."""
     values = flag_values(*arguments)
-    return tool.built_trainer(cell, values, weights, ndc=False), tool.made_up_rays(values, False, cell.rays)
+    rays = memory_cell.made_up_rays(values, False, cell.rays)
+    return memory_cell.built_trainer(cell, values, weights, ndc=False), rays
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -94,20 +107,20 @@ def test_cells_are_measured_in_fresh_processes(tool, counted, tmp_path, capsys):
         assert f"{float(row['measured_mb']):,.2f}" in line
 
 
-def test_a_known_allocation_is_measured_over_what_was_there(tool, counted):
+def test_a_known_allocation_is_measured_over_what_was_there(memory_meter, counted):
     before = tf.ones([10_000_000])
-    peak, seconds = tool.measure(lambda: tf.fill([3_000_000], 2.0))
+    peak, seconds = memory_meter.measure(lambda: tf.fill([3_000_000], 2.0))
     assert 12.0 <= peak < 24.0  # the allocator may hand out twice what it was asked for
     assert 0 < seconds < 5
     assert before.shape == [10_000_000]
 
 
-def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(tool, counted):
+def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(memory_cell, memory_meter, counted):
     def peak(netchunk: int) -> float:
-        cell = a_cell(tool, mode="train", netchunk=netchunk, N_importance=0)
-        trainer, rays = built(tool, cell)
+        cell = a_cell(memory_cell, mode="train", netchunk=netchunk, N_importance=0)
+        trainer, rays = built(memory_cell, cell)
         before = trainer.coarse.mlp.get_weights()
-        measured = tool.measure(tool.work_of(cell, trainer, rays))[0]
+        measured = memory_meter.measure(memory_cell.work_of(cell, trainer, rays))[0]
         assert any((a != b).any() for a, b in zip(before, trainer.coarse.mlp.get_weights(), strict=True))
         return measured
 
@@ -115,10 +128,10 @@ def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(tool, counted
 
 
 @pytest.mark.parametrize("retraw", [False, True])
-def test_raw_leaves_a_rendered_chunk_only_on_request(tool, retraw):
-    cell = a_cell(tool, rays=8, chunk=8, retraw=retraw)
-    trainer, rays = built(tool, cell)
-    results = tool.work_of(cell, trainer, rays)()
+def test_raw_leaves_a_rendered_chunk_only_on_request(memory_cell, retraw):
+    cell = a_cell(memory_cell, rays=8, chunk=8, retraw=retraw)
+    trainer, rays = built(memory_cell, cell)
+    results = memory_cell.work_of(cell, trainer, rays)()
     expected = render_rays(trainer.coarse, trainer.fine, rays, trainer.rendering.deterministic(), keep_raw=True)
     np.testing.assert_allclose(results[0], expected.fine.rgb, atol=1e-5)
     assert len(results) == 8 + retraw
@@ -127,9 +140,9 @@ def test_raw_leaves_a_rendered_chunk_only_on_request(tool, retraw):
 
 
 @pytest.mark.parametrize("viewdirs", ["True", "False"])
-def test_with_the_worst_weights_every_sample_has_density_and_a_gradient(tool, viewdirs):
-    cell = a_cell(tool, mode="train", rays=64, chunk=64)
-    trainer, rays = built(tool, cell, "worst", f"--use_viewdirs={viewdirs}", "--raw_noise_std=1")
+def test_with_the_worst_weights_every_sample_has_density_and_a_gradient(memory_cell, viewdirs):
+    cell = a_cell(memory_cell, mode="train", rays=64, chunk=64)
+    trainer, rays = built(memory_cell, cell, "worst", f"--use_viewdirs={viewdirs}", "--raw_noise_std=1")
     points = rays.origins[:, None] + rays.directions[:, None] * tf.linspace(2.0, 6.0, 50)[:, None]
     for field in (trainer.coarse, trainer.fine):
         assert field.netchunk == cell.netchunk
@@ -139,37 +152,37 @@ def test_with_the_worst_weights_every_sample_has_density_and_a_gradient(tool, vi
         assert raw[..., :3].std() > 0.01
 
 
-def test_typical_weights_are_those_of_ft_path(tool, tmp_path):
+def test_typical_weights_are_those_of_ft_path(memory_cell, tmp_path):
     weights = tmp_path / "model_000007.npy"
-    cell, values = a_cell(tool), flag_values()
+    cell, values = a_cell(memory_cell), flag_values()
     cell.set_flags(values)
     written = [build_mlp(config.field_settings(values, fine), 3).get_weights() for fine in (False, True)]
     for path, arrays in zip((weights, tf1_weights.fine_path(weights)), written, strict=True):
         tf1_weights.save(path, arrays)
-    trainer, _ = built(tool, cell, "typical", "--ft_path", str(weights))
+    trainer, _ = built(memory_cell, cell, "typical", "--ft_path", str(weights))
     for field, arrays in zip((trainer.coarse, trainer.fine), written, strict=True):
         for a, b in zip(field.mlp.get_weights(), arrays, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_rays_run_through_the_scene(tool):
-    metric = tool.made_up_rays(flag_values(), False, 100)
+def test_rays_run_through_the_scene(memory_cell):
+    metric = memory_cell.made_up_rays(flag_values(), False, 100)
     np.testing.assert_allclose(np.linalg.norm(metric.directions, axis=-1), 1.0, rtol=1e-5)
     middles = metric.origins + metric.directions * (metric.near + metric.far) / 2
     assert np.abs(middles).max() <= 0.5 + 1e-5
-    ndc = tool.made_up_rays(flag_values(), True, 100)
+    ndc = memory_cell.made_up_rays(flag_values(), True, 100)
     np.testing.assert_allclose((ndc.origins + ndc.directions * ndc.near)[:, 2], -1.0)
     np.testing.assert_allclose((ndc.origins + ndc.directions * ndc.far)[:, 2], 1.0)
-    near, far = tool.made_up_rays(flag_values("--near=3", "--far=4"), False, 2)[3:]
+    near, far = memory_cell.made_up_rays(flag_values("--near=3", "--far=4"), False, 2)[3:]
     assert (near.numpy().min(), far.numpy().max()) == (3.0, 4.0)
 
 
-def test_stages_hold_what_their_shapes_say(tool, counted):
-    cell = a_cell(tool, netchunk=1024, retraw=True)
+def test_stages_hold_what_their_shapes_say(memory_cell, counted):
+    cell = a_cell(memory_cell, netchunk=1024, retraw=True)
     stages = {}
-    for way in tool.WAYS:
-        trainer, rays = built(tool, cell)
-        stages[way] = {stage.name: stage for stage in tool.account(way, trainer, rays, cell.retraw)}
+    for way in memory_cell.WAYS:
+        trainer, rays = built(memory_cell, cell)
+        stages[way] = {stage.name: stage for stage in memory_cell.account(way, trainer, rays, cell.retraw)}
     original, engine = stages.values()
     assert list(original) == list(engine)
     floats = {
@@ -198,10 +211,12 @@ def test_stages_hold_what_their_shapes_say(tool, counted):
 
 
 @pytest.mark.parametrize("arguments", [["--white_bkgd"], ["--use_viewdirs=False"]])
-def test_both_ways_render_the_same_chunk(tool, arguments):
-    cell = a_cell(tool, rays=50, chunk=50, netchunk=300, retraw=True)
-    trainer, rays = built(tool, cell, "typical", *arguments)
-    original, engine = (tool.staged(way, trainer, cell.retraw)(tool.Meter(), rays) for way in tool.WAYS)
+def test_both_ways_render_the_same_chunk(memory_cell, memory_meter, arguments):
+    cell = a_cell(memory_cell, rays=50, chunk=50, netchunk=300, retraw=True)
+    trainer, rays = built(memory_cell, cell, "typical", *arguments)
+    original, engine = (
+        memory_cell.staged(way, trainer, cell.retraw)(memory_meter.Meter(), rays) for way in memory_cell.WAYS
+    )
     expected = render_rays(trainer.coarse, trainer.fine, rays, trainer.rendering.deterministic(), keep_raw=True)
     del engine[3]  # depth
     wanted = [*expected.fine[:3], *expected.coarse[:3], expected.z_std, expected.raw]
@@ -211,11 +226,11 @@ def test_both_ways_render_the_same_chunk(tool, arguments):
             assert np.isclose(a, b, rtol=1e-3, atol=1e-3).mean() > 0.99
 
 
-def test_stages_without_a_fine_pass(tool):
-    cell = a_cell(tool, rays=8, chunk=8, N_importance=0)
-    for way in tool.WAYS:
-        trainer, rays = built(tool, cell)
-        names = [stage.name for stage in tool.account(way, trainer, rays, cell.retraw)]
+def test_stages_without_a_fine_pass(memory_cell):
+    cell = a_cell(memory_cell, rays=8, chunk=8, N_importance=0)
+    for way in memory_cell.WAYS:
+        trainer, rays = built(memory_cell, cell)
+        names = [stage.name for stage in memory_cell.account(way, trainer, rays, cell.retraw)]
         parts = ("samples", "encoding", "MLP", "compositing")
         assert names == [*(f"coarse {part}" for part in parts), "returned tensors"]
 
@@ -279,10 +294,10 @@ def test_a_failing_cell_is_reported_and_the_rest_is_measured(tool, tmp_path, cap
     assert_picture(tmp_path / "profile.png")
 
 
-def test_a_cell_that_cannot_be_built_says_why_in_one_line(tool, tmp_path, capsys):
+def test_a_cell_that_cannot_be_built_says_why_in_one_line(tool, memory_cell, tmp_path, capsys):
     weights = tmp_path / "model_000001.npy"
     tf1_weights.save(weights, [np.zeros([3, 4], np.float32)])
-    words = ["--cell", json.dumps(vars(a_cell(tool))), "--weights", "typical", "--ft_path", str(weights)]
+    words = ["--cell", json.dumps(vars(a_cell(memory_cell))), "--weights", "typical", "--ft_path", str(weights)]
     assert tool.main([*words, *NETWORK]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -309,7 +324,7 @@ def test_all_combinations_are_measured_and_training_once_for_both_retraw(tool):
     assert {(cell.netwidth, cell.netwidth_fine) for cell in found} == {(256, 256)}
 
 
-def test_flags_of_the_program_stand_for_the_lists(tool, tmp_path):
+def test_flags_of_the_program_stand_for_the_lists(tool, memory_cell, tmp_path):
     (tmp_path / "a.txt").write_text("N_importance = 32\nnetwidth_fine = 64\nnetchunk = 99\n", encoding="utf-8")
     (cell,) = cells(
         tool,
@@ -320,7 +335,7 @@ def test_flags_of_the_program_stand_for_the_lists(tool, tmp_path):
         "--modes=train",
         "--mixed_precision=float16",
     )
-    assert cell == tool.Cell("train", 12, 5, 99, 64, 32, False, "float16", 256, 64)
+    assert cell == memory_cell.Cell("train", 12, 5, 99, 64, 32, False, "float16", 256, 64)
     assert {cell.netwidth_fine for cell in cells(tool, "--netwidths", "24")} == {24}
 
 

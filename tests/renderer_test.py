@@ -566,6 +566,23 @@ def test_a_view_goes_on_with_less_when_memory_runs_out():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_preparing_a_view_gives_way_too_when_memory_runs_out():
+    prepared = []
+
+    def prepare():
+        prepared.append(renderer.settings.chunk)
+        if renderer.settings.chunk > 8:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    def give_way(error):
+        return fog, None, dataclasses.replace(BOTH, chunk=renderer.settings.chunk // 2)
+
+    renderer = Renderer(fog, None, dataclasses.replace(BOTH, chunk=16), NEAR, FAR, False, give_way, prepare)
+    for _ in range(2):
+        renderer.image(Camera.centred(6, 7, 6.0), POSE)
+    assert prepared == [16, 8, 8]  # once for a view that goes well
+
+
 def test_memory_that_runs_out_is_an_error_when_nothing_gives_way():
     def greedy(points, viewdirs, _):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")

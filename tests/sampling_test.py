@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
+from nerf_tf.render.sampling import add_fine_samples, midpoints, sample_pdf, stratified_t_vals
 
 NEAR, FAR = tf.constant([[2.0], [0.5]]), tf.constant([[6.0], [8.0]])
 # The largest float32 below 1: as far as a uniform draw goes.
@@ -139,3 +139,20 @@ def test_a_quantile_on_the_edge_of_a_gap_belongs_behind_the_gap():
     # The floor is lost beside such weights, so the cdf is flat over two bins.
     bins, weights = tf.constant([[0.0, 1.0, 2.0, 3.0, 4.0]]), tf.constant([[1e9, 0.0, 0.0, 1e9]])
     np.testing.assert_allclose(sample_pdf(bins, weights, tf.constant([[0.25, 0.5, 0.75]])), [[0.5, 3.0, 3.5]])
+
+
+def test_fine_samples_join_the_coarse_ones_in_order_and_carry_no_gradient():
+    t_vals, weights, u = (
+        stratified_t_vals(NEAR, FAR, 9),
+        tf.random.stateless_uniform([2, 9], [1, 2]),
+        spread(1.0, 0.0, 7, 2),
+    )
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        merged, new = add_fine_samples(t_vals, weights, u)
+    assert tape.gradient([merged, new], weights) is None
+    np.testing.assert_array_equal(new, sample_pdf(midpoints(t_vals), weights[:, 1:-1], u))
+    np.testing.assert_array_equal(merged, np.sort(np.concatenate([t_vals, new], axis=-1), axis=-1))
+    # What the first and the last coarse sample weigh says nothing about where to look.
+    ends = tf.constant([[100.0, *[0.0] * 7, 100.0]])
+    np.testing.assert_array_equal(new, add_fine_samples(t_vals, weights + ends, u)[1])

@@ -25,28 +25,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import drawing
+import memory_meter
 import numpy as np
-import profile_memory
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config, files
+from nerf_tf import build, config, files, planning
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.query import ROW_TOLERANCE, Field
 from nerf_tf.geometry.rays import image_rays
+from nerf_tf.render import figures
 from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.guards import opacities
-from nerf_tf.train.metrics import mse, psnr
+from nerf_tf.train.metrics import psnr
 from nerf_tf.train.trainer import Trainer
 
 ENGINES = ("dense", "float32", "bfloat16")
 # Of validation views, to see how far training got; rendered so many at a time, every so often.
 HELD_OUT_RAYS, LOOK_RAYS, SECONDS_BETWEEN_LOOKS = 2048, 512, 60.0
-COLOURS = dict(zip(ENGINES, (drawing.PALE, drawing.BLUE, drawing.ORANGE), strict=True))
+COLOURS = dict(zip(ENGINES, (figures.PALE, figures.BLUE, figures.ORANGE), strict=True))
 
 
 class DenseField(Field):
@@ -71,7 +71,7 @@ class DenseTrainer(Trainer):
             passes = [coarse_pass(self.coarse, batch.rays, self.rendering, seed)]
             if self.fine is not None:
                 passes.append(fine_pass(self.fine, batch.rays, passes[0], self.rendering, seed)[0])
-            losses = [mse(result.rendering.rgb, batch.rgb) for result in passes]
+            losses = [tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb)) for result in passes]
             loss = tf.add_n(losses)
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
         return losses, gradients, opacities(passes[-1].rendering.acc, shares), passes[-1].raw[..., 3]
@@ -82,7 +82,7 @@ def make_trainer(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:
     values["mixed_precision"].value = "float32" if engine == "dense" else engine
     trainer = build.make_trainer(values, ndc)
     if engine != "dense":
-        build.plan_training(values, trainer)
+        planning.plan_training(values, trainer)
         return trainer
     fields = [f and DenseField(f.mlp, f.settings, f.netchunk) for f in (trainer.coarse, trainer.fine)]
     return DenseTrainer(*fields, config.render_settings(values, ndc), config.train_settings(values), values.random_seed)
@@ -166,9 +166,9 @@ def race(args: argparse.Namespace, values: flags.FlagValues, scene: Scene) -> di
 
 def draw_race(records: dict):
     """PSNR of rays that training does not see, against minutes of training."""
-    figure = drawing.new_figure(7.6, 4.4)
+    figure = figures.new_figure(7.6, 4.4)
     axes = figure.subplots()
-    drawing.tidy(axes, "PSNR of validation views in dB")
+    figures.tidy(axes, "PSNR of validation views in dB")
     for engine, record in records.items():
         minutes = np.array(record["seconds"]) / 60.0
         label = f"{engine}: {record['step'][-1]} steps in {minutes[-1]:.0f} min"
@@ -200,7 +200,7 @@ def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
             passes = [coarse_pass(trainer.coarse, part.rays, trainer.rendering, seed, first)]
             if trainer.fine is not None:
                 passes.append(fine_pass(trainer.fine, part.rays, passes[0], trainer.rendering, seed, first)[0])
-            loss = tf.add_n([mse(result.rendering.rgb, part.rgb) for result in passes])
+            loss = tf.add_n([tf.reduce_mean(tf.square(result.rendering.rgb - part.rgb)) for result in passes])
         sizes = [np.abs(gradient).max(-1) for gradient in tape.gradient(loss, [result.raw for result in passes])]
         counts.append(
             [
@@ -277,7 +277,7 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         runs[engine, "render"] = lambda render=render: render(batch.rays)
     # Before any of them steps on, and to other random draws.
     errors = gradient_errors(trainers, batch) if "dense" in trainers else None
-    peaks = {key: profile_memory.measure(run)[0] for key, run in runs.items()}
+    peaks = {key: memory_meter.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}
     same, fresh = [], []  # steps with the same batch again, and with the pipeline's next one, in pairs
     for _ in range(args.repeats):
@@ -356,10 +356,10 @@ def table(report: dict) -> str:
 
 def draw(report: dict):
     """Rays per second of every engine, training and rendering, for each set of weights."""
-    figure = drawing.new_figure(9.6, 3.8)
+    figure = figures.new_figure(9.6, 3.8)
     cases = report["cases"]
     for axes, kind in zip(figure.subplots(1, 2), ("train", "render"), strict=True):
-        drawing.tidy(axes, f"{'Training' if kind == 'train' else 'Rendering'}: rays per second")
+        figures.tidy(axes, f"{'Training' if kind == 'train' else 'Rendering'}: rays per second")
         for i, case in enumerate(cases.values()):
             engines = case["engines"]
             for j, (engine, kinds) in enumerate(engines.items()):
@@ -410,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
             print(table(report))
             picture = draw(report)
         files.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
-        drawing.save(picture, args.out / f"{name}.png")
+        figures.save(picture, args.out / f"{name}.png")
     except (ValueError, OSError) as error:
         print(f"benchmark: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -46,7 +46,6 @@ class View:
 def load_photos(args_file: Path) -> np.ndarray:
     """The test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as the run saw them."""
     values = flags.FlagValues()
-    config.define_flags(values)
     config.parse_flags(["contact_sheet", "--config", str(args_file)], values)
     scene = build.load_scene(values)
     return scene.images[scene.i_test]

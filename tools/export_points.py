@@ -1,11 +1,12 @@
 """Makes a point cloud with colours of a trained scene: what the pixels of rendered training views meet.
 
-    python tools/export_points.py --config logs/lego_test/args.txt --views 12 --render_factor 4 --out points3d.ply
+    python tools/export_points.py logs/lego_test --views 12 --render_factor 4 --out points3d.ply
 
-Every flag of the program may be given and means what it means there; --render_factor 4 takes every fourth pixel along
-either side. A point is where a ray ends, at the expected depth, with the colour rendered there. Rays that pass by
-everything give none, nor do those that graze an edge and so end in mid-air. Points are in the data set's own
-coordinates: those of transforms_*.json, of the pose files, or of poses_bounds.npy, whatever the loader did to them.
+RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
+program may be given and means what it means there; --render_factor 4 takes every fourth pixel along either side. A
+point is where a ray ends, at the expected depth, with the colour rendered there. Rays that pass by everything give
+none, nor do those that graze an edge and so end in mid-air. Points are in the data set's own coordinates: those of
+transforms_*.json, of the pose files, or of poses_bounds.npy, whatever the loader did to them.
 
 The file is a binary PLY with the columns x y z nx ny nz red green blue, as programs that start from a points3d.ply
 expect it; the normals are zero. Prints the file's path.
@@ -21,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 import trained
 
-from nerf_tf import build, files
+from nerf_tf import files, planning
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import surface, transform
 from nerf_tf.render import outputs
@@ -95,7 +96,10 @@ def write_points(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        usage="export_points.py [RUN] [options] [flags of the program]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--views", type=int, default=12, help="training views to render, evenly chosen (default: 12)")
@@ -126,11 +130,11 @@ def main(argv: list[str] | None = None) -> int:
         factor = max(values.render_factor, 1)
         points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
         write_points(args.out, points, colours)
-    except (ValueError, OSError, build.OutOfMemory) as error:
+    except (ValueError, OSError, planning.OutOfMemory) as error:
         print(f"export_points: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except tf.errors.ResourceExhaustedError as error:
-        print(f"export_points: out of memory ({build.failed_allocation(error)}): lower --chunk", file=sys.stderr)
+        print(f"export_points: out of memory ({planning.failed_allocation(error)}): lower --chunk", file=sys.stderr)
         return 1
     low, high = (" ".join(f"{x:.3g}" for x in corner(axis=0)) for corner in (points.min, points.max))
     print(f"{len(points)} points, from {low} to {high}", file=sys.stderr)

@@ -1,14 +1,15 @@
 """Makes a mesh with coloured vertices of a trained scene: the surface on which the density reaches a threshold.
 
-    python tools/extract_mesh.py --config logs/lego_test/args.txt --out lego.ply
+    python tools/extract_mesh.py logs/lego_test --out lego.ply
     python tools/extract_mesh.py --config configs/lego.txt --ft_path model_200000.npy --resolution 400 --out lego.glb
     python tools/extract_mesh.py --config configs/fern.txt --threshold 5 --bounds -1 -1 -1 1 1 0.5 --out fern.obj
 
-Every flag of the program may be given and means what it means there. The density of the fine network is asked for on a
-grid, slab by slab, and marching cubes finds the surface. Its vertices get the colour that the network shows to someone
-who looks at the surface straight on. They are in the data set's own coordinates: those of transforms_*.json, of the
-pose files, or of poses_bounds.npy, whatever the loader did to them. The ending of --out, .ply, .obj or .glb, decides
-the format. Prints the file's path.
+RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
+program may be given and means what it means there. The density of the fine network is asked for on a grid, slab by
+slab, and marching cubes finds the surface. Its vertices get the colour that the network shows to someone who looks at
+the surface straight on. They are in the data set's own coordinates: those of transforms_*.json, of the pose files, or
+of poses_bounds.npy, whatever the loader did to them. The ending of --out, .ply, .obj or .glb, decides the format.
+Prints the file's path.
 
 Unless --bounds says where to look, the box is what the training cameras see from near to far, cut down to where a first
 look on a coarse grid finds something. Under NDC the grid is one in NDC, so its cells grow with distance, --bounds are
@@ -29,7 +30,7 @@ import tensorflow as tf
 import trained
 from tqdm import tqdm
 
-from nerf_tf import build, files
+from nerf_tf import files, planning
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import ndc_to_world, transform
 from nerf_tf.geometry.rays import image_rays
@@ -123,9 +124,7 @@ class Space:
         for view in scene.i_train:
             asked = np.flatnonzero(missing > 0)
             camera, c2w = scene.cameras[view], scene.poses[view]
-            x, y, z = ((world[asked] - c2w[:, 3]) @ c2w[:, :3]).T
-            with np.errstate(divide="ignore", invalid="ignore"):
-                col, row = camera.cx - camera.fx * x / z, camera.cy + camera.fy * y / z
+            row, col, z = camera.project(c2w, world[asked])
             inside = (col >= 0) & (col <= camera.width) & (row >= 0) & (row <= camera.height)
             missing[asked] -= inside & (-z >= near) & (-z <= far)
         return missing == 0
@@ -230,7 +229,10 @@ def extract(run: trained.Trained, args: argparse.Namespace) -> Surface:
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        usage="extract_mesh.py [RUN] [options] [flags of the program]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--resolution", type=int, default=256, help="grid points along the longest side (default: 256)")
     parser.add_argument(
@@ -274,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         surface = extract(trained.load("extract_mesh", program_flags), args)
-    except (ValueError, OSError, build.OutOfMemory) as error:
+    except (ValueError, OSError, planning.OutOfMemory) as error:
         print(f"extract_mesh: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:

@@ -15,7 +15,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import drawing
 import numpy as np
 import tensorflow as tf
 
@@ -23,9 +22,10 @@ from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.depth import ndc_to_metric_t
 from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
+from nerf_tf.render import figures
 
-BD_FACTOR = 0.75  # as `llff.load` has it
 NDC_STEPS = np.linspace(0.0, 1.0, 9)  # t of the samples drawn
 # The other levels lie too close together in space for a note each.
 _LEVEL_NOTES = {
@@ -35,7 +35,7 @@ _LEVEL_NOTES = {
     0.875: "t = 0.875",
     1.0: "t = 1, infinity",
 }
-RAY_COLOURS = (drawing.BLUE, drawing.GREEN, drawing.ORANGE)
+RAY_COLOURS = (figures.BLUE, figures.GREEN, figures.ORANGE)
 
 # A camera's own axes, the columns of its rotation, in the words of the guide's table.
 CONVENTIONS = {
@@ -55,13 +55,10 @@ def frustum(camera: Camera, c2w: np.ndarray, depth: float) -> np.ndarray:
 def metric_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
     """Where samples that NDC spaces by `t_vals` [S] lie in space, for rays of the middle row: [R, S, 3].
 
-    By appendix C of the paper, depth is near / (1 - t): equal steps in t are equal steps in 1 / depth. t = 1, which is
-    infinitely far, is left to the caller.
+    Equal steps in t are equal steps in 1 / depth. t = 1, which is infinitely far, is left to the caller.
     """
-    origins, directions = _middle_row(camera, c2w, cols)
-    depth = NDC_NEAR / (1.0 - t_vals)
-    along = (-depth - origins[:, None, 2]) / directions[:, None, 2]
-    return origins[:, None] + along[..., None] * directions[:, None]
+    origins, directions = (x[:, None] for x in _middle_row(camera, c2w, cols))
+    return origins + ndc_to_metric_t(origins, directions, t_vals)[..., None] * directions
 
 
 def ndc_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
@@ -83,11 +80,11 @@ def _draw_frusta(axes, camera: Camera, poses: np.ndarray, size: float, colour: s
         a, b, c, d = corners
         axes.plot(*np.array([a, tip, b, c, tip, d, a]).T, color=colour, lw=0.8, label=None if i else label)
         axes.plot(*np.array([c, d]).T, color=colour, lw=0.8)
-        axes.plot(*np.array([a, b]).T, color=drawing.INK, lw=1.5)
+        axes.plot(*np.array([a, b]).T, color=figures.INK, lw=1.5)
 
 
 def _draw_world(axes, size: float) -> None:
-    for tip, name, colour in zip(size * np.eye(3), "xyz", (drawing.RED, drawing.GREEN, drawing.BLUE), strict=True):
+    for tip, name, colour in zip(size * np.eye(3), "xyz", (figures.RED, figures.GREEN, figures.BLUE), strict=True):
         axes.quiver(0, 0, 0, *tip, color=colour, lw=1.8, arrow_length_ratio=0.2)
         axes.text(*(1.25 * tip), name, color=colour, ha="center", va="center")
 
@@ -96,7 +93,7 @@ def _add_space(figure, place, title: str, poses: np.ndarray, shown: np.ndarray):
     """A 3-D panel with one scale for all axes, large enough for `shown` [N, 3]; the cameras' up is upwards."""
     axes = figure.add_subplot(place, projection="3d")
     axes.locator_params(nbins=5)
-    axes.set_title(title, loc="left", color=drawing.INK)
+    axes.set_title(title, loc="left", color=figures.INK)
     middle, half = (shown.min(0) + shown.max(0)) / 2, np.ptp(shown, axis=0).max() / 2
     axes.set(**{f"{name}lim": (c - half, c + half) for name, c in zip("xyz", middle, strict=True)})
     axes.set_box_aspect((1, 1, 1), zoom=1.15)
@@ -122,22 +119,22 @@ def _draw_cameras(
     for (label, group), colour in zip(groups.items(), RAY_COLOURS, strict=False):
         _draw_frusta(axes, camera, group, size, colour, label)
     if path is not None:
-        axes.plot(*path[:, :, 3].T, color=drawing.PALE, lw=1.2, label="path for videos")
+        axes.plot(*path[:, :, 3].T, color=figures.PALE, lw=1.2, label="path for videos")
     axes.legend(loc="upper right", frameon=False, fontsize=9)
 
 
 def _draw_level(axes, height: float, note: str) -> None:
-    axes.axhline(height, color=drawing.GRID, lw=1, zorder=0)
+    axes.axhline(height, color=figures.GRID, lw=1, zorder=0)
     axes.text(1.01, height, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
 
 
 def _draw_metric_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) -> None:
-    drawing.tidy(axes, "Rays in space, seen from above: even steps of t are even steps of 1/depth")
+    figures.tidy(axes, "Rays in space, seen from above: even steps of t are even steps of 1/depth")
     finite = NDC_STEPS[:-1]
     deepest = NDC_NEAR / (1.0 - finite[-1])
     half = camera.width / (2.0 * camera.fx)
     edge = np.array([0.0, deepest * 1.1])
-    axes.fill_betweenx(edge, -half * edge, half * edge, color=drawing.PALE, alpha=0.12, lw=0)
+    axes.fill_betweenx(edge, -half * edge, half * edge, color=figures.PALE, alpha=0.12, lw=0)
     for t in finite:
         _draw_level(axes, NDC_NEAR / (1.0 - t), _LEVEL_NOTES.get(t, ""))
     for c2w, colour in zip(poses, RAY_COLOURS, strict=False):
@@ -145,15 +142,15 @@ def _draw_metric_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray)
         for ray in samples:
             axes.plot([c2w[0, 3], ray[-1, 0]], [-c2w[2, 3], -ray[-1, 2]], color=colour, lw=0.8, alpha=0.7)
             axes.plot(ray[:, 0], -ray[:, 2], "o", color=colour, ms=4)
-        axes.plot(c2w[0, 3], -c2w[2, 3], "^", color=drawing.INK, ms=7)
+        axes.plot(c2w[0, 3], -c2w[2, 3], "^", color=figures.INK, ms=7)
     axes.set(
         xlabel="x", ylabel="depth, -z", ylim=(-0.6, deepest * 1.1), xlim=(-1.2 * half * deepest, 1.2 * half * deepest)
     )
 
 
 def _draw_ndc_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) -> None:
-    drawing.tidy(axes, "The same rays in NDC: the near plane is t = 0, infinity is t = 1")
-    axes.fill_between([-1, 1], -1, 1, color=drawing.PALE, alpha=0.12, lw=0)
+    figures.tidy(axes, "The same rays in NDC: the near plane is t = 0, infinity is t = 1")
+    axes.fill_between([-1, 1], -1, 1, color=figures.PALE, alpha=0.12, lw=0)
     for t in NDC_STEPS:
         _draw_level(axes, 2.0 * t - 1.0, _LEVEL_NOTES.get(t, f"t = {t:g}"))
     for c2w, colour in zip(poses, RAY_COLOURS, strict=False):
@@ -167,17 +164,12 @@ def draw_llff(datadir: Path, spherify: bool):
     poses, hwf, bounds = llff.read_poses_bounds(datadir / "poses_bounds.npy")
     height, width, focal = hwf[0]
     camera = Camera.centred(round(height), round(width), focal)
-    scale = 1.0 / (bounds.min() * BD_FACTOR)
-    before = pose_maths.llff_to_opengl(poses)
-    before[:, :, 3] *= scale
-    after = pose_maths.recenter(before)
+    before, _, _ = llff.rescale(poses, bounds, llff.BD_FACTOR)
+    after, _, path, _ = llff.arrange(poses, bounds, spherify)
+    title = "Recentred: the average camera is the origin, and looks along -z"
     if spherify:
-        after, _ = pose_maths.spherify(after)
-        path, title = pose_maths.circle_path(after), "On the unit sphere: its centre is what the cameras look at"
-    else:
-        path = pose_maths.spiral_path(after, bounds.min() * scale, bounds.max() * scale)
-        title = "Recentred: the average camera is the origin, and looks along -z"
-    figure = drawing.new_figure(12.0, 6.0 if spherify else 11.0)
+        title = "On the unit sphere: its centre is what the cameras look at"
+    figure = figures.new_figure(12.0, 6.0 if spherify else 11.0)
     grid = figure.add_gridspec(1 if spherify else 2, 2, wspace=0.38, hspace=0.2)
     _draw_cameras(figure, grid[0, 0], "As in the file, but for axes and scale", camera, {"cameras": before})
     _draw_cameras(figure, grid[0, 1], title, camera, {"cameras": after}, path)
@@ -192,7 +184,7 @@ def draw_llff(datadir: Path, spherify: bool):
 
 def draw_scene(scene: Scene):
     """Cameras of a scene in metric space, by split, and its path for videos."""
-    figure = drawing.new_figure(12.0, 6.0)
+    figure = figures.new_figure(12.0, 6.0)
     groups = {"train": scene.i_train, "validation": scene.i_val, "test": scene.i_test}
     poses = {f"{name}, {len(chosen)}": scene.poses[chosen] for name, chosen in groups.items()}
     places = figure.add_gridspec(1, 2)
@@ -205,16 +197,16 @@ def draw_scene(scene: Scene):
 
 def draw_axes():
     """One camera, and what each convention calls its axes."""
-    figure = drawing.new_figure(12.0, 4.2)
+    figure = figures.new_figure(12.0, 4.2)
     camera, pose = Camera.centred(30, 40, 32.0), np.eye(4)[:3]
     for place, (name, (words, convert)) in zip(figure.add_gridspec(1, 3), CONVENTIONS.items(), strict=True):
         shown = 0.95 * np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
         axes = _add_space(figure, place, name, pose[None], shown)
         axes.set_axis_off()
-        _draw_frusta(axes, camera, pose[None], 0.5, drawing.PALE)
+        _draw_frusta(axes, camera, pose[None], 0.5, figures.PALE)
         columns = convert(pose)[:, :3].T
         for i, (column, word) in enumerate(zip(columns, words, strict=True)):
-            colour = (drawing.RED, drawing.GREEN, drawing.BLUE)[i]
+            colour = (figures.RED, figures.GREEN, figures.BLUE)[i]
             axes.quiver(0, 0, 0, *column, color=colour, lw=2.2, arrow_length_ratio=0.15)
             axes.text(*(1.28 * column), f"{i}: {word}", color=colour, ha="center", va="center", fontsize=11)
     figure.subplots_adjust(left=0.02, right=0.97, bottom=0.02, top=0.9, wspace=0.0)
@@ -249,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
             figure = draw_scene(blender.load(args.datadir, half_res=True, testskip=args.testskip))
         else:
             figure = draw_scene(deepvoxels.load(args.datadir, args.shape, args.testskip))
-        drawing.save(figure, out)
+        figures.save(figure, out)
     except (ValueError, OSError) as error:
         print(f"plot_cameras: {error}", file=sys.stderr)
         return 2

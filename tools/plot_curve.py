@@ -17,12 +17,6 @@ from pathlib import Path
 from nerf_tf.render import curve, figures
 
 
-def summaries_folder(run: Path) -> Path:
-    """Where the run in {basedir}/{expname} writes for TensorBoard."""
-    run = run.resolve()
-    return run.parent / "summaries" / run.name
-
-
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, {basedir}/{expname}")
@@ -35,10 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     out = args.out or args.runs[0] / "curve.png"
     try:
-        names = [run.resolve().name for run in args.runs]
+        runs = [run.resolve() for run in args.runs]
+        names = [run.name for run in runs]
         if len(set(names)) < len(names):  # runs of one name in several basedirs
             names = [str(run) for run in args.runs]
-        curves = {name: curve.read_curves(summaries_folder(run)) for name, run in zip(names, args.runs, strict=True)}
+        curves = {n: curve.read_curves(curve.summaries_folder(run)) for n, run in zip(names, runs, strict=True)}
         figures.save(curve.draw(curves), out)
     except (ValueError, OSError) as error:
         print(f"plot_curve: {error}", file=sys.stderr)

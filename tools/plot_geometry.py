@@ -14,11 +14,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import drawing
 import numpy as np
 
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.render import figures
 
 SIDE = 480  # pixels of a panel
 ANGLE = np.deg2rad(40.0)  # of view
@@ -58,15 +58,9 @@ class Canvas:
         self.camera, self.c2w = Camera.centred(side, side, side / 2 / np.tan(ANGLE / 2)), c2w
         self.image, self._nearest = np.ones([side, side, 3]), np.full([side, side], -np.inf)
 
-    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows and columns [P] where points [P, 3] appear, and z [P], which is below 0 before the camera."""
-        x, y, z = ((points - self.c2w[:, 3]) @ self.c2w[:, :3]).T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.camera.cy + self.camera.fy * y / z, self.camera.cx - self.camera.fx * x / z, z
-
     def draw(self, points: np.ndarray, colours: np.ndarray, dot: int) -> None:
         """Draws points [P, 3] in their colours [P, 3], each a square of `dot` pixels."""
-        rows, cols, depths = self.project(points)
+        rows, cols, depths = self.camera.project(self.c2w, points)
         for i in range(dot):
             for j in range(dot):
                 row, col = np.floor(rows + i - dot // 2), np.floor(cols + j - dot // 2)
@@ -90,7 +84,7 @@ def picture_of_mesh(mesh, c2w: np.ndarray) -> np.ndarray:
 
     # Drawn at twice the size and averaged, the dots make smooth edges.
     eye, canvas = c2w[:, 3], Canvas(2 * SIDE, c2w)
-    rows, cols, z = canvas.project(mesh.triangles_center)
+    rows, cols, z = canvas.camera.project(c2w, mesh.triangles_center)
     visible = (z < 0) & (abs(rows - SIDE) < 1.1 * SIDE) & (abs(cols - SIDE) < 1.1 * SIDE)
     pixels = visible * mesh.area_faces * (canvas.camera.fx / z) ** 2  # were they all to face the camera
     for seed in range(int(np.clip(DOTS_PER_PIXEL * pixels.sum() / DOTS_AT_ONCE, 1, MOST_ROUNDS))):
@@ -116,7 +110,7 @@ def view_of(points: np.ndarray, args: argparse.Namespace) -> np.ndarray:
 
 def draw(paths: list[Path], args: argparse.Namespace):
     """The figure: a panel for each file, all from the camera that fits the first."""
-    figure = drawing.new_figure(4.2 * len(paths), 4.4)
+    figure = figures.new_figure(4.2 * len(paths), 4.4)
     loaded = [read(path) for path in paths]
     c2w = view_of(loaded[0].vertices, args)
     panels = figure.subplots(1, len(paths), squeeze=False)[0]
@@ -127,7 +121,7 @@ def draw(paths: list[Path], args: argparse.Namespace):
             image, contents = picture_of_points(geometry, c2w), f"{len(geometry.vertices):,} points"
         axes.imshow(image)
         axes.set_axis_off()
-        axes.set_title(f"{path.name}: {contents}", color=drawing.INK)
+        axes.set_title(f"{path.name}: {contents}", color=figures.INK)
     figure.tight_layout()
     return figure
 
@@ -149,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
     try:
-        drawing.save(draw(args.files, args), args.out)
+        figures.save(draw(args.files, args), args.out)
     except ImportError:
         print("plot_geometry: needs trimesh: pip install -e '.[mesh]'", file=sys.stderr)
         return 1

@@ -15,7 +15,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import drawing
 import numpy as np
 import tensorflow as tf
 import trained
@@ -23,8 +22,9 @@ from absl import flags
 
 from nerf_tf import config
 from nerf_tf.geometry.rays import Rays, image_rays
+from nerf_tf.render import figures
 from nerf_tf.render.renderer import FieldFunction, RenderSettings
-from nerf_tf.render.sampling import MIN_WEIGHT, sample_pdf, stratified_t_vals
+from nerf_tf.render.sampling import MIN_WEIGHT, add_fine_samples, midpoints, stratified_t_vals
 from nerf_tf.render.volume import volume_render
 
 # More arrows than this cannot be told apart.
@@ -68,10 +68,8 @@ def trace_ray(coarse: FieldFunction, fine: FieldFunction, rays: Rays, settings: 
 
     coarse_t = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp)
     weights = volume_render(ask(coarse, coarse_t), coarse_t, rays.directions).weights
-    edges = 0.5 * (coarse_t[:, 1:] + coarse_t[:, :-1])
     u = tf.linspace(0.0, 1.0, settings.N_importance)[None]
-    fine_t = sample_pdf(edges, weights[:, 1:-1], u)
-    merged_t = tf.sort(tf.concat([coarse_t, fine_t], axis=-1), axis=-1)
+    merged_t, fine_t = add_fine_samples(coarse_t, weights, u)
     merged_weights = volume_render(ask(fine, merged_t), merged_t, rays.directions).weights
     curve_t = stratified_t_vals(rays.near, rays.far, CURVE_SAMPLES, settings.lindisp)
     curve = tf.nn.relu(ask(coarse, curve_t)[..., 3])
@@ -84,7 +82,7 @@ def trace_ray(coarse: FieldFunction, fine: FieldFunction, rays: Rays, settings: 
         curve=curve[0].numpy(),
         coarse_t=coarse_t[0].numpy(),
         weights=weights[0].numpy(),
-        edges=edges[0].numpy(),
+        edges=midpoints(coarse_t)[0].numpy(),
         pdf=pdf,
         cdf=cdf,
         u=u[0].numpy(),
@@ -144,12 +142,12 @@ def _shown(count: int) -> np.ndarray:
 
 
 def _draw_weights(axes, trace: RayTrace) -> None:
-    drawing.tidy(axes, "1   The coarse pass weighs its samples: weight = alpha × transmittance")
-    _draw_stems(axes, trace.coarse_t, trace.weights, drawing.BLUE)
+    figures.tidy(axes, "1   The coarse pass weighs its samples: weight = alpha × transmittance")
+    _draw_stems(axes, trace.coarse_t, trace.weights, figures.BLUE)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("weight", color=drawing.BLUE)
+    axes.set_ylabel("weight", color=figures.BLUE)
     density = axes.twinx()
-    density.fill_between(trace.curve_t, trace.curve, color=drawing.PALE, alpha=0.18, lw=0)
+    density.fill_between(trace.curve_t, trace.curve, color=figures.PALE, alpha=0.18, lw=0)
     density.set_ylabel("density σ (grey)")
     density.set_ylim(bottom=0)
     density.spines["top"].set_visible(False)
@@ -161,41 +159,41 @@ def _draw_stems(axes, t_vals: np.ndarray, weights: np.ndarray, colour: str) -> N
 
 
 def _draw_pdf(axes, trace: RayTrace) -> None:
-    drawing.tidy(axes, "2   Divided by their sum, they are the probability of the bins between the midpoints (pdf)")
-    axes.bar(trace.edges[:-1], trace.pdf, np.diff(trace.edges), align="edge", color=drawing.BLUE, alpha=0.35)
-    axes.stairs(trace.pdf, trace.edges, color=drawing.BLUE, lw=1)
-    axes.set_ylabel("probability", color=drawing.BLUE)
+    figures.tidy(axes, "2   Divided by their sum, they are the probability of the bins between the midpoints (pdf)")
+    axes.bar(trace.edges[:-1], trace.pdf, np.diff(trace.edges), align="edge", color=figures.BLUE, alpha=0.35)
+    axes.stairs(trace.pdf, trace.edges, color=figures.BLUE, lw=1)
+    axes.set_ylabel("probability", color=figures.BLUE)
     axes.set_ylim(bottom=0)
 
 
 def _draw_cdf(axes, trace: RayTrace) -> None:
-    drawing.tidy(axes, "3   Even steps of u, sent through the inverse of the cdf, crowd where the cdf is steep")
+    figures.tidy(axes, "3   Even steps of u, sent through the inverse of the cdf, crowd where the cdf is steep")
     for i in _shown(len(trace.u)):
         t, u = trace.fine_t[i], trace.u[i]
-        axes.plot([trace.coarse_t[0], t], [u, u], color=drawing.ORANGE, lw=0.7, alpha=0.55)
-        arrow = {"arrowstyle": "-|>", "color": drawing.ORANGE, "lw": 0.9, "shrinkA": 0, "shrinkB": 0}
+        axes.plot([trace.coarse_t[0], t], [u, u], color=figures.ORANGE, lw=0.7, alpha=0.55)
+        arrow = {"arrowstyle": "-|>", "color": figures.ORANGE, "lw": 0.9, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (t, -0.07), (t, max(u, 1e-3)), arrowprops=arrow, annotation_clip=False)
-    axes.plot(trace.edges, trace.cdf, color=drawing.BLUE, lw=2, marker=".", ms=5)
-    axes.plot(np.full(len(trace.u), trace.coarse_t[0]), trace.u, "_", color=drawing.ORANGE, ms=9, clip_on=False)
+    axes.plot(trace.edges, trace.cdf, color=figures.BLUE, lw=2, marker=".", ms=5)
+    axes.plot(np.full(len(trace.u), trace.coarse_t[0]), trace.u, "_", color=figures.ORANGE, ms=9, clip_on=False)
     axes.set_ylabel("cdf, u")
     axes.set_ylim(-0.07, 1.04)
 
 
 def _draw_samples(axes, trace: RayTrace) -> None:
-    drawing.tidy(axes, "4   Both sets together, in order, are the samples of the fine pass")
-    for level, t_vals, colour in ((2, trace.coarse_t, drawing.BLUE), (1, trace.fine_t, drawing.ORANGE)):
+    figures.tidy(axes, "4   Both sets together, in order, are the samples of the fine pass")
+    for level, t_vals, colour in ((2, trace.coarse_t, figures.BLUE), (1, trace.fine_t, figures.ORANGE)):
         for height in (level, 0):
             axes.plot(t_vals, np.full(len(t_vals), height), "|", color=colour, ms=12, mew=1.4)
     axes.set_yticks([2, 1, 0], ["coarse", "fine", "both"])
-    axes.tick_params(axis="y", length=0, labelcolor=drawing.INK)
+    axes.tick_params(axis="y", length=0, labelcolor=figures.INK)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-0.6, 2.6)
 
 
 def _draw_result(axes, trace: RayTrace) -> None:
-    drawing.tidy(axes, "5   Their weights make the pixel: most samples lie where there is something to see")
+    figures.tidy(axes, "5   Their weights make the pixel: most samples lie where there is something to see")
     is_fine = np.isin(trace.merged_t, trace.fine_t)
-    for chosen, colour in ((~is_fine, drawing.BLUE), (is_fine, drawing.ORANGE)):
+    for chosen, colour in ((~is_fine, figures.BLUE), (is_fine, figures.ORANGE)):
         _draw_stems(axes, trace.merged_t[chosen], trace.merged_weights[chosen], colour)
     axes.set_ylabel("weight")
     axes.set_ylim(bottom=0)
@@ -204,7 +202,7 @@ def _draw_result(axes, trace: RayTrace) -> None:
 
 def draw(trace: RayTrace):
     """The figure: weights, pdf, cdf with arrows from u to samples, all samples, their weights, over one axis of t."""
-    figure = drawing.new_figure(9.0, 11.5)
+    figure = figures.new_figure(9.0, 11.5)
     panels = figure.subplots(5, 1, sharex=True, gridspec_kw={"height_ratios": [1.6, 1.6, 3.4, 1.1, 1.4]})
     steps = (_draw_weights, _draw_pdf, _draw_cdf, _draw_samples, _draw_result)
     for axes, step in zip(panels, steps, strict=True):
@@ -234,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
     try:
-        drawing.save(draw(built_in_trace() if args.config is None else trained_trace(args)), args.out)
+        figures.save(draw(built_in_trace() if args.config is None else trained_trace(args)), args.out)
     except (ValueError, OSError) as error:
         print(f"plot_sampling: {error}", file=sys.stderr)
         return 2

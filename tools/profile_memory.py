@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import gc
 import io
 import itertools
 import json
@@ -32,35 +31,25 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-import drawing
-import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
+from memory_cell import WAYS, Cell, run_cell
+from memory_meter import Stage
 from tqdm import tqdm
 
 import nerf_tf
-from nerf_tf import build, config, files
-from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.field.encoding import positional_encoding
-from nerf_tf.field.mlp import FieldSettings
-from nerf_tf.field.query import Field
-from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import memory
-from nerf_tf.render.renderer import RenderSettings, render_rays
-from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
-from nerf_tf.render.volume import volume_render
+from nerf_tf import config, files
+from nerf_tf.options import OPTIONS
+from nerf_tf.render import figures
 from nerf_tf.train import tf1_weights
-from nerf_tf.train.trainer import Trainer
 
 PROGRAM = Path(__file__).resolve()
-MODES, WEIGHTS, WAYS = ("train", "render"), ("typical", "worst"), ("original", "engine")
-PRECISIONS = config.OPTIONS["mixed_precision"].choices
+MODES, WEIGHTS = ("train", "render"), ("typical", "worst")
+PRECISIONS = OPTIONS["mixed_precision"].choices
 COLUMNS = (
     "mode", "rays", "chunk", "netchunk", "N_samples", "N_importance", "retraw", "precision", "netwidth", "netdepth",
     "measured_mb", "predicted_mb", "ratio", "seconds", "failure",
@@ -74,306 +63,6 @@ TABLE = {
     "measured_mb": 10, "predicted_mb": 10, "ratio": 6, "seconds": 8,
 }  # fmt: skip
 PICTURE_WIDTH = 16.0  # inches that panels may take side by side
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One combination of settings to measure.
-
-    Attributes:
-        mode: train or render.
-        rays: those of a step; when rendering, those of the chunk.
-        chunk, netchunk, N_samples, N_importance, precision, netwidth, netwidth_fine: as the program's flags.
-        retraw: whether raw leaves the rendered chunk.
-    """
-
-    mode: str
-    rays: int
-    chunk: int
-    netchunk: int
-    N_samples: int
-    N_importance: int
-    retraw: bool
-    precision: str
-    netwidth: int
-    netwidth_fine: int
-
-    def set_flags(self, values: flags.FlagValues) -> None:
-        """Gives the program's flags the cell's values."""
-        for name in ("chunk", "netchunk", "N_samples", "N_importance", "netwidth", "netwidth_fine"):
-            values[name].value = getattr(self, name)
-        values["N_rand"].value = self.rays
-        values["mixed_precision"].value = self.precision
-
-    @property
-    def samples(self) -> str:
-        """As in --samples."""
-        return f"{self.N_samples}+{self.N_importance}"
-
-
-class Stage(NamedTuple):
-    """What one stage of rendering a chunk costs.
-
-    Attributes:
-        name: which.
-        outputs_mb: what it hands on.
-        peak_mb: the allocator's peak while it ran, over what there was before the chunk; None if it does not run alone.
-    """
-
-    name: str
-    outputs_mb: float
-    peak_mb: float | None
-
-
-# In the process of a cell
-
-
-def device() -> str:
-    """The one whose memory counts."""
-    return "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
-
-
-def made_up_rays(values: flags.FlagValues, ndc: bool, count: int) -> Rays:
-    """Rays such as a scene of this kind has: from around it to its middle, or under NDC straight through the cube."""
-    rng = np.random.default_rng(0)
-    if ndc:
-        origins = np.stack([*rng.uniform(-1, 1, [2, count]), -np.ones(count)], axis=-1)
-        directions = np.stack([*rng.uniform(-0.2, 0.2, [2, count]), np.full(count, 2.0)], axis=-1)
-        default_near, default_far = 0.0, 1.0
-    else:
-        directions = rng.normal(size=[count, 3])
-        directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-        origins = rng.uniform(-0.5, 0.5, [count, 3]) - 4.0 * directions
-        default_near, default_far = 2.0, 6.0
-    viewdirs = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
-    near = np.full([count, 1], default_near if values.near is None else values.near)
-    far = np.full([count, 1], default_far if values.far is None else values.far)
-    return Rays(*(tf.constant(x, tf.float32) for x in (origins, directions, viewdirs, near, far)))
-
-
-def built_trainer(cell: Cell, values: flags.FlagValues, weights: str, ndc: bool) -> Trainer:
-    """The program's networks and optimizer for a cell, with typical weights or the worst."""
-    cell.set_flags(values)
-    trainer = build.make_trainer(values, ndc)
-    if weights == "worst":
-        density = 1.0 + 4.0 * values.raw_noise_std  # noise takes it below zero once in 30,000 samples
-        for field in filter(None, (trainer.coarse, trainer.fine)):
-            set_density(field, density)
-        # Nor is the gradient of any sample too small to count.
-        trainer.coarse = dataclasses.replace(trainer.coarse, row_tolerance=0.0)
-        trainer.fine = trainer.fine and dataclasses.replace(trainer.fine, row_tolerance=0.0)
-    elif values.ft_path is not None:
-        build.load_weights(trainer, Path(values.ft_path))
-    trainer.resize(cell.chunk, cell.netchunk)
-    return trainer
-
-
-def set_density(field: Field, density: float) -> None:
-    """Gives every sample that raw density, whatever the other weights."""
-    layer, column = ("alpha", 0) if field.settings.use_viewdirs else ("raw", 3)
-    kernel, bias = field.mlp.get_layer(layer).get_weights()
-    kernel[:, column], bias[column] = 0.0, density
-    field.mlp.get_layer(layer).set_weights([kernel, bias])
-
-
-def predicted_mb(cell: Cell, trainer: Trainer) -> float:
-    """What the planner says that a cell takes."""
-    work = build.workload(trainer, cell.mode == "train", cell.rays)
-    return memory.predict(work, cell.chunk, cell.netchunk) / memory.MEGABYTE
-
-
-def work_of(cell: Cell, trainer: Trainer, rays: Rays) -> Callable[[], object]:
-    """One step of training, or the rendering of one chunk."""
-    if cell.mode == "train":
-        batch = RayBatch(rays, tf.random.stateless_uniform([cell.rays, 3], [0, 0]))
-        return lambda: trainer.train_step(batch)
-    settings = trainer.rendering.deterministic()
-
-    @tf.function
-    def render_chunk(rays: Rays) -> list[tf.Tensor]:
-        fine, coarse, z_std, raw = render_rays(trainer.coarse, trainer.fine, rays, settings, keep_raw=cell.retraw)
-        kept = [fine.rgb, fine.disp, fine.acc, fine.depth]
-        kept += [] if coarse is None else [coarse.rgb, coarse.disp, coarse.acc, z_std]
-        return [*kept, raw] if cell.retraw else kept
-
-    return lambda: render_chunk(rays)
-
-
-def measure(work: Callable[[], object]) -> tuple[float, float]:
-    """Runs `work` twice; returns the second run's peak in MB, over what was there before it, and its seconds."""
-    work()  # traces, and makes what is made only once
-    gc.collect()
-    before = _reset()
-    start = time.perf_counter()
-    result = work()
-    tf.test.experimental.sync_devices()
-    seconds = time.perf_counter() - start
-    del result
-    return (_peak() - before) / memory.MEGABYTE, seconds
-
-
-def _reset() -> int:
-    """Starts a new peak; returns the bytes there are."""
-    tf.config.experimental.reset_memory_stats(device())
-    return tf.config.experimental.get_memory_info(device())["current"]
-
-
-def _peak() -> int:
-    return tf.config.experimental.get_memory_info(device())["peak"]
-
-
-class Meter:
-    """Runs stages and writes down what they cost, over what there was when the meter was made."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        self.stages: list[Stage] = []
-        self._before = _reset()
-
-    def __call__(self, name: str, run: Callable[..., object], *inputs: object) -> object:
-        """Returns what `run` makes of the inputs."""
-        _reset()
-        result = run(*inputs)
-        tf.test.experimental.sync_devices()
-        made = sum(x.shape.num_elements() * x.dtype.size for x in tf.nest.flatten(result) if x is not None)
-        self.stages.append(Stage(name, made / memory.MEGABYTE, (_peak() - self._before) / memory.MEGABYTE))
-        return result
-
-    def inside_the_next(self, name: str) -> None:
-        """Writes down a stage that happens within another, and hands nothing on."""
-        self.stages.append(Stage(name, 0.0, None))
-
-
-# Takes points [R, S, 3] and view directions [R, 3] to raw [R, S, 4].
-Network = Callable[[Meter, tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-def encode_all(points: tf.Tensor, viewdirs: tf.Tensor, settings: FieldSettings) -> tf.Tensor:
-    """Encodings of all points of a chunk, side by side with those of a view direction for each point."""
-    parts = [positional_encoding(tf.reshape(points, [-1, 3]), settings.multires)]
-    if settings.use_viewdirs:
-        each = tf.reshape(tf.broadcast_to(viewdirs[:, None], points.shape), [-1, 3])
-        parts.append(positional_encoding(each, settings.multires_views))
-    return tf.concat(parts, axis=-1)
-
-
-def in_pieces(mlp: keras.Model, encoded: tf.Tensor, netchunk: int) -> tf.Tensor:
-    """Raw of encodings, netchunk of them at a time."""
-    widths = [x.shape[-1] for x in mlp.inputs]
-    pieces = (encoded[i : i + netchunk] for i in range(0, encoded.shape[0], netchunk))
-    return tf.concat([mlp(tf.split(piece, widths, axis=-1)) for piece in pieces], axis=0)
-
-
-def original_network(name: str, field: Field) -> Network:
-    """The original's way: encode all points of the chunk, then cut the encodings into pieces."""
-
-    def raw(meter: Meter, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
-        encoded = meter(f"{name} encoding", encode_all, points, viewdirs, field.settings)
-        flat = meter(f"{name} MLP", in_pieces, field.mlp, encoded, field.netchunk)
-        return tf.reshape(flat, [*points.shape[:2], 4])
-
-    return raw
-
-
-def engine_network(name: str, field: Field, retraw: bool) -> Network:
-    """The program's way: points are encoded inside a tile."""
-    query = tf.function(lambda points, viewdirs: field(points, viewdirs, None if retraw else 0.0))
-
-    def raw(meter: Meter, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
-        meter.inside_the_next(f"{name} encoding")
-        return meter(f"{name} MLP", query, points, viewdirs)
-
-    return raw
-
-
-def staged(way: str, trainer: Trainer, retraw: bool) -> Callable[[Meter, Rays], list[tf.Tensor]]:
-    """Rendering of a chunk with a meter at every stage: eager as the original, or of compiled graphs as the program.
-
-    Returns:
-        A function that gives what leaves the chunk.
-    """
-    settings, original = trainer.rendering.deterministic(), way == "original"
-    stage = (lambda function: function) if original else tf.function
-    fields = {"coarse": trainer.coarse, "fine": trainer.fine}
-    coarse, fine = (
-        field and (original_network(name, field) if original else engine_network(name, field, retraw))
-        for name, field in fields.items()
-    )
-    coarse_samples = stage(lambda rays: _coarse_samples(rays, settings))
-    fine_samples = stage(lambda rays, t_vals, weights: _fine_samples(rays, t_vals, weights, settings))
-    composite = stage(lambda raw, t_vals, rays: volume_render(raw, t_vals, rays.directions, None, settings.white_bkgd))
-
-    def render(meter: Meter, rays: Rays) -> list[tf.Tensor]:
-        t_vals, points = meter("coarse samples", coarse_samples, rays)
-        raw = coarse(meter, points, rays.viewdirs)
-        points = points if original else None  # a graph lets go of what nobody reads any more; Python does not
-        final = meter("coarse compositing", composite, raw, t_vals, rays)
-        further = []
-        if fine is not None:
-            first, raw = final, raw if original else None
-            t_vals, points, z_std = meter("fine samples", fine_samples, rays, t_vals, first.weights)
-            raw = fine(meter, points, rays.viewdirs)
-            points = points if original else None
-            final = meter("fine compositing", composite, raw, t_vals, rays)
-            further = [first.rgb, first.disp, first.acc, z_std]
-        kept = [final.rgb, final.disp, final.acc, *([] if original else [final.depth]), *further]
-        return [*kept, raw] if retraw else kept
-
-    return render
-
-
-def _points(rays: Rays, t_vals: tf.Tensor) -> tf.Tensor:
-    return rays.origins[:, None, :] + rays.directions[:, None, :] * t_vals[..., None]
-
-
-def _coarse_samples(rays: Rays, settings: RenderSettings) -> tuple[tf.Tensor, tf.Tensor]:
-    t_vals = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp)
-    return t_vals, _points(rays, t_vals)
-
-
-def _fine_samples(rays: Rays, t_vals: tf.Tensor, weights: tf.Tensor, settings: RenderSettings):
-    u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [t_vals.shape[0], settings.N_importance])
-    new_t_vals = sample_pdf(0.5 * (t_vals[..., 1:] + t_vals[..., :-1]), weights[..., 1:-1], u)
-    t_vals = tf.sort(tf.concat([t_vals, new_t_vals], axis=-1), axis=-1)
-    return t_vals, _points(rays, t_vals), tf.math.reduce_std(new_t_vals, axis=-1)
-
-
-def account(way: str, trainer: Trainer, rays: Rays, retraw: bool) -> list[Stage]:
-    """What each stage of rendering these rays costs, in their order."""
-    render = staged(way, trainer, retraw)
-    render(Meter(), rays)  # traces, and makes what is made only once
-    meter = Meter()
-    kept = render(meter, rays)
-    meter("returned tensors", lambda: kept)
-    return meter.stages
-
-
-def run_cell(cell: Cell, way: str | None, values: flags.FlagValues, weights: str) -> int:
-    """Measures a cell, or accounts for it the given way, and prints lines of JSON; returns the exit code."""
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # as the program does
-    if values.random_seed is None:
-        values["random_seed"].value = 0
-    ndc = values.dataset_type == "llff" and not values.no_ndc
-    try:
-        trainer = built_trainer(cell, values, weights, ndc)
-        rays = made_up_rays(values, ndc, cell.rays)
-        if way is not None:
-            for stage in account(way, trainer, rays, cell.retraw):
-                print(json.dumps(stage._asdict()))
-            return 0
-        print(json.dumps({"predicted_mb": predicted_mb(cell, trainer)}), flush=True)  # it may be all there will be
-        measured_mb, seconds = measure(work_of(cell, trainer, rays))
-        print(json.dumps({"measured_mb": measured_mb, "seconds": seconds}))
-    except tf.errors.ResourceExhaustedError as error:
-        print("out of memory:", build.failed_allocation(error), file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
-    return 0
-
-
-# In the process that the user started
 
 
 def run_process(arguments: Sequence[str]) -> tuple[list[dict], str | None]:
@@ -460,23 +149,23 @@ def draw(rows: Sequence[dict]):
     width, height = max(3.9, 1.2 + 0.9 * len(netchunks)), 1.2 + 0.55 * len(chunks)
     across = max(1, min(len(panels), int(PICTURE_WIDTH / width)))
     down = -(-len(panels) // across)
-    figure = drawing.new_figure(across * width, down * height)
+    figure = figures.new_figure(across * width, down * height)
     grid = figure.subplots(down, across, squeeze=False)
     measured = [row["measured_mb"] for row in rows if row["measured_mb"] is not None] or [1.0]
     norm = LogNorm(0.9 * max(min(measured), 1e-3), 1.1 * max(*measured, 1e-3))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, (title, cells) in zip(grid.flat, panels.items(), strict=False):
-        drawing.tidy(axes, title)
+        figures.tidy(axes, title)
         axes.title.set_fontsize(9)
         values = np.full([len(chunks), len(netchunks)], np.nan)
         for row in cells:
             i, j = chunks.index(row["chunk"]), netchunks.index(row["netchunk"])
             if row["measured_mb"] is None:
-                axes.text(j, i, "failed", ha="center", va="center", fontsize=9, color=drawing.RED)
+                axes.text(j, i, "failed", ha="center", va="center", fontsize=9, color=figures.RED)
                 continue
             values[i, j] = row["measured_mb"]
-            ink = "white" if norm(values[i, j]) > 0.6 else drawing.INK
+            ink = "white" if norm(values[i, j]) > 0.6 else figures.INK
             axes.text(j, i, _short(row["measured_mb"]), ha="center", va="bottom", fontsize=9, color=ink)
             axes.text(j, i + 0.06, _short(row["predicted_mb"]), ha="center", va="top", fontsize=6.5, color=ink)
         axes.imshow(values, cmap="Blues", norm=norm, aspect="auto")
@@ -653,9 +342,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.modes = ["render"]
             well, written = compare_ways(cells_of(args, values)[0], arguments, args.out / "stages.csv"), ["stages.csv"]
         else:
-            drawing.new_figure(1, 1)  # an hour later would be late to say that matplotlib is missing
+            figures.new_figure(1, 1)  # an hour later would be late to say that matplotlib is missing
             rows = sweep(cells_of(args, values), values.netdepth, arguments, args.out / "profile.csv")
-            drawing.save(draw(rows), args.out / "profile.png")
+            figures.save(draw(rows), args.out / "profile.png")
             well, written = all(row["failure"] is None for row in rows), ["profile.csv", "profile.png"]
     except (ValueError, OSError) as error:
         print(f"profile_memory: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
-from nerf_tf.render import outputs
+from nerf_tf.render import outputs, pictures
 from nerf_tf.render.renderer import Image, Renderer
 
 SHOWN = ("rgb", "disparity", "depth", "opacity")
@@ -87,7 +87,8 @@ class View:
         """Renders `chunk` pixels at every step, and says whether they complete a grid."""
         height, width, chunk = self.camera.height, self.camera.width, self._renderer.settings.chunk
         for stride in strides(height, width, chunk):
-            self._stride, self._coarser = stride, self._stride if self.rendered else stride
+            self._coarser = self._stride if self.rendered else stride
+            self._stride = stride
             grid = np.zeros_like(self._known)
             grid[::stride, ::stride] = True
             pixels = np.flatnonzero(grid & ~self._known)
@@ -147,29 +148,31 @@ def _like(flags: np.ndarray, field: np.ndarray) -> np.ndarray:
     return flags.reshape([-1] + [1] * (field.ndim - 1))
 
 
-def channel(image: Image, shown: str, coarse: bool, near: float, far: float) -> np.ndarray:
-    """What to show of an image: 8-bit [H, W, 3] or [H, W], but disparity [H, W], which frames scale together.
+def of_network(image: Image, coarse: bool) -> Image:
+    """The image of the network to show: with what the coarse pass found, if there was a fine one, in its place."""
+    if not coarse or image.rgb0 is None:
+        return image
+    depth = np.divide(image.acc0, image.disp0, out=np.zeros_like(image.acc0), where=image.disp0 > 0)
+    return image._replace(rgb=image.rgb0, disp=image.disp0, acc=image.acc0, depth=depth)
+
+
+def picture(image: Image, shown: str, near: float, far: float) -> np.ndarray:
+    """The 8-bit picture [H, W, 3] of a view, in the colours of videos.
 
     Args:
-        shown: one of `SHOWN`. Depth is dark where it is near, and what lies behind the opaque is far.
-        coarse: of the coarse pass; without effect where there is no other.
+        shown: one of `SHOWN`.
         near, far: range of depth.
     """
-    rgb, disp, acc, depth = image.rgb, image.disp, image.acc, image.depth
-    if coarse and image.rgb0 is not None:
-        rgb, disp, acc = image.rgb0, image.disp0, image.acc0
-        depth = np.divide(acc, disp, out=np.zeros_like(acc), where=disp > 0)
     if shown == "rgb":
-        return outputs.to_8bit(rgb)
+        return outputs.to_8bit(image.rgb)
     if shown == "disparity":
-        return disp
+        return outputs.normalised_disparity([image.disp])[0][..., None].repeat(3, axis=-1)
     if shown == "opacity":
-        return outputs.to_8bit(acc)
-    return outputs.to_8bit((depth + (1.0 - acc) * far - near) / (far - near))
+        return pictures.coloured(image.acc)
+    depth = pictures.expected_depth(image.depth, image.acc)
+    return pictures.false_colours(depth, image.acc, dark=far, light=near)
 
 
-def pictures(channels: list[np.ndarray]) -> list[np.ndarray]:
-    """8-bit pictures [H, W, 3] of what `channel` gave for one or several views."""
-    if channels and channels[0].dtype != np.uint8:
-        channels = outputs.normalised_disparity(channels)
-    return [picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=-1) for picture in channels]
+def frames(film: outputs.Film, shown: str) -> outputs.Frames:
+    """The frames of a video, one of `SHOWN`."""
+    return {"rgb": film.rgb, "disparity": film.grey_disp, "depth": film.depth, "opacity": film.acc}[shown]

@@ -34,15 +34,37 @@ class Trained(NamedTuple):
         return self.renderer.fine or self.renderer.coarse
 
 
+def with_run(arguments: Sequence[str]) -> list[str]:
+    """Flags of the program; where the first word is none, it is replaced by the flags that it stands for.
+
+    That word is a run's folder, for its args.txt and its newest weights, or a file of coarse weights.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    # Words further on may be values of flags that only the program knows.
+    if not arguments or arguments[0].startswith("-"):
+        return list(arguments)
+    run, rest = Path(arguments[0]), arguments[1:]
+    if run.suffix == ".npy":
+        return ["--ft_path", str(run), *rest]
+    if not (run / "args.txt").is_file():
+        raise ValueError(f"{run}: neither a run's folder (there is no args.txt) nor a .npy file; flags begin with --")
+    run = run.resolve()
+    # The newest weights, whatever the run itself began with.
+    newest = ["--ft_path=", "--no_reload=False"]
+    return ["--config", str(run / "args.txt"), "--basedir", str(run.parent), "--expname", run.name, *newest, *rest]
+
+
 def load(program: str, arguments: Sequence[str]) -> Trained:
-    """The scene that flags of the program describe, with the weights that the program would render from.
+    """The scene that a run or flags (see `with_run`) describe, with the weights that the program would render from.
 
     Raises:
         ValueError, OSError: data or weights are missing or malformed.
         SystemExit: the flags are wrong; one line says what.
     """
     values = flags.FlagValues()
-    config.parse_flags([program, *arguments, "--render_only"], values)
+    config.parse_flags([program, *with_run(arguments), "--render_only"], values)
     values["occupancy"].value = False  # its networks answer only where there is something to see
     scene, trainer = restored(values)
     if not len(scene.i_train):

@@ -4,9 +4,8 @@
     python tools/viewer.py model_200000.npy --config configs/lego.txt --datadir data/nerf_synthetic/lego
     python tools/viewer.py logs/demo --mixed_precision bfloat16 --port 8081
 
-The first word, if it is no flag, is a run's folder, whose args.txt and newest weights are taken, or a file of coarse
-weights.
-Every flag of the program may be given and means what it means there; --mixed_precision bfloat16 is a good deal faster.
+RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
+program may be given and means what it means there; --mixed_precision bfloat16 is a good deal faster.
 Keyframes and videos made on the page are written to --out. The page is for this computer only unless --host says
 otherwise: whoever can open it can look, and have files written to --out.
 """
@@ -138,22 +137,6 @@ def check_address(host: str, port: int) -> None:
         raise OSError(f"cannot serve {host}:{port} ({error}); give another --port or --host") from error
 
 
-def run_flags(run: Path) -> list[str]:
-    """The flags that a run's folder, or a file of coarse weights, stands for.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if run.suffix == ".npy":
-        return ["--ft_path", str(run)]
-    if not (run / "args.txt").is_file():
-        raise ValueError(f"{run}: neither a run's folder (there is no args.txt) nor a .npy file; flags begin with --")
-    run = run.resolve()
-    # The newest weights, whatever the run itself began with.
-    newest = ["--ft_path=", "--no_reload=False"]
-    return ["--config", str(run / "args.txt"), "--basedir", str(run.parent), "--expname", run.name, *newest]
-
-
 def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
     """The viewer of what the flags name, which writes to `out`, or to the run's folder.
 
@@ -192,16 +175,13 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command until it is interrupted; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)  # it tells of every browser that comes and goes
     try:
-        # Words further on may be values of flags that only the program knows.
-        run = run_flags(Path(argv[0])) if argv and not argv[0].startswith("-") else []
-        args, rest = _arguments(argv[1:] if run else argv)
+        args, rest = _arguments(sys.argv[1:] if argv is None else argv)
         check_viser()
         values = flags.FlagValues()
-        config.parse_flags(["viewer", *run, *rest], values)
+        config.parse_flags(["viewer", *trained.with_run(rest)], values)
         check_address(args.host, args.port)
         viewer = make_viewer(values, args.out)
         seconds = viewer.warm_up()

@@ -206,15 +206,13 @@ class Page:
     def _wanted(self) -> tuple[str, bool]:
         return self.shown.value, self.network.value == "coarse"
 
-    def _channel(self, view: refinement.View, shown: tuple[str, bool]) -> np.ndarray:
-        return refinement.channel(view.image(), *shown, self._viewer.scene.near, self._viewer.scene.far)
-
     def _draw(self) -> None:
         if self._client.client_id not in self._viewer.pages:
             return  # the browser has gone meanwhile
         self._shown = self._wanted()
-        (picture,) = refinement.pictures([self._channel(self._view, self._shown)])
-        view, (height, width) = self._view, picture.shape[:2]
+        view, (shown, coarse), scene = self._view, self._shown, self._viewer.scene
+        picture = refinement.picture(refinement.of_network(view.image(), coarse), shown, scene.near, scene.far)
+        height, width = picture.shape[:2]
         kind = "png" if height * width <= LARGEST_PNG else "jpeg"
         self._client.scene.set_background_image(picture, format=kind, jpeg_quality=JPEG_QUALITY)
         rest = view.camera.height * view.camera.width - view.rendered
@@ -265,13 +263,13 @@ class Page:
         self._filming = iter(())
         self._change_keyframes(self._poses)
 
-    def _film(self, look: Look, shown: tuple[str, bool], poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
-        channels = []
+    def _film(self, look: Look, wanted: tuple[str, bool], poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
+        film, (shown, coarse) = outputs.Film(path.parent), wanted
         for i, c2w in enumerate(poses):
             self.keyframes.content = f"rendering frame {i + 1} of {len(poses)}"
             view = self._view_of(look, c2w)
             for _ in view.refine():
                 yield
-            channels.append(self._channel(view, shown))
-        outputs.write_video(path, refinement.pictures(channels), fps)
+            film.append(refinement.of_network(view.image(), coarse))
+        outputs.write_video(path, refinement.frames(film, shown), fps)
         self.keyframes.content = f"`{path}`" if path.exists() else "the video could not be written, see the console"

@@ -16,6 +16,7 @@ from nerf_tf.geometry.camera import Camera
 
 logger = logging.getLogger(__name__)
 
+BD_FACTOR = 0.75  # the original's
 # Depths that scenes may have, in their own units: float32 holds what is made of them.
 DEPTH_RANGE = (1e-9, 1e9)
 
@@ -26,7 +27,7 @@ def load(
     spherify: bool = False,
     llffhold: int = 8,
     no_ndc: bool = False,
-    bd_factor: float | None = 0.75,
+    bd_factor: float | None = BD_FACTOR,
 ) -> Scene:
     """Loads photos of a real scene with poses in LLFF format.
 
@@ -53,7 +54,7 @@ def load(
     if factor < 0 or (bd_factor is not None and bd_factor <= 0):
         raise ValueError(f"factor {factor} and bd_factor {bd_factor} must be positive")
     with untrusted.blamed_on(bounds_file):
-        poses, bounds, render_poses, to_dataset = _arrange(poses, bounds, spherify, bd_factor)
+        poses, bounds, render_poses, to_dataset = arrange(poses, bounds, spherify, bd_factor)
     paths = _image_paths(datadir, factor, len(poses))
     if not no_ndc:
         _warn_where_ndc_fails(poses, spherify)
@@ -128,8 +129,16 @@ def _as_many(folder: Path, expected: int) -> list[Path]:
     return paths
 
 
-def _arrange(
-    poses: np.ndarray, bounds: np.ndarray, spherify: bool, bd_factor: float | None
+def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> tuple[np.ndarray, np.ndarray, float]:
+    """Poses [N, 3, 4] of the file with OpenGL axes, and bounds [N, 2], the nearest at 1 / bd_factor; and the scale."""
+    poses, bounds = pose_maths.llff_to_opengl(poses).astype(np.float32), bounds.astype(np.float32)
+    scale = 1.0 if bd_factor is None else 1.0 / (bounds.min() * np.float32(bd_factor))
+    poses[:, :, 3] *= scale
+    return poses, bounds * scale, float(scale)
+
+
+def arrange(
+    poses: np.ndarray, bounds: np.ndarray, spherify: bool, bd_factor: float | None = BD_FACTOR
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The original's order: axes, scale, recenter, then sphere and circle, or spiral.
 
@@ -138,11 +147,8 @@ def _arrange(
     Returns:
         Poses, bounds, render poses, and [4, 4] in float64, the similarity that undoes it all.
     """
-    poses, bounds = pose_maths.llff_to_opengl(poses).astype(np.float32), bounds.astype(np.float32)
-    scale = 1.0 if bd_factor is None else 1.0 / (bounds.min() * np.float32(bd_factor))
-    poses[:, :, 3] *= scale
-    bounds = bounds * scale
-    to_dataset = _similarity(pose_maths.average_pose(poses), 1.0 / float(scale))
+    poses, bounds, scale = rescale(poses, bounds, bd_factor)
+    to_dataset = _similarity(pose_maths.average_pose(poses), 1.0 / scale)
     poses = pose_maths.recenter(poses)
     if not spherify:
         return poses, bounds, pose_maths.spiral_path(poses, bounds.min(), bounds.max()), to_dataset

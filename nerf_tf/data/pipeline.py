@@ -93,6 +93,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
         )
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    # A batch takes milliseconds: two at a time are ahead of the steps, and more would take cores from them.
     return steps.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 # Shortest and longest focal length, in longer sides of the image. The one sees 178 degrees, beyond which rays are all
 # but parallel to the image plane; the other 0.06 degrees, narrower than telescopes.
 FOCAL_RANGE = (0.01, 1000.0)
@@ -57,3 +59,32 @@ class Camera:
             self.cx * width / self.width,
             self.cy * height / self.height,
         )
+
+    def rays(self, c2w: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rays through image positions: what `geometry.rays.pixel_rays` makes, in float64 and on the host.
+
+        Args:
+            c2w: [3, 4] or [4, 4] the camera's pose.
+            rows, cols: [...] where, in pixels.
+
+        Returns:
+            origins [..., 3] and directions [..., 3] in the world; directions have z = -1 in the camera's frame.
+        """
+        c2w = np.asarray(c2w, np.float64)
+        x, y = (cols - self.cx) / self.fx, -(rows - self.cy) / self.fy
+        directions = np.stack([x, y, -np.ones(np.shape(x))], axis=-1) @ c2w[:3, :3].T
+        return np.broadcast_to(c2w[:3, 3], directions.shape), directions
+
+    def project(self, c2w: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where points of the world appear.
+
+        Args:
+            c2w: [3, 4] the camera's pose.
+            points: [P, 3].
+
+        Returns:
+            Rows [P] and columns [P], in pixels, and z [P] in the camera's frame: what is not below 0 cannot be seen.
+        """
+        x, y, z = ((points - c2w[:, 3]) @ c2w[:, :3]).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.cy + self.fy * y / z, self.cx - self.fx * x / z, z

@@ -43,11 +43,8 @@ def surface(
         ndc: whether the rays were rendered in NDC.
         min_acc: rays with less `acc` meet nothing.
     """
-    c2w = np.asarray(c2w, np.float64)
-    rows, cols = np.mgrid[: camera.height, : camera.width]
-    # What `pixel_rays` does, but on the host: a view's memory on a GPU does not grow with its size.
-    in_camera = np.stack([(cols - camera.cx) / camera.fx, -(rows - camera.cy) / camera.fy, -np.ones(rows.shape)], -1)
-    origins, directions = c2w[:, 3], in_camera @ c2w[:, :3].T
+    # On the host: a view's memory on a GPU does not grow with its size.
+    origins, directions = camera.rays(c2w, *np.mgrid[: camera.height, : camera.width])
     depth, acc = np.asarray(depth, np.float64), np.asarray(acc, np.float64)
     t = np.divide(depth, acc, out=np.full(depth.shape, np.nan), where=(acc >= min_acc) & (acc > 0))
     if ndc:

@@ -71,6 +71,11 @@ class History:
         }
 
 
+def summaries_folder(run: Path) -> Path:
+    """Where the run in {basedir}/{expname} writes for TensorBoard."""
+    return run.parent / "summaries" / run.name
+
+
 def read_curves(folder: Path) -> dict[str, Curve]:
     """Reads the scalars of `TAGS` from event files; those that were never written are left out.
 

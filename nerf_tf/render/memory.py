@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,8 +35,8 @@ MARGIN = 1.3
 LARGEST_CHUNK, SMALLEST_CHUNK = 32768, 64
 LARGEST_TILE, LARGEST_GPU_TILE, SMALLEST_TILE = 16384, 262144, 256
 
-# Where Linux says how much memory there is, and how much of it is ours.
-MEMINFO, CONTAINER_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+# Where Linux says how much memory is free, and how much of it a container may have and has.
+MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,21 +203,38 @@ def in_words(work: Workload, plan: Plan) -> str:
 
 
 def free_memory() -> float:
-    """Bytes that are free: of the first GPU if there is one, else of the machine or container.
+    """Bytes that are free: of the first GPU that may be used if there is one, else of the machine or container.
 
     Raises:
         ValueError: nobody says how much that is.
     """
-    if shutil.which("nvidia-smi") and tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        command += [f"--id={visible}"] if visible else []  # number or UUID; it would tell of all the machine's
         answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
         if answer and answer[0].isdigit():
             return float(answer[0]) * 2**20
-    elif not tf.config.list_physical_devices("GPU") and MEMINFO.exists():
+    elif not gpus and MEMINFO.exists():
         free = next(int(line.split()[1]) for line in MEMINFO.read_text().splitlines() if "MemAvailable" in line)
-        limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.exists() else ""
-        return min(free * 1024.0, float(limit) if limit.isdigit() else math.inf)
+        return min(free * 1024.0, _free_in_container())
     raise ValueError("cannot tell how much memory is free: give --memory_budget_mb")
+
+
+def _free_in_container() -> float:
+    """Bytes that the container's limit leaves; infinite where there is none."""
+
+    def told(name: str) -> str:
+        path = CONTAINER / name
+        return path.read_text().strip() if path.exists() else ""
+
+    limit, used = told("memory.max"), told("memory.current")
+    if not (limit.isdigit() and used.isdigit()):
+        return math.inf
+    statistics = dict(line.split(maxsplit=1) for line in told("memory.stat").splitlines())
+    given_up = int(statistics.get("inactive_file", 0))  # copies of files that the kernel drops before it refuses
+    return max(0.0, float(limit) - int(used) + given_up)
 
 
 def _halvings(largest: int, smallest: int) -> list[int]:

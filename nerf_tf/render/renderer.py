@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import surface
 from nerf_tf.geometry.rays import Rays, image_rays
-from nerf_tf.render.sampling import sample_pdf, stratified_t_vals
+from nerf_tf.render.sampling import add_fine_samples, stratified_t_vals
 from nerf_tf.render.volume import Rendering, volume_render
 
 # Points [R, S, 3], unit view directions [R, 3] and the density, scalar or [R, S], above which a sample is seen (None
@@ -175,9 +175,7 @@ def fine_pass(
         u = _draw(UNIFORM, seed, IMPORTANCE, first_ray, _count(rays), settings.N_importance)
     else:
         u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [_count(rays), settings.N_importance])
-    midpoints = 0.5 * (first.t_vals[..., 1:] + first.t_vals[..., :-1])
-    new_t_vals = tf.stop_gradient(sample_pdf(midpoints, first.rendering.weights[..., 1:-1], u))
-    t_vals = tf.sort(tf.concat([first.t_vals, new_t_vals], axis=-1), axis=-1)
+    t_vals, new_t_vals = add_fine_samples(first.t_vals, first.rendering.weights, u)
     final = _render_pass(field, rays, t_vals, settings, seed, FINE_NOISE, first_ray, all_colours)
     return final, tf.math.reduce_std(new_t_vals, axis=-1)
 
@@ -297,8 +295,6 @@ class Renderer:
             c2w_viewdirs: [3, 4] another pose to take view directions from.
             progress: told the number of rays after each chunk.
         """
-        if self.prepare is not None:
-            self.prepare()
         count = camera.height * camera.width
         buffers, first = None, 0
         while first < count:
@@ -309,12 +305,14 @@ class Renderer:
             pixels = tf.minimum(tf.range(first, first + size), count - 1)
             rays = image_rays(camera, c2w, self.near, self.far, self.ndc, pixels, c2w_viewdirs)
             try:
+                if self.prepare is not None and first == 0:
+                    self.prepare()
                 results = self._render_chunk(rays)
             except tf.errors.ResourceExhaustedError as error:
                 if self.give_way is None:
                     raise
                 self.coarse, self.fine, self.settings = self.give_way(error)
-                del self._render_chunk  # it holds what was given up
+                self.__dict__.pop("_render_chunk", None)  # where it was made, it holds what was given up
                 continue
             if buffers is None:
                 buffers = [np.empty([count, *result.shape[1:]], np.float32) for result in results]

@@ -31,10 +31,33 @@ def stratified_t_vals(
     t_vals = 1.0 / (1.0 / near * (1.0 - s) + 1.0 / far * s) if lindisp else near * (1.0 - s) + far * s
     if u is None:
         return t_vals
-    midpoints = 0.5 * (t_vals[..., 1:] + t_vals[..., :-1])
-    lower = tf.concat([t_vals[..., :1], midpoints], axis=-1)
-    upper = tf.concat([midpoints, t_vals[..., -1:]], axis=-1)
+    middle = midpoints(t_vals)
+    lower = tf.concat([t_vals[..., :1], middle], axis=-1)
+    upper = tf.concat([middle, t_vals[..., -1:]], axis=-1)
     return lower + (upper - lower) * u
+
+
+def midpoints(t_vals: tf.Tensor) -> tf.Tensor:
+    """What lies half way between neighbours of samples [R, S]: [R, S-1]."""
+    return 0.5 * (t_vals[..., 1:] + t_vals[..., :-1])
+
+
+def add_fine_samples(t_vals: tf.Tensor, weights: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Adds samples where the coarse ones found something (paper, section 5.2).
+
+    The bins to draw from lie between the midpoints of the coarse samples, so the first and the last weight count for
+    nothing.
+
+    Args:
+        t_vals: [R, S] the coarse samples, ascending; S >= 3.
+        weights: [R, S] what each contributes to its pixel. No gradient flows back to them.
+        u: [R, N] in [0, 1]: which quantiles to take.
+
+    Returns:
+        [R, S+N] all samples, ascending, and [R, N] the new ones, in the order of u.
+    """
+    new_t_vals = tf.stop_gradient(sample_pdf(midpoints(t_vals), weights[..., 1:-1], u))
+    return tf.sort(tf.concat([t_vals, new_t_vals], axis=-1), axis=-1), new_t_vals
 
 
 def sample_pdf(bins: tf.Tensor, weights: tf.Tensor, u: tf.Tensor) -> tf.Tensor:

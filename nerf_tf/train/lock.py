@@ -53,9 +53,9 @@ def held(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
                 os.close(handle)
     finally:
-        for path in made:
+        for new in made:
             with contextlib.suppress(OSError):
-                path.rmdir()
+                new.rmdir()
 
 
 def _take(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""How close a render is to a photo: MSE, PSNR, SSIM. (LPIPS, which needs weights, is in `lpips`.)"""
+"""How close a render is to a photo: PSNR, SSIM. (LPIPS, which needs weights, is in `lpips`.)"""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 SSIM_WINDOW = 11  # pixels; images with a smaller side have no SSIM
-
-
-def mse(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Mean squared error over all elements."""
-    return tf.reduce_mean(tf.square(a - b))
 
 
 def mse_to_psnr(error: tf.Tensor) -> tf.Tensor:

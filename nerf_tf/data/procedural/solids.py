@@ -158,8 +158,8 @@ def normals(solid: Solid, local: np.ndarray) -> np.ndarray:
     rows = np.arange(len(local))
     if solid.profile is None:
         axis = np.argmax(np.abs(local), axis=-1)
-        inward = np.zeros_like(local)
-        inward[rows, axis] = np.sign(local[rows, axis])
+        outward = np.zeros_like(local)
+        outward[rows, axis] = np.sign(local[rows, axis])
     else:
         a, b, c = solid.profile
         x, y, z = local.T
@@ -169,8 +169,8 @@ def normals(solid: Solid, local: np.ndarray) -> np.ndarray:
         nearest = np.argmin(distances, axis=0)
         caps = np.zeros((3, 3))
         caps[1:, 2] = -1.0, 1.0
-        inward = np.where((nearest == 0)[:, None], side, caps[nearest])
-    world = inward @ solid.to_local
+        outward = np.where((nearest == 0)[:, None], side, caps[nearest])
+    world = outward @ solid.to_local
     return world / np.linalg.norm(world, axis=-1, keepdims=True)
 
 

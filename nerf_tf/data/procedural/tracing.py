@@ -19,13 +19,6 @@ _FINE = 3
 _CONTRAST = 0.06
 
 
-def _rays(camera: Camera, c2w: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rays [R, 3] through image positions [R], in the convention of `geometry.rays.pixel_rays`, in float64."""
-    in_camera = np.stack([(cols - camera.cx) / camera.fx, -(rows - camera.cy) / camera.fy, -np.ones(len(rows))], -1)
-    directions = in_camera @ np.asarray(c2w, np.float64)[:3, :3].T
-    return np.broadcast_to(np.asarray(c2w, np.float64)[:3, 3], directions.shape), directions
-
-
 def _colours(
     solids: Sequence[Solid], camera: Camera, c2w: np.ndarray, rows: np.ndarray, cols: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +26,7 @@ def _colours(
     colours, owners = np.zeros((len(rows), 3)), np.full(len(rows), -1)
     for start in range(0, len(rows), _BLOCK):
         block = slice(start, start + _BLOCK)
-        origins, directions = _rays(camera, c2w, rows[block], cols[block])
+        origins, directions = camera.rays(c2w, rows[block], cols[block])
         t, owners[block] = nearest_hit(solids, origins, directions)
         hit = np.flatnonzero(np.isfinite(t))
         points = origins[hit] + t[hit, None] * directions[hit]
@@ -93,5 +86,5 @@ def depth(camera: Camera, c2w: np.ndarray, solids: Sequence[Solid] | None = None
     """float32 [H, W]: depth along the optical axis of what each pixel's own ray meets, inf where it meets nothing."""
     solids = still_life.toys() if solids is None else solids
     rows, cols = np.meshgrid(np.arange(camera.height), np.arange(camera.width), indexing="ij")
-    origins, directions = _rays(camera, c2w, rows.ravel(), cols.ravel())
+    origins, directions = camera.rays(c2w, rows.ravel(), cols.ravel())
     return nearest_hit(solids, origins, directions)[0].reshape(camera.height, camera.width).astype(np.float32)
