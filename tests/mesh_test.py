@@ -331,7 +331,7 @@ def test_export_points_says_what_is_wrong(tool, tmp_path, capsys):
 
 
 def test_plot_geometry_draws_a_mesh_beside_points(tool, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install 'nerf_tf[plots]'")
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
     red = trimesh.creation.icosphere(radius=1.0)
     red.visual.vertex_colors = [255, 0, 0, 255]
     red.export(tmp_path / "ball.ply")

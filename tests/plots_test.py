@@ -21,7 +21,7 @@ from nerf_tf.render import curve
 from nerf_tf.render.renderer import RenderSettings, render_rays
 from nerf_tf.train import tf1_weights
 
-pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install 'nerf_tf[plots]'")
+pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 
@@ -220,7 +220,7 @@ def test_a_curve_without_matplotlib_says_so_once(tmp_path, caplog, monkeypatch):
         file.write()
         file.write()
     assert [record.getMessage() for record in caplog.records] == [
-        "no curve.png while training: drawing needs matplotlib: pip install 'nerf_tf[plots]'"
+        "no curve.png while training: drawing needs matplotlib: pip install -e '.[plots]'"
     ]
     assert list(tmp_path.iterdir()) == []
 
@@ -252,4 +252,4 @@ def test_plot_curve_says_where_it_looked(tool, tmp_path, capsys):
 def test_missing_matplotlib_names_the_remedy(tool, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert tool("plot_cameras").main(["--axes", "--out", str(tmp_path / "axes.png")]) == 2
-    assert "pip install 'nerf_tf[plots]'" in capsys.readouterr().err
+    assert "pip install -e '.[plots]'" in capsys.readouterr().err

@@ -31,7 +31,7 @@ from nerf_tf.render import occupancy
 from nerf_tf.render.renderer import Image, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
 
-pytest.importorskip("viser", reason="the viewer needs viser: pip install 'nerf_tf[viewer]'")
+pytest.importorskip("viser", reason="the viewer needs viser: pip install -e '.[viewer]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -265,7 +265,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) 
 @pytest.fixture
 def browser():
     """A headless browser."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'nerf_tf[dev]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
