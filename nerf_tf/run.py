@@ -35,7 +35,7 @@ def unless_unwritable(action: Callable[..., None]) -> Callable[..., None]:
         try:
             action(*arguments)
         except OSError as error:
-            logger.warning("%s; training goes on", " ".join(str(error).split()))
+            logger.warning("%s; training goes on", config.one_line(str(error)))
 
     return attempt
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import shutil
 import socket
@@ -37,13 +36,6 @@ SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # A browser without a screen or a GPU; --no-sandbox because CI may be root.
 BROWSER_FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """Imports a program of tools/ by name, as Python finds what lies beside a program that it runs."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
-    return importlib.import_module
 
 
 def ball(points: tf.Tensor, viewdirs: tf.Tensor, visible_above: object = None) -> tf.Tensor:

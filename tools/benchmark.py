@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import commandline
 import drawing
 import numpy as np
 import profile_memory
@@ -353,9 +354,7 @@ def draw(report: dict):
 
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = commandline.Parser("benchmark", __doc__)
     parser.add_argument("--engines", default=",".join(ENGINES), help="which, separated by commas (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="times that each is measured (default: 5)")
     parser.add_argument("--race", type=float, metavar="MINUTES", help="train for so long instead")
@@ -390,8 +389,7 @@ def main(argv: list[str] | None = None) -> int:
         outputs.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
         drawing.save(picture, args.out / f"{name}.png")
     except (ValueError, OSError) as error:
-        print(f"benchmark: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return commandline.fail("benchmark", error)
     print(args.out / f"{name}.json", args.out / f"{name}.png", sep="\n")
     return 0
 

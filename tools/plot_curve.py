@@ -14,6 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import commandline
+
 from nerf_tf.render import curve, figures
 
 
@@ -24,7 +26,7 @@ def summaries_folder(run: Path) -> Path:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("plot_curve", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, {basedir}/{expname}")
     parser.add_argument("--out", type=Path, help="the picture; curve.png in the first run's folder if not given")
     return parser.parse_args(argv)
@@ -41,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         curves = {name: curve.read_curves(summaries_folder(run)) for name, run in zip(names, args.runs, strict=True)}
         figures.save(curve.draw(curves), out)
     except (ValueError, OSError) as error:
-        print(f"plot_curve: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("plot_curve", error)
     print(out)
     return 0
 

@@ -35,8 +35,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
+import commandline
 import drawing
 import keras
 import numpy as np
@@ -368,7 +369,7 @@ def run_cell(cell: Cell, way: str | None, values: flags.FlagValues, weights: str
         print("out of memory:", build.failed_allocation(error), file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(config.one_line(str(error)), file=sys.stderr)
         return 1
     return 0
 
@@ -538,11 +539,6 @@ def _stage_text(stage: Stage | None) -> str:
 # The command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"profile_memory: {message.removeprefix('argument ')}\n")
-
-
 def numbers(low: int) -> Callable[[str], list[int]]:
     """Parses lists of whole numbers >= low."""
 
@@ -580,13 +576,8 @@ def sample_pairs(text: str) -> list[tuple[int, int]]:
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The tool's own arguments, and those that are the program's."""
-    parser = _Parser(
-        prog="profile_memory.py",
-        usage="%(prog)s [options] [flags of the program]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s [options] [flags of the program]"
+    parser = commandline.Parser("profile_memory", __doc__, usage)
     switches = words(("0", "1"))
     add = parser.add_argument
     add("--modes", type=words(MODES), default=list(MODES), metavar="LIST", help="train,render (default: both)")
@@ -658,11 +649,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             drawing.save(draw(rows), args.out / "profile.png")
             well, written = all(row["failure"] is None for row in rows), ["profile.csv", "profile.png"]
     except (ValueError, OSError) as error:
-        print(f"profile_memory: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("profile_memory", error)
     except KeyboardInterrupt:
-        print(f"profile_memory: stopped; {args.out} holds what was measured", file=sys.stderr)
-        return 130
+        return commandline.fail("profile_memory", f"stopped; {args.out} holds what was measured", 130)
     for name in written:
         print(args.out / name)
     return 0 if well else 1

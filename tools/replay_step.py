@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import commandline
 import numpy as np
 from absl import flags
 
@@ -64,7 +65,7 @@ def table(trainer: Trainer, batch: RayBatch) -> Iterator[str]:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("replay_step", __doc__)
     parser.add_argument("run", type=Path, help="the run's folder, {basedir}/{expname}")
     parser.add_argument("step", type=Path, help="the file bad_step_{step}.npz")
     return parser.parse_args(argv)
@@ -76,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         trainer, batch, recorded = restore(args.run, args.step)
     except (ValueError, OSError) as error:
-        print(f"replay_step: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return commandline.fail("replay_step", error)
     print(f"{args.step}: step {int(trainer.step.numpy())}, random_seed {int(trainer.seed.numpy())}")
     for line in table(trainer, batch):
         print(line)

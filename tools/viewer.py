@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import commandline
 import numpy as np
 import refinement
 import tensorflow as tf
@@ -178,12 +179,8 @@ def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
 
 
 def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage="viewer.py [RUN] [--host HOST] [--port PORT] [--out DIR] [flags of the program]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s [RUN] [--host HOST] [--port PORT] [--out DIR] [flags of the program]"
+    parser = commandline.Parser("viewer", __doc__, usage)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve; 0.0.0.0: all (default: this computer)")
     parser.add_argument("--port", type=int, default=8080, help="port to serve (default: 8080; 0: any that is free)")
     parser.add_argument("--out", type=Path, help="folder for keyframes and videos (default: the run's)")
@@ -207,8 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds = viewer.warm_up()
         port = viewer.open(args.host, args.port)
     except (ValueError, OSError) as error:
-        print(f"viewer: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return commandline.fail("viewer", error)
     print(f"http://{args.host}:{port} (a first picture takes {seconds:.1f} s); Ctrl-C ends it", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
