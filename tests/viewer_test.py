@@ -27,6 +27,7 @@ from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.keyframes import load_keyframes
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render import occupancy
+from nerf_tf.render.pictures import coloured
 from nerf_tf.render.renderer import Image, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
 
@@ -142,8 +143,9 @@ def test_pictures_show_what_they_are_asked_for(tool):
     )
     for coarse in (False, True):
         depth = refinement.channel(image, "depth", coarse, 2.0, 6.0)
-        assert depth[0, 0] == 255  # nothing there: as far as can be
-        assert abs(depth[10, 10] - 255 * (3.0 - 2.0) / 4.0) < 25  # the ball's front, 3 away, up to a sample's distance
+        assert depth[0, 0].tolist() == [0, 0, 0]  # nothing there
+        front = coloured(np.float64((6.0 - 3.0) / 4.0))  # the ball's, 3 away, up to a sample's distance
+        np.testing.assert_allclose(depth[10, 10], front, atol=25)
     opacity = refinement.channel(image, "opacity", False, 2.0, 6.0)
     assert opacity[0, 0] == 0
     assert opacity[10, 10] >= 254

@@ -12,6 +12,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.render import outputs
+from nerf_tf.render.pictures import expected_depth, false_colours
 from nerf_tf.render.renderer import Image, Renderer
 
 SHOWN = ("rgb", "disparity", "depth", "opacity")
@@ -151,7 +152,7 @@ def channel(image: Image, shown: str, coarse: bool, near: float, far: float) -> 
     """What to show of an image: 8-bit [H, W, 3] or [H, W], but disparity [H, W], which frames scale together.
 
     Args:
-        shown: one of `SHOWN`. Depth is dark where it is near, and what lies behind the opaque is far.
+        shown: one of `SHOWN`. Depth has the colours of videos: light is near, black is empty.
         coarse: of the coarse pass; without effect where there is no other.
         near, far: range of depth.
     """
@@ -165,7 +166,7 @@ def channel(image: Image, shown: str, coarse: bool, near: float, far: float) -> 
         return disp
     if shown == "opacity":
         return outputs.to_8bit(acc)
-    return outputs.to_8bit((depth + (1.0 - acc) * far - near) / (far - near))
+    return false_colours(expected_depth(depth, acc), acc, dark=far, light=near)
 
 
 def pictures(channels: list[np.ndarray]) -> list[np.ndarray]:

@@ -1,13 +1,12 @@
-"""Shows a trained scene in the browser: one looks around while it is rendered, from coarse to fine.
+"""Shows a trained scene in the browser: look around while it is rendered, from coarse to fine.
 
     python tools/viewer.py logs/demo
     python tools/viewer.py model_200000.npy --config configs/lego.txt --datadir data/nerf_synthetic/lego
     python tools/viewer.py logs/demo --mixed_precision bfloat16 --port 8081
 
-The first word, if it is no flag, is a run's folder, whose args.txt and newest weights are taken, or a file of coarse
-weights.
-Every flag of the program may be given and means what it means there; --mixed_precision bfloat16 is a good deal faster.
-Keyframes and videos made on the page are written to --out. The page is for this computer only unless --host says
+The first word, if it is not a flag, is a run's folder, whose args.txt and newest weights are taken, or a file of coarse
+weights. Every flag of the program may be given and means what it means there; --mixed_precision bfloat16 is a good deal
+faster. Keyframes and videos made on the page are written to --out. The page is for this computer only unless --host says
 otherwise: whoever can open it can look, and have files written to --out.
 """
 
