@@ -217,6 +217,12 @@ def trainer_of(flags_of_network: str) -> Trainer:
     return build.make_trainer(values, ndc=False)
 
 
+def code_in_weights(here: Path) -> None:
+    array = np.empty(1, object)
+    array[0] = json.loads
+    np.save(here / "weights" / COARSE, array, allow_pickle=True)
+
+
 def checkpoint(flags_of_network: str) -> Spoil:
     """Saves a checkpoint of such networks."""
     return lambda here: CheckpointStore(trainer_of(flags_of_network), here / "logs/x/checkpoints").save()
@@ -333,6 +339,8 @@ TABLE = [
     flag("switch with a space", "--use_viewdirs True"),
     flag("word without a flag", "lrate=1"),
     flag("flag without a value", "--datadir="),
+    flag("flag at the end without a value", "--N_rand"),
+    flag("words for a switch", "--use_viewdirs=maybe"),
     flag("words for a number", "--N_rand=many"),
     flag("number too large", "--N_rand=3000000000"),
     flag("unprintable value", "--datadir=a\0b"),
@@ -467,6 +475,9 @@ TABLE = [
     other("weights of another depth", nothing, f"{OWN_WEIGHTS} --netdepth=3"),
     other("fine weights of another width", nothing, f"{OWN_WEIGHTS} --netwidth_fine=12"),
     other("weights that are none", npy(f"weights/{COARSE}", np.eye(3)), OWN_WEIGHTS),
+    other("weights cut short", cut(f"weights/{COARSE}", 3000), OWN_WEIGHTS),
+    other("weights that carry code", code_in_weights, OWN_WEIGHTS),
+    other("weights with view directions", nothing, f"{OWN_WEIGHTS} --use_viewdirs=False"),
     other(
         "weights with NaN",
         lambda here: tf1_weights.save(here / "weights" / COARSE, [np.full((63, 16), np.nan)]),

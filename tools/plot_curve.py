@@ -4,8 +4,8 @@
     python tools/plot_curve.py logs/lego_test logs/fern_test --out curves.png
 
 A run is its folder {basedir}/{expname}; its summaries are in {basedir}/summaries/{expname}. The pale lines are what was
-logged, the strong ones a moving average. Prints the picture's path. A run that trains keeps such a picture up to date by
-itself, {basedir}/{expname}/curve.png.
+logged, the strong ones a moving average. Prints the picture's path. A run that trains keeps such a picture up to date
+by itself, {basedir}/{expname}/curve.png.
 """
 
 from __future__ import annotations

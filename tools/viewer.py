@@ -6,8 +6,8 @@
 
 The first word, if it is not a flag, is a run's folder, whose args.txt and newest weights are taken, or a file of coarse
 weights. Every flag of the program may be given and means what it means there; --mixed_precision bfloat16 is a good deal
-faster. Keyframes and videos made on the page are written to --out. The page is for this computer only unless --host says
-otherwise: whoever can open it can look, and have files written to --out.
+faster. Keyframes and videos made on the page are written to --out. The page is for this computer only unless --host
+says otherwise: whoever can open it can look, and have files written to --out.
 """
 
 from __future__ import annotations
