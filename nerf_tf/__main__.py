@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from absl import app
@@ -20,7 +21,11 @@ def _run(argv: list[str]) -> None:
 
 def main() -> None:
     """Reads flags and config file, then runs the program."""
-    app.run(_run, flags_parser=config.parse_flags)
+    try:
+        app.run(_run, flags_parser=config.parse_flags)
+    except KeyboardInterrupt:  # while TensorFlow loads; later the program sees to it
+        sys.stderr.write("nerf_tf: interrupted\n")
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import config
-from nerf_tf.data import blender, deepvoxels, llff, untrusted
+from nerf_tf import config, untrusted
+from nerf_tf.data import blender, deepvoxels, keyframe_file, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import build_mlp, precision
@@ -332,11 +332,9 @@ def _scene_path(values: flags.FlagValues, scene: Scene) -> np.ndarray:
 
 
 def _interpolated(path: Path, fps: int) -> np.ndarray:
-    keys = keyframes.load_keyframes(path)
-    try:
+    keys = keyframe_file.load_keyframes(path)
+    with untrusted.blamed_on(path):
         return keyframes.interpolate(keys, fps).astype(np.float32)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _load_poses(path: Path) -> np.ndarray:

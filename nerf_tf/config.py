@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import configargparse
 from absl import flags
 
-from nerf_tf.data import untrusted
+from nerf_tf import untrusted
 
 if TYPE_CHECKING:
     from nerf_tf.data.pipeline import BatchSettings

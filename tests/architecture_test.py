@@ -13,15 +13,17 @@ PACKAGE = "nerf_tf"
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 PROGRAMS = [*MODULES, *sorted((ROOT / "tools").rglob("*.py"))]
 
-# Imports point one way: geometry, field <- data, render <- train <- app. A field reaches `render` as a callable.
+# Imports point one way: untrusted, geometry, field <- data, render <- train <- app. A field reaches `render` as a
+# callable.
 BELOW = {
+    "untrusted": set(),
     "geometry": set(),
     "field": set(),
-    "data": {"geometry", "field"},
-    "render": {"geometry"},
-    "train": {"geometry", "field", "data", "render"},
-    "config": {"geometry", "field", "data", "render", "train"},
-    "build": {"geometry", "field", "data", "render", "train", "config"},
+    "data": {"untrusted", "geometry", "field"},
+    "render": {"untrusted", "geometry"},
+    "train": {"untrusted", "geometry", "field", "data", "render"},
+    "config": {"untrusted", "geometry", "field", "data", "render", "train"},
+    "build": {"untrusted", "geometry", "field", "data", "render", "train", "config"},
     "evaluation": {"geometry", "field", "data", "render", "train"},
     "run": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation"},
     "app": {"geometry", "field", "data", "render", "train", "config", "build", "evaluation", "run"},

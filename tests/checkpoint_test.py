@@ -119,6 +119,8 @@ def test_seed_and_step_come_back(saved):
 def test_without_a_checkpoint(tmp_path):
     store = CheckpointStore(make_trainer(0), tmp_path / "none")
     assert store.newest is None
+    with pytest.raises(ValueError, match="none: no checkpoint; train first"):
+        store.restore()
 
 
 def test_the_newest_are_kept_and_older_ones_removed(tmp_path):

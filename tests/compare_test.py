@@ -81,10 +81,18 @@ def test_the_papers_means_are_those_of_its_tables(compare):
     ("content", "message"),
     [
         (None, "metrics.json: no such file; .*--eval_only"),
-        ("{", "metrics.json: not a JSON file"),
+        ("{", "metrics.json: not valid JSON"),
+        ("[" * 10**5, "metrics.json: not valid JSON"),
+        ('{"step": 1' + "0" * 5000 + "}", "metrics.json: not valid JSON"),
+        (
+            '{"psnr_8bit": {"mean": 1' + "0" * 400 + "}}",
+            "its psnr_8bit is 10+\\.\\.\\.0+, which is not a number",
+        ),
+        (" " * 2**22 + "{}", "metrics.json: longer than 4194304 characters"),
         ("[]", "holds no PSNR"),
         ('{"psnr_8bit": {"mean": "high"}}', "holds no PSNR"),
         ('{"psnr_8bit": {"mean": 1.0}, "scene": []}', r"its scene is \[\]"),
+        ('{"psnr_8bit": {"mean": 1.0}, "seconds_per_view": "long"}', "its seconds_per_view is 'long'"),
     ],
 )
 def test_what_is_no_evaluation_is_one_line(compare, tmp_path, capsys, content, message):
@@ -94,6 +102,11 @@ def test_what_is_no_evaluation_is_one_line(compare, tmp_path, capsys, content, m
     captured = capsys.readouterr()
     assert re.fullmatch(f"compare: .*{message}.*\n", captured.err)
     assert captured.out == ""
+
+
+def test_a_name_cannot_steer_the_terminal(compare, tmp_path, capsys):
+    assert compare.main([str(write_run(tmp_path / "run", "\x1b[2Jlego\n", 30.0))]) == 0
+    assert "\\x1b[2Jlego" in capsys.readouterr().out
 
 
 def test_an_ending_that_says_nothing_is_refused_before_anything_is_printed(compare, tmp_path, capsys):

@@ -394,6 +394,7 @@ TABLE = [
     blender("N_rand above the crop", nothing, "--precrop_iters=9 --precrop_frac=.2"),
     blender("memory_budget_mb too small", nothing, "--memory_budget_mb=1 --netwidth=512"),
     blender("memory that nobody can tell", nothing, "--chunk=auto", nobody_can_tell),
+    blender("image larger than memory", nothing, "", fails(Image.Image, "load", MemoryError())),
     blender("images larger than memory", nothing, "", no_memory_for_images),
     blender("file of somebody else", nothing, "", may_not_be_read(TEST)),
     # Blender
@@ -502,6 +503,7 @@ TABLE = [
     other("keyframe that is none", keyframes(lambda content: content["keyframes"].append(2)), OWN_KEYFRAMES),
     other("time that is no number", keyframe("time", "1 s"), OWN_KEYFRAMES),
     other("keyframes out of order", keyframe("time", -1), OWN_KEYFRAMES),
+    other("time out of reach", keyframe("time", 1e13), OWN_KEYFRAMES),
     other("keyframes too far apart", keyframe("time", 2e9), OWN_KEYFRAMES),
     other("keyframe of another shape", keyframe("c2w", [[1, 0], [0, 1]]), OWN_KEYFRAMES),
     other("words in a keyframe", keyframe("c2w", [["a"] * 4] * 3), OWN_KEYFRAMES),

@@ -10,9 +10,12 @@ import re
 import shutil
 import signal
 import struct
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -21,16 +24,18 @@ from absl import flags
 from hypothesis import strategies as st
 from PIL import Image
 
-from nerf_tf import config
-from nerf_tf.data import blender, deepvoxels, llff, untrusted
+from nerf_tf import build, config, untrusted
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses
+from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.train import tf1_weights
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 MOST_SECONDS = 30
 
-# Eight tests: 240 cases always, 2,400 more with `-m long`.
+# Ten tests: 300 cases always, 3,000 more with `-m long`.
 AMOUNTS = [pytest.param(30, id="few"), pytest.param(300, id="many", marks=pytest.mark.long)]
 
 LOADERS: dict[str, tuple[str, Callable[[Path], Scene]]] = {
@@ -462,5 +467,59 @@ def test_arrays(cases, tmp_path):
         path.write_bytes(damage_bytes(data, content) if data.draw(st.booleans()) else content)
         with refused_by_name(path):
             assert untrusted.read_array(path).dtype.kind in "fiu"
+
+    try_out(cases, check)
+
+
+@pytest.mark.parametrize("cases", AMOUNTS)
+def test_archives(cases, tmp_path):
+    path, member = tmp_path / "maps.npz", tmp_path / "member.npy"
+
+    def check(data: st.DataObject) -> None:
+        save = data.draw(st.sampled_from([np.savez, np.savez_compressed]))
+        save(path, key=np.array("0123"), maps=np.arange(153.0).reshape(9, 17))
+        if data.draw(st.booleans()):
+            np.save(member, np.arange(153.0).reshape(9, 17))
+            damage_npy(data, member)
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.write(member, data.draw(st.sampled_from(["more.npy", "", "a/../b", "n" * 60000])))
+        if data.draw(st.booleans()):
+            path.write_bytes(damage_bytes(data, path.read_bytes()))
+        with refused_by_name(path):
+            arrays = untrusted.read_npz(path, data.draw(st.sampled_from([(), ("key", "maps"), ("none",)])))
+            assert {array.dtype.kind for array in arrays.values()} <= set("biufU")
+            assert all(str(array) for array in arrays.values() if array.dtype.kind == "U")
+
+    try_out(cases, check)
+
+
+# Paths of a camera
+
+SECONDS = NUMBERS | st.sampled_from([-1.5, 0.5, 1 + 1e-9, 1000.0, 4000.0])
+
+
+@pytest.mark.parametrize("cases", AMOUNTS)
+def test_keyframes(cases, tmp_path):
+    path = tmp_path / "keys.json"
+    values = SimpleNamespace(render_path_file=str(path), fps=30)
+
+    def check(data: st.DataObject) -> None:
+        text = keyframes_json(Keyframes(np.arange(4.0), poses.orbit_path(4)))
+        path.write_text(text)
+        if data.draw(st.booleans()):
+            document = json.loads(text)
+            frame = data.draw(st.sampled_from(document["keyframes"]))
+            frame["time"] = data.draw(SECONDS)
+            frame["c2w"][data.draw(st.integers(0, 2))][data.draw(st.integers(0, 3))] = data.draw(NUMBERS | st.floats())
+            path.write_text(json.dumps(document))
+        elif data.draw(st.booleans()):
+            damage_json(data, path)
+        else:
+            path.write_bytes(damage_bytes(data, text.encode()))
+        with refused_by_name(path), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = build.load_render_poses(values, None)
+            assert np.isfinite(found).all()
+            poses.require_rigid(found, [""] * len(found))
 
     try_out(cases, check)

@@ -16,7 +16,7 @@ from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weight
 from golden_test import load_fields
 from trainer_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
 
-from nerf_tf import build, config
+from nerf_tf import build, config, untrusted
 from nerf_tf.data import procedural
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.geometry.camera import Camera
@@ -209,7 +209,28 @@ def test_a_hopeless_run_stops_and_leaves_a_step_to_replay(tmp_path, replay, caps
 def test_replay_refuses_other_files(tmp_path, replay, capsys):
     (tmp_path / "bad_step_000001.npz").write_bytes(b"no npz")
     assert replay([str(tmp_path), str(tmp_path / "bad_step_000001.npz")]) == 1
-    assert "not a bad_step" in capsys.readouterr().err
+    assert "bad_step_000001.npz: cannot be read as an npz file" in capsys.readouterr().err
+
+
+def test_a_step_of_other_shapes_is_refused(fresh, tmp_path):
+    diagnosis.save_step(tmp_path / "step.npz", fresh, make_batch(0, count=30), 4, ndc=False)
+    arrays = untrusted.read_npz(tmp_path / "step.npz")
+    assert len(diagnosis.load_step(arrays, fresh).rgb) == 30
+    for name, value, message in (
+        ("rays_near", np.ones([5, 1], np.float32), r"its rays_near is float32 of shape \[5, 1\], not of \[30, 1\]"),
+        ("rays_viewdirs", np.ones([30, 2], np.float32), r"rays_viewdirs is .* \[30, 2\], not of \[30, 3\]"),
+        ("rays_origins", np.full([30, 3], "x"), "rays_origins is <U1"),
+        ("rgb", np.ones([0, 3], np.float32), r"rgb is .* \[0, 3\]"),
+        ("rgb", np.array(1, np.float32), r"rgb is .* \[\], not of \[None, 3\]"),
+        ("seed", np.array(1, np.float32), "seed is float32"),
+        ("step", np.ones(2, np.int64), r"step is int64 of shape \[2\]"),
+        ("coarse_00", np.ones([1, 1], np.float32), r"coarse_00 is float32 of shape \[1, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            diagnosis.load_step(arrays | {name: value}, fresh)
+    del arrays["fine_01"]
+    with pytest.raises(ValueError, match="it lacks fine_01"):
+        diagnosis.load_step(arrays, fresh)
 
 
 # Scenes that collapse

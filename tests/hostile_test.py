@@ -9,9 +9,11 @@ import shutil
 import signal
 import struct
 import tracemalloc
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from images_test import save_png
 from PIL import Image
 from tf1_weights_test import hostile_payloads, npy_bytes
 
-from nerf_tf.data import blender, deepvoxels, llff, untrusted
+from nerf_tf import untrusted
+from nerf_tf.data import blender, deepvoxels, keyframe_file, llff
 from nerf_tf.data import images as image_files
-from nerf_tf.train import pickled_arrays, tf1_weights
+from nerf_tf.train import lpips, pickled_arrays, tf1_weights
 
 # More than any of these files needs: they are some kilobytes.
 MOST_MEMORY, MOST_SECONDS = 64 * 2**20, 20
@@ -161,6 +164,91 @@ def test_an_npy_header_longer_than_the_file(tmp_path):
         untrusted.read_array(path)
 
 
+# Archives of arrays
+
+
+def archive_of(path: Path, members: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def small_claim(content: bytes) -> bytes:
+    """The archive of one member, as if that unpacked to 1000 bytes."""
+    at = content.index(b"PK\x01\x02")
+    return content[: at + 24] + struct.pack("<I", 1000) + content[at + 28 :]
+
+
+def many_names(content: bytes) -> bytes:
+    """The archive of one member, with a thousand entries that are all that member."""
+    at, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    entries = content[at:end] * 1000
+    return content[:at] + entries + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1000, 1000, len(entries), at, 0)
+
+
+def test_archives_that_unpack_to_a_hundred_megabytes(tmp_path):
+    zeros = npy(header_of("'|u1'", f"({100 * 2**20},)")) + bytes(100 * 2**20)
+    path = archive_of(tmp_path / "a.npz", {"a.npy": zeros})
+    whole = path.read_bytes()
+    del zeros
+    tracemalloc.reset_peak()  # making it took as much
+    for change, message in (
+        (bytes, "it announces more than 16777216 bytes of arrays"),
+        (small_claim, "CRC"),
+        (many_names, "it announces more than 16777216 bytes of arrays"),
+    ):
+        path.write_bytes(change(whole))
+        with pytest.raises(ValueError, match=rf"a\.npz: cannot be read as an npz file of plain arrays \(.*{message}"):
+            untrusted.read_npz(path, largest=2**24)
+
+
+def test_an_archive_whose_unpacking_nothing_bounds(tmp_path):
+    content = npy(header_of("'|u1'", "(1,)"), b"a")
+    path = archive_of(tmp_path / "a.npz", {"a.npy": content}, zipfile.ZIP_BZIP2)
+    with pytest.raises(ValueError, match=r"a\.npz: .*it is compressed as np.savez does not"):
+        untrusted.read_npz(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(header_of("'<f8'", "(1000000000000, 17)"), bytes(16)), "announces shape"),
+        (npy(header_of("'<f8'", "(-1, 17)"), bytes(16)), "announces shape"),
+        (npy(header_of("'<U0'", "(1000000000000, 17)")), "."),
+        (npy(header_of("'<U1'", "()"), b"\xff\xff\xff\xff"), "characters that do not exist"),
+        (npy(header_of("'<c16'", "()"), bytes(16)), "complex128, not numbers"),
+        (npy(header_of("[('a', '<f8')]", "()"), bytes(16)), "not numbers"),
+        (npy_bytes(hostile_payloads(Path("sentinel"))["os.system"]), "pickled objects"),
+        (pickle.dumps([1]), "magic string"),
+        (b"", "."),
+    ],
+)
+def test_what_is_no_array_in_an_archive(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = archive_of(tmp_path / "a.npz", {"a.npy": content})
+    with pytest.raises(ValueError, match=rf"a\.npz: cannot be read as an npz file of plain arrays \(.*{message}"):
+        untrusted.read_npz(path)
+    assert not Path("sentinel").exists()
+
+
+def test_any_bit_of_an_archive_may_be_wrong(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = {"key": np.array("0123456789"), "grid": np.arange(40, dtype=np.uint8), "x": np.linspace(0, 1, 5)}
+    np.savez_compressed(path, **arrays)
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 11):  # that reaches every bit of a byte, and every part of the file
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            found = untrusted.read_npz(path, list(arrays))
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: cannot be read")  # noqa: PT017 - either answer is right
+        else:
+            assert all(np.array_equal(found[name], arrays[name]) for name in arrays), bit
+
+
 # Images that unpack to more than they are
 
 
@@ -205,6 +293,13 @@ def test_a_scene_larger_than_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(image_files.np, "empty", full)
     with pytest.raises(ValueError, match=r"3 images of 4x4 with 3 channels take 5\.8e\+02 bytes of memory, more"):
         image_files.read_images([tmp_path / "a.png"] * 3)
+
+
+def test_an_image_larger_than_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(ValueError, match=r"a\.png: there is not enough memory to unpack it"):
+        image_files.read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"iCCP"])
@@ -318,6 +413,9 @@ def make_hole(path: Path) -> None:
 
 READERS = {
     "array.npy": untrusted.read_array,
+    "occupancy.npz": untrusted.read_npz,
+    "keys.json": keyframe_file.load_keyframes,
+    "vgg16.ckpt": lpips.read,
     "poses_bounds.npy": llff.read_poses_bounds,
     "model_000001.npy": tf1_weights.load,
     "a.png": image_files.read_image,

@@ -9,15 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nerf_tf.data.keyframe_file import SHORTEST_STEP, load_keyframes
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.keyframes import (
-    MAX_FRAMES,
-    Keyframes,
-    interpolate,
-    keyframes_json,
-    load_keyframes,
-    resample,
-)
+from nerf_tf.geometry.keyframes import MAX_FRAMES, Keyframes, interpolate, keyframes_json, resample
 
 
 def about(axis: int, degrees: float) -> np.ndarray:
@@ -189,10 +183,10 @@ def frame(time: object = 0.0, c2w: object = GOOD) -> dict:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a JSON file"),
-        ("{", "not a JSON file"),
-        ("[" * 100_000, "not a JSON file"),
-        (b"\xff\xfe\x00", "not a JSON file"),
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe\x00", "not a text file in UTF-8"),
         ("[]", "at least one keyframe"),
         ("3", "at least one keyframe"),
         ("{}", "at least one keyframe"),
@@ -201,22 +195,27 @@ def frame(time: object = 0.0, c2w: object = GOOD) -> dict:
         (document(frame(), axes="opencv"), '"axes" is "opencv"; expected "opengl"'),
         (json.dumps({"keyframes": [frame()]}), '"axes" is null'),
         (document(3), "keyframe 0 is not"),
-        (document({"c2w": GOOD}), 'keyframe 0: "time" must be a finite number'),
-        (document(frame(), frame("1")), 'keyframe 1: "time" must be a finite number'),
+        (document({"c2w": GOOD}), 'keyframe 0: "time" is None, which is not a number'),
+        (document(frame(), frame("1")), "keyframe 1: \"time\" is '1', which is not a number"),
         (document(frame(True)), 'keyframe 0: "time"'),
-        (document(frame(float("nan"))), 'keyframe 0: "time"'),
+        (document(frame(float("nan"))), 'keyframe 0: "time" is nan s; it must be within 1e.12 s of 0'),
+        (document(frame(0), frame(1e308)), 'keyframe 1: "time" is 1e.308 s; it must be within'),
         (document(frame(10**400)), 'keyframe 0: "time"'),
-        ('{"axes": "opengl", "keyframes": [{"time": 1' + "0" * 5000 + "}]}", "not a JSON file"),
+        ('{"axes": "opengl", "keyframes": [{"time": 1' + "0" * 5000 + "}]}", "not valid JSON"),
         (document(frame(1), frame(1)), 'keyframe 1: "time" 1 does not come after 1'),
         (document(frame(1), frame(0.5)), 'keyframe 1: "time" 0.5 does not come after 1'),
-        (document({"time": 0}), 'keyframe 0: "c2w" must be 3 rows of 4 numbers'),
-        (document(frame(c2w=[*GOOD, [0, 0, 0, 1]])), "3 rows of 4 numbers"),
-        (document(frame(c2w=[row[:3] for row in GOOD])), "3 rows of 4 numbers"),
-        (document(frame(c2w=[GOOD[0], GOOD[1], [0, 0, 1, None]])), '"c2w" must be a finite number'),
-        (document(frame(c2w=[GOOD[0], GOOD[1], [0, 0, 1, float("inf")]])), '"c2w" must be a finite number'),
-        (document(frame(c2w=np.zeros([3, 4]).tolist())), "not a rotation"),
-        (document(frame(c2w=(2 * np.array(GOOD)).tolist())), "not a rotation"),
-        (document(frame(c2w=[[1e200, 0, 0, 0], *GOOD[1:]])), "not a rotation"),
+        (document(frame(0), frame(5e-324)), 'keyframe 1: "time" .* after 0, or by less than 1e-06 s'),
+        (document({"time": 0}), r'keyframe 0: "c2w" has shape \(\); it must be 4x4 or 3x4'),
+        (document(frame(c2w=GOOD[:2])), r"has shape \(2, 4\)"),
+        (document(frame(c2w=[row[:3] for row in GOOD])), r"has shape \(3, 3\)"),
+        (document(frame(c2w=[*GOOD[:2], [0, 0, 1]])), '"c2w" is not a matrix of numbers'),
+        (document(frame(c2w=[*GOOD[:2], [0, 0, 1, 10**400]])), '"c2w" is not a matrix of numbers'),
+        (document(frame(c2w=[*GOOD[:2], [0, 0, 1, None]])), '"c2w" holds NaN'),
+        (document(frame(c2w=[*GOOD[:2], [0, 0, 1, float("inf")]])), '"c2w" holds NaN or infinity'),
+        (document(frame(c2w=np.zeros([3, 4]).tolist())), "keyframe 0: the camera's axes have lengths 0"),
+        (document(frame(c2w=(2 * np.array(GOOD)).tolist())), "keyframe 0: the camera's axes have lengths 2"),
+        (document(frame(c2w=[[1e200, 0, 0, 0], *GOOD[1:]])), "too large to compute with"),
+        (document(frame(), frame(1, [*GOOD[:2], [0, 0, 1, 1e308]])), "keyframe 1: .* too large to compute with"),
         (document(frame(c2w=[[-1, 0, 0, 0], *GOOD[1:]])), "mirror"),
     ],
 )
@@ -227,6 +226,20 @@ def test_a_bad_file_is_one_line(tmp_path, text, message):
         load_keyframes(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_fastest_that_a_file_may_ask_for_is_finite(tmp_path):
+    far = [[[1, 0, 0, sign * pose_maths.FARTHEST], *GOOD[1:]] for sign in (1, -1, 1)]
+    turned = [[[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0]], GOOD]
+    frames = [frame(i * SHORTEST_STEP * 1.001, c2w) for i, c2w in enumerate([*far, *turned])]
+    (tmp_path / "keys.json").write_text(document(*frames, frame(10.0)))
+    with np.errstate(over="raise", invalid="raise"):
+        assert np.isfinite(np.float32(interpolate(load_keyframes(tmp_path / "keys.json"), 30))).all()
+
+
+def test_a_matrix_with_its_last_row_is_taken(tmp_path):
+    (tmp_path / "keys.json").write_text(document(frame(c2w=[*GOOD, [0, 0, 0, 1]])))
+    np.testing.assert_array_equal(load_keyframes(tmp_path / "keys.json").poses, [GOOD])
 
 
 def test_a_missing_file():

@@ -146,6 +146,14 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         lpips.read(path)
 
 
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "vgg16.ckpt"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"vgg16\.ckpt: larger than"):
+        lpips.read(path)
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vgg16\.ckpt: no such file"):
         lpips.read(tmp_path / "vgg16.ckpt")

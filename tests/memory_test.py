@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from nerf_tf.field import mlp
 from nerf_tf.render import memory
 from nerf_tf.render.memory import NetworkShape, Plan, Workload, plan, predict, rays_at_once, smaller
 
@@ -154,10 +153,6 @@ def test_weights_stay_and_in_training_so_do_two_moments_of_each():
     assert dataclasses.replace(TRAINING, fine=SMALL).resident == 12 * both
     assert dataclasses.replace(TRAINING, fine=None).resident == 12 * PAPER.weights
     assert dataclasses.replace(TRAINING, value_bytes=2).resident == TRAINING.resident
-
-
-def test_the_bottleneck_is_as_wide_as_the_networks():
-    assert memory.BOTTLENECK_WIDTH == mlp.BOTTLENECK_WIDTH
 
 
 # Plans

@@ -227,7 +227,7 @@ def test_points_whose_density_is_not_above_the_limit_have_no_colour(kind):
     np.testing.assert_array_equal(raw[:, :3][~seen], 0.0)
     np.testing.assert_allclose(raw[:, :3][seen], expected[:, :3][seen], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(activations.coloured, np.flatnonzero(seen))
-    assert [x.shape[0] for x in (activations.viewdirs, activations.bottleneck, activations.views)] == [count] * 3
+    assert [x.shape[0] for x in (activations.viewdirs, activations.views)] == [count] * 2
 
 
 def test_without_view_directions_all_points_have_a_colour():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 
 import numpy as np
 import pytest
@@ -174,18 +175,37 @@ def test_before_the_first_update_all_is_asked(tmp_path):
     assert not is_empty(Occupancy(BOX, tmp_path / "occupancy.npz", 1), air)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "other arrays", "pickle"])
+def in_the_stream(content: bytes) -> bytes:
+    """A npz file whose first array is compressed as nothing can be: its blocks are of a kind that there is not."""
+    name, extra = struct.unpack("<HH", content[26:30])
+    return content[: 30 + name + extra] + b"\xff" + content[31 + name + extra :]
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "text", "empty", "stream", "other arrays", "short grid", "no grid", "pickle"]
+)
 def test_a_broken_file_is_replaced(tmp_path, caplog, damage):
     path, air = tmp_path / "occupancy.npz", Constant(0.0)
     updated(path, air)
     whole = path.read_bytes()
+    with np.load(path) as file:
+        key = file["key"]
     if damage == "other arrays":
-        with np.load(path) as file:
-            np.savez(path, key=file["key"], grid_0=np.zeros(3))
+        np.savez(path, key=key, grid_0=np.zeros(3))
+    elif damage == "short grid":
+        np.savez(path, key=key, grid_0=np.zeros(3, np.uint8))
+    elif damage == "no grid":
+        np.savez(path, key=key)
     elif damage == "pickle":
         np.savez(path, key=np.array([{}], object))
     else:
-        path.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"hello", "empty": b""}[damage])
+        contents = {
+            "truncated": whole[: len(whole) // 2],
+            "text": b"hello",
+            "empty": b"",
+            "stream": in_the_stream(whole),
+        }
+        path.write_bytes(contents[damage])
     assert is_empty(updated(path, air), air)
     assert "unreadable, made anew" in caplog.text
     assert path.read_bytes() == whole

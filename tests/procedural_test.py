@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -311,15 +312,23 @@ def test_contact_sheet_shows_views_with_their_psnr(tool, tmp_path, capsys):
     error = (np.asarray(Image.open(renders / "000.png")) - np.rint(255 * photos[0])) / 255.0
     assert views[0].psnr == pytest.approx(-10 * np.log10(np.mean(error**2)))
     assert Image.open(sheet).width > 3 * contact_sheet.TILE_HEIGHT
-    (renders / "002.npz").unlink()
-    assert contact_sheet.main(["--run", str(tmp_path / "run")]) == 1
-    assert "002.npz: is missing; render again with --save_arrays" in capsys.readouterr().err
+    maps = renders / "002.npz"
+    for write, message in (
+        (lambda: np.savez(maps, disp=ramp[:5], acc=ramp), r"its disp is float32 of shape \[5, 12\] beside a PNG of \["),
+        (lambda: np.savez(maps, disp=ramp), "it lacks 'acc'"),
+        (lambda: maps.write_bytes(b"PK"), "cannot be read as an npz file"),
+        (maps.unlink, "no such file; render again with --save_arrays"),
+    ):
+        write()
+        assert contact_sheet.main(["--run", str(tmp_path / "run")]) == 1
+        assert re.fullmatch(rf"contact_sheet: .*002\.npz: .*{message}.*\n", capsys.readouterr().err)
 
 
 def test_contact_sheet_of_a_path(tool, tmp_path, capsys, monkeypatch):
     contact_sheet = tool("contact_sheet")
     assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 1
     assert "no renderonly_path_*; run it with --render_only --save_arrays" in capsys.readouterr().err
+    (tmp_path / "renderonly_path_000200_old").mkdir()
     folder = tmp_path / "renderonly_path_000100"
     folder.mkdir()
     assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 1
@@ -337,3 +346,6 @@ def test_contact_sheet_of_a_path(tool, tmp_path, capsys, monkeypatch):
     np.testing.assert_array_equal(rows[1][:, 0], [255, 85, 51])
     assert rows[2].sum(axis=-1)[0] > rows[2].sum(axis=-1)[1] > rows[2].sum(axis=-1)[2]  # near is light
     assert np.ptp(rows[3], axis=0).max() == 0
+    (folder / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 1
+    assert re.fullmatch(r"contact_sheet: .*000\.png: not a readable image.*\n", capsys.readouterr().err)

@@ -14,7 +14,6 @@ import tensorflow as tf
 from nerf_tf.data import blender, llff
 from nerf_tf.data.images import composite_white, read_images
 from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.field import query
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
@@ -205,49 +204,6 @@ def test_the_colour_of_what_is_not_seen_does_not_matter(field, batch, netchunk, 
         np.testing.assert_array_equal(raw[..., :3][~seen], 0.0)  # no work was done for it
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
-def test_what_a_wall_hides_is_not_asked_about(field, monkeypatch, tile_sizes, graph):
-    rays, samples, parts = 40, 16, 8
-    monkeypatch.setattr(query, "LEAST_POINTS", 1)
-    rng = np.random.default_rng(6)
-    directions = rng.normal(size=(rays, 3))
-    t_vals = np.sort(rng.uniform(0, 4, (rays, samples, 1)), axis=1)
-    points = tf.constant(rng.normal(size=(rays, 1, 3)) + directions[:, None] * t_vals, tf.float32)
-    viewdirs = tf.constant(directions / np.linalg.norm(directions, axis=-1, keepdims=True), tf.float32)
-    walls = rng.integers(0, samples, rays)
-    walls[:5] = samples  # no wall
-    limits = np.where(np.arange(samples) == walls[:, None], -1e5, 0.0)
-    hidden = np.arange(samples) > walls[:, None]
-    sigma = dense(field, points, viewdirs)[..., 3].numpy()
-    # As compositing does: no gradient for what is hidden, and none for colours that are not seen.
-    matters = ~hidden[..., None] & np.stack([sigma > limits] * 3 + [np.ones_like(hidden)], axis=-1)
-    upstream = tf.constant(rng.normal(size=(rays, samples, 4)) * matters, tf.float32)
-    expected_raw, expected = expected_of(field, points, viewdirs, upstream)
-    whole = dataclasses.replace(field, netchunk=10**9)
-
-    def run(points, viewdirs, upstream):
-        tiled = functools.partial(whole, visible_above=tf.constant(limits, tf.float32))
-        return evaluate(tiled, field, points, viewdirs, upstream)
-
-    raw, gradients = (tf.function(run) if graph else run)(points, viewdirs, upstream)
-    assert_close([raw[matters], *gradients], [expected_raw[matters], *expected])
-    lengths = samples // parts
-    unasked = np.arange(samples) // lengths > walls[:, None] // lengths
-    assert 0.3 < unasked.mean() < 0.6
-    np.testing.assert_array_equal(raw.numpy()[unasked], 0.0)
-    if not graph:
-        assert len(tile_sizes) == parts
-        assert sum(tile_sizes) == np.sum(~unasked)
-
-
-def test_few_points_and_points_in_no_order_are_not_cut_into_parts(field, batch, monkeypatch, tile_sizes):
-    whole = dataclasses.replace(field, netchunk=10**9)
-    whole(*batch[:2], -1e5)
-    monkeypatch.setattr(query, "LEAST_POINTS", 1)
-    whole(*batch[:2], None)
-    assert tile_sizes == [RAYS * SAMPLES] * 2
-
-
 @pytest.mark.parametrize("channel", range(4))
 def test_a_row_counts_when_any_of_its_four_gradients_is_not_zero(field, batch, channel):
     points, viewdirs, _ = batch
@@ -384,29 +340,49 @@ def load_field(path: Path) -> Field:
     return Field(mlp, settings, 10**6)
 
 
+def assert_gradients_are_exact(fields: list[Field], batch: RayBatch, settings: RenderSettings, netchunks) -> None:
+    """Both passes' parameter gradients are those of one tape over the plain networks, whatever netchunk is."""
+    seed = tf.constant([1, 2])
+
+    def gradients(function, field, first) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            if first is None:
+                result = coarse_pass(function, batch.rays, settings, seed)
+            else:
+                result, _ = fine_pass(function, batch.rays, first, settings, seed)
+            loss = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb))
+        return tape.gradient(loss, [v.value for v in field.mlp.trainable_variables])
+
+    first = coarse_pass(fields[0], batch.rays, settings, seed)
+    for field, coarse in zip(fields, (None, first), strict=True):
+        expected = gradients(lambda points, viewdirs, _, field=field: dense(field, points, viewdirs), field, coarse)
+        assert all(np.linalg.norm(gradient) > 0 for gradient in expected)
+        for netchunk in netchunks:
+            assert_close(gradients(dataclasses.replace(field, netchunk=netchunk), field, coarse), expected)
+
+
+BACKGROUNDS_AND_NOISE = [(False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0)]
+
+
+@pytest.mark.parametrize(("white_bkgd", "noise"), BACKGROUNDS_AND_NOISE)
+@pytest.mark.parametrize("settings", [VIEWS, NO_VIEWS], ids=["views", "no views"])
+def test_gradients_at_random_weights_are_exact(settings, white_bkgd, noise):
+    rng = np.random.default_rng(4)
+    camera, c2w = Camera.centred(20, 20, 25.0), np.float32(np.c_[np.eye(3), [0, 0, 4]])
+    rays = image_rays(camera, c2w, 2.0, 6.0, False, tf.constant(rng.integers(0, 400, 6)))
+    batch = RayBatch(rays, tf.constant(rng.random((6, 3)), tf.float32))
+    fields = [Field(build_mlp(settings, seed), settings, 10**6) for seed in (1, 2)]
+    rendering = RenderSettings(8, 6, perturb=1.0, raw_noise_std=noise, white_bkgd=white_bkgd)
+    assert_gradients_are_exact(fields, batch, rendering, (1 if white_bkgd and noise else 77, 10**6))
+
+
 @pytest.mark.parametrize("scene", ["lego", "fern"])
-def test_gradients_at_the_authors_weights_are_exact(real_data, scene, monkeypatch):
-    monkeypatch.setattr(query, "LEAST_POINTS", 128)  # so that these few rays too are followed part by part
+def test_gradients_at_the_authors_weights_are_exact(real_data, scene):
     path = real_data / "weights" / f"{scene}_example" / "model_200000.npy"
     fields = [load_field(p) for p in (path, tf1_weights.fine_path(path))]
     lego, fern = real_data / "data" / "nerf_synthetic" / "lego", real_data / "data" / "nerf_llff_data" / "fern"
-    seed = tf.constant([1, 2])
     photo_of_fern = fern_batch(fern) if scene == "fern" else None
-    for white_bkgd, noise in ((False, 0.0), (False, 1.0), (True, 0.0), (True, 1.0)):
+    for white_bkgd, noise in BACKGROUNDS_AND_NOISE:
         batch = photo_of_fern or lego_batch(lego, white_bkgd)
         settings = RenderSettings(64, 64, perturb=1.0, raw_noise_std=noise, white_bkgd=white_bkgd)
-
-        def gradients(function, field, first=None, batch=batch, settings=settings) -> list[tf.Tensor]:
-            with tf.GradientTape() as tape:
-                if first is None:
-                    result = coarse_pass(function, batch.rays, settings, seed)
-                else:
-                    result, _ = fine_pass(function, batch.rays, first, settings, seed)
-                loss = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb))
-            return tape.gradient(loss, [v.value for v in field.mlp.trainable_variables])
-
-        first = coarse_pass(fields[0], batch.rays, settings, seed)
-        for field, coarse in zip(fields, (None, first), strict=True):
-            expected = gradients(lambda points, viewdirs, _, field=field: dense(field, points, viewdirs), field, coarse)
-            for netchunk in (10**6, 777):
-                assert_close(gradients(dataclasses.replace(field, netchunk=netchunk), field, coarse), expected)
+        assert_gradients_are_exact(fields, batch, settings, (10**6, 777))

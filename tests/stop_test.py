@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +70,20 @@ def test_a_thread_cannot_listen_but_can_train():
     thread.start()
     thread.join()
     assert done == [0, 1, 2]
+
+
+def test_an_interrupt_while_tensorflow_loads_is_one_line():
+    program = """
+import sys
+class Interruption:
+    def find_spec(self, name, *_):
+        if name == "tensorflow":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interruption())
+from nerf_tf.__main__ import main
+main()
+"""
+    root = Path(__file__).parent.parent
+    words = [sys.executable, "-c", program, f"--config={root / 'configs' / 'lego.txt'}"]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nerf_tf: interrupted\n")

@@ -20,11 +20,11 @@ from absl import flags
 from PIL import Image as Photo
 
 from nerf_tf import config
+from nerf_tf.data.keyframe_file import load_keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.keyframes import load_keyframes
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render import occupancy
 from nerf_tf.render.pictures import coloured

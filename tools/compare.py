@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import commandline
+
+from nerf_tf import config, untrusted
 
 # Dataset type, scene: mean PSNR and SSIM of the paper's full model, from the appendix's tables of each scene.
 PAPER = {
@@ -43,6 +46,8 @@ PAPER_VIEWS = {"blender": 200}
 # A row of the table: what it says under each heading; None where nothing is known.
 Row = dict[str, str | int | float | None]
 MEASURES = {"PSNR": "psnr_8bit", "float PSNR": "psnr_float", "SSIM": "ssim", "LPIPS": "lpips"}
+# Characters of a metrics.json: room for every measure of some 50,000 views.
+LARGEST_TEXT = 2**22
 FORMATS = {"PSNR": ".2f", "float PSNR": ".2f", "SSIM": ".3f", "LPIPS": ".3f", "s/view": ".2f"}
 
 
@@ -54,17 +59,16 @@ def read_metrics(run: Path) -> dict:
         ValueError: it is not what the program writes.
     """
     path = run / "metrics.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the run with --eval_only writes it")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error}); run --eval_only again") from error
+    metrics = untrusted.read_json(path, LARGEST_TEXT, "; the run with --eval_only writes it")
     if not isinstance(metrics, dict) or _mean(metrics, "psnr_8bit") is None:
         raise ValueError(f"{path}: holds no PSNR of test views (psnr_8bit); run --eval_only again")
-    for name in ("scene", "dataset_type", "step", "views", "height", "width", "seconds_per_view"):
+    for name in ("scene", "dataset_type", "step", "views", "height", "width"):
         if not isinstance(metrics.get(name), str | int | float | None):
-            raise ValueError(f"{path}: its {name} is {metrics[name]!r}; run --eval_only again")
+            raise ValueError(f"{path}: its {name} is {reprlib.repr(metrics[name])}; run --eval_only again")
+    numbers = {name: _mean(metrics, name) for name in MEASURES.values()}
+    for name, value in (numbers | {"seconds_per_view": metrics.get("seconds_per_view")}).items():
+        if value is not None:
+            untrusted.number(value, f"{path}: its {name}")
     return metrics
 
 
@@ -80,8 +84,7 @@ def run_row(name: str, metrics: dict) -> Row:
     row: Row = {"run": name, "scene": metrics.get("scene"), "step": metrics.get("step"), "views": metrics.get("views")}
     row["size"] = None if None in (height, width) else f"{width}x{height}"
     row |= {heading: _mean(metrics, measure) for heading, measure in MEASURES.items()}
-    seconds = metrics.get("seconds_per_view")
-    return row | {"s/view": seconds if isinstance(seconds, int | float) else None}
+    return row | {"s/view": metrics.get("seconds_per_view")}
 
 
 def paper_row(kind: str, scene: str) -> Row:
@@ -114,7 +117,8 @@ def cells(table: Sequence[Row]) -> list[list[str]]:
     """The table as text, headings first."""
     lines = [list(table[0])]
     for row in table:
-        lines.append(["" if x is None else format(x, FORMATS.get(heading, "")) for heading, x in row.items()])
+        texts = ("" if x is None else format(x, FORMATS.get(heading, "")) for heading, x in row.items())
+        lines.append([config.one_line(text) for text in texts])
     return lines
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
-from nerf_tf import build, config, evaluation
+from nerf_tf import build, config, evaluation, untrusted
+from nerf_tf.data import images
 from nerf_tf.render import outputs, pictures
 from nerf_tf.train import metrics
 
@@ -63,7 +64,8 @@ def newest_path(run: Path) -> Path:
 
 
 def _newest(run: Path, patterns: Sequence[str], remedy: str) -> Path:
-    folders = [folder for pattern in patterns for folder in run.glob(pattern)]
+    found = (folder for pattern in patterns for folder in run.glob(pattern))
+    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are a user's copies
     if not folders:
         raise FileNotFoundError(f"{run}: no {' or '.join(patterns)}; run it with {remedy} --save_arrays")
     return max(folders, key=lambda folder: (int(folder.name.rsplit("_", 1)[1]), folder.name.startswith("renderonly")))
@@ -78,11 +80,7 @@ def read_views(folder: Path, photos: np.ndarray) -> list[View]:
     """
     views = []
     for i, (render, photo) in enumerate(zip(evaluation.read_views(folder, photos), photos, strict=True)):
-        npz = folder / f"{i:03d}.npz"
-        if not npz.is_file():
-            raise FileNotFoundError(f"{npz}: is missing; render again with --save_arrays")
-        with np.load(npz) as arrays:
-            disp, acc = arrays["disp"], arrays["acc"]
+        disp, acc = _maps(folder / f"{i:03d}.npz", ("disp", "acc"), render)
         shown = metrics.photo_8bit(photo)
         views.append(View(shown, render, disp, acc, metrics.psnr(render, shown)))
     return views
@@ -103,17 +101,27 @@ def read_path(folder: Path, count: int) -> list[Frame]:
 
     Raises:
         FileNotFoundError: frames or their arrays are missing.
+        ValueError: one cannot be read, or they differ in size.
     """
     names = sorted(folder.glob("[0-9]*.npz"))
     if not names:
         raise FileNotFoundError(f"{folder}: no frames with arrays; render again with --render_only --save_arrays")
     frames = []
     for i in np.unique(np.arange(count) * len(names) // count):
-        render = np.asarray(Image.open(names[i].with_suffix(".png")).convert("RGB"))
-        with np.load(names[i]) as arrays:
-            depth = pictures.expected_depth(arrays["depth"], arrays["acc"])
-            frames.append(Frame(render, arrays["disp"], depth, arrays["acc"]))
+        render = metrics.photo_8bit(images.read_image(names[i].with_suffix(".png"))[..., :3])
+        disp, depth, acc = _maps(names[i], ("disp", "depth", "acc"), render)
+        frames.append(Frame(render, disp, pictures.expected_depth(depth, acc), acc))
     return frames
+
+
+def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarray]:
+    """Maps [H, W] of a view by name, of which the 8-bit `render` [H, W, 3] was made as well."""
+    arrays = untrusted.read_npz(path, names, hint="; render again with --save_arrays")
+    for name in names:
+        if arrays[name].dtype != np.float32 or arrays[name].shape != render.shape[:2]:
+            found = f"{arrays[name].dtype} of shape {list(arrays[name].shape)}"
+            raise ValueError(f"{path}: its {name} is {found} beside a PNG of {list(render.shape[:2])}; render again")
+    return [arrays[name] for name in names]
 
 
 def draw_path(frames: Sequence[Frame]) -> Image.Image:

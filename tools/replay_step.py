@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,23 +18,10 @@ import commandline
 import numpy as np
 from absl import flags
 
-from nerf_tf import build, config
+from nerf_tf import build, config, untrusted
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.train import diagnosis
 from nerf_tf.train.trainer import Trainer
-
-
-def read_step(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a bad_step file.
-
-    Raises:
-        ValueError, OSError: it is none, or cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f"{path}: not a bad_step_*.npz file ({error})") from error
 
 
 def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch, str]:
@@ -44,13 +30,13 @@ def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch, str]:
     Raises:
         ValueError, OSError: run and file do not go together, or cannot be read.
     """
-    arrays = read_step(path)
+    arrays = untrusted.read_npz(path, ["ndc", "first_non_finite"])
     values = flags.FlagValues()
     config.parse_flags(["replay_step", f"--config={run / 'args.txt'}"], values)
     try:
         trainer = build.make_trainer(values, bool(arrays["ndc"]))
-        return trainer, diagnosis.load_step(arrays, trainer), str(arrays["first_non_finite"])
-    except (KeyError, ValueError) as error:
+        return trainer, diagnosis.load_step(arrays, trainer), config.one_line(str(arrays["first_non_finite"]))
+    except ValueError as error:
         raise ValueError(f"{path}: does not belong to {run / 'args.txt'} ({error})") from error
 
 

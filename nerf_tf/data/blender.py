@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import reprlib
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf import untrusted
 from nerf_tf.data import images as image_files
-from nerf_tf.data import untrusted
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -96,12 +95,8 @@ def read_split(path: Path, stride: int = 1) -> Split:
         FileNotFoundError: no such file.
         ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
     """
-    text = untrusted.read_text(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
-    try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    angle = _number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
+    meta = untrusted.read_json(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
+    angle = untrusted.number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
     if not 0 < 0.5 * angle < 0.5 * np.pi:  # halved, as it is used: half of the smallest number is 0
         raise ValueError(f"{path}: camera_angle_x is {angle}; it must lie between 0 and pi (radians)")
     frames = _field(meta, "frames", str(path))
@@ -115,7 +110,8 @@ def read_split(path: Path, stride: int = 1) -> Split:
             raise ValueError(f"{where}: file_path is {reprlib.repr(name)}; it must be the path of an image")
         # The official files leave the ending out; many programs that write this format do not.
         paths.append(path.parent / (name if name.endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
-        poses.append(_matrix(_field(frames[index], "transform_matrix", where), where))
+        matrix = _field(frames[index], "transform_matrix", where)
+        poses.append(untrusted.camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
     pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in range(0, len(frames), stride)])
     return Split(path, paths, poses, angle)
@@ -125,25 +121,3 @@ def _field(record: object, key: str, where: str) -> object:
     if not (isinstance(record, dict) and key in record):
         raise ValueError(f"{where} lacks {key!r}")
     return record[key]
-
-
-def _number(value: object, where: str) -> float:
-    try:
-        if not isinstance(value, bool) and isinstance(value, int | float):
-            return float(value)
-    except OverflowError:  # a whole number beyond what floats hold
-        pass
-    raise ValueError(f"{where} is {reprlib.repr(value)}, which is not a number")
-
-
-def _matrix(value: object, where: str) -> np.ndarray:
-    """A camera-to-world matrix as [3, 4]."""
-    try:
-        matrix = np.asarray(value, np.float64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{where}: transform_matrix is not a matrix of numbers") from error
-    if matrix.shape not in ((3, 4), (4, 4)):
-        raise ValueError(f"{where}: transform_matrix has shape {matrix.shape}; it must be 4x4 or 3x4")
-    if not np.all(np.isfinite(matrix)):
-        raise ValueError(f"{where}: transform_matrix holds NaN or infinity")
-    return matrix[:3]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf import untrusted
 from nerf_tf.data import images as image_files
-from nerf_tf.data import untrusted
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera

@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from nerf_tf.data import untrusted
+from nerf_tf import untrusted
 
 # What the original looks for, and in this spelling.
 IMAGE_ENDINGS = ("JPG", "jpg", "png")
@@ -62,6 +62,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: its header announces more than the {MAX_PIXELS} pixels that are read") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: there is not enough memory to unpack it; load smaller images") from error
     except Exception as error:
         # Whatever Pillow stumbles over in a damaged file: OSError, SyntaxError, AssertionError, struct.error and more.
         reason = str(error) or type(error).__name__

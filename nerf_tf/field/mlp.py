@@ -89,15 +89,13 @@ class Activations(NamedTuple):
         trunk: [B, width] the output of each layer of the trunk.
         coloured: [V] numbers of the points that went on into the view branch, ascending; None: all did.
         viewdirs: [V, 3 * (1 + 2 * multires_views)] encoded view directions.
-        bottleneck, views: [V, 256] and [V, width // 2] outputs of these layers. Without view directions these three
-            are None.
+        views: [V, width // 2] the output of this layer. Without view directions these two are None.
     """
 
     points: tf.Tensor
     trunk: list[tf.Tensor]
     coloured: tf.Tensor | None = None
     viewdirs: tf.Tensor | None = None
-    bottleneck: tf.Tensor | None = None
     views: tf.Tensor | None = None
 
 
@@ -116,6 +114,35 @@ def by_layer(mlp: keras.Model, tensors: Sequence[tf.Tensor]) -> Weights:
     return {name: tensors[2 * i : 2 * i + 2] for i, name in enumerate(names)}
 
 
+def _view_branch(weights: Weights) -> tuple[tf.Tensor, tf.Tensor]:
+    """Kernel [width + viewdirs, width // 2] and bias of bottleneck and views in one.
+
+    The bottleneck has no activation: it and what the next layer makes of it are one matrix, with half the products.
+    """
+    (bottleneck, bottleneck_bias), (views, views_bias) = _in_float32(weights["bottleneck"], weights["views"])
+    of_bottleneck, of_viewdirs = tf.split(views, [BOTTLENECK_WIDTH, -1])
+    kernel = tf.concat([tf.matmul(bottleneck, of_bottleneck), of_viewdirs], axis=0)
+    bias = tf.linalg.matvec(of_bottleneck, bottleneck_bias, transpose_a=True) + views_bias
+    dtype = weights["views"][0].dtype
+    return tf.cast(kernel, dtype), tf.cast(bias, dtype)
+
+
+def _view_branch_gradients(weights: Weights, of_kernel: tf.Tensor, of_bias: tf.Tensor) -> dict[str, list[tf.Tensor]]:
+    """Gradients of both layers, from those of the kernel and bias that `_view_branch` makes of them."""
+    (bottleneck, bottleneck_bias), (views, _) = _in_float32(weights["bottleneck"], weights["views"])
+    of_product, of_viewdirs = tf.split(of_kernel, [tf.shape(bottleneck)[0], -1])
+    through = views[:BOTTLENECK_WIDTH]
+    of_through = tf.matmul(bottleneck, of_product, transpose_a=True) + bottleneck_bias[:, None] * of_bias
+    return {
+        "bottleneck": [tf.matmul(of_product, through, transpose_b=True), tf.linalg.matvec(through, of_bias)],
+        "views": [tf.concat([of_through, of_viewdirs], axis=0), of_bias],
+    }
+
+
+def _in_float32(*layers: Sequence[tf.Tensor]) -> list[list[tf.Tensor]]:
+    return [[tf.cast(tensor, tf.float32) for tensor in layer] for layer in layers]
+
+
 def forward(
     mlp: keras.Model,
     weights: Weights,
@@ -124,7 +151,7 @@ def forward(
     rays: tf.Tensor,
     visible_above: tf.Tensor | None,
 ) -> tuple[tf.Tensor, Activations]:
-    """Runs the network's layers as calling it would, but for the colour of what nobody sees.
+    """Runs the network as calling it would, up to rounding, but for the colour of what nobody sees.
 
     Args:
         mlp: the network.
@@ -140,7 +167,7 @@ def forward(
     """
 
     def dense(name: str, x: tf.Tensor) -> tf.Tensor:
-        kernel, bias = weights[name]
+        kernel, bias = _view_branch(weights) if name == "views" else weights[name]
         return mlp.get_layer(name).activation(tf.nn.bias_add(tf.matmul(x, kernel), bias))
 
     dtype = weights["trunk_0"][0].dtype
@@ -157,12 +184,11 @@ def forward(
         coloured = tf.where(sigma[:, 0] > visible_above)[:, 0]
         h, rays = tf.gather(h, coloured), tf.gather(rays, coloured)
     viewdirs = tf.gather(tf.cast(viewdirs, dtype), rays)
-    bottleneck = dense("bottleneck", h)
-    views = dense("views", tf.concat([bottleneck, viewdirs], axis=-1))
+    views = dense("views", tf.concat([h, viewdirs], axis=-1))
     rgb = tf.cast(dense("rgb", views), tf.float32)
     if coloured is not None:
         rgb = tf.scatter_nd(coloured[:, None], rgb, tf.stack([tf.shape(sigma, tf.int64)[0], 3]))
-    return tf.concat([rgb, sigma], axis=-1), Activations(points, trunk, coloured, viewdirs, bottleneck, views)
+    return tf.concat([rgb, sigma], axis=-1), Activations(points, trunk, coloured, viewdirs, views)
 
 
 def backward(
@@ -187,14 +213,16 @@ def backward(
     inner = slice(-trunk[0].shape[-1], None)  # where the skip joins, encoded points stand before the layer's output
     rows = None if active is None else tf.where(active)[:, 0]
 
-    def dense(name: str, x: tf.Tensor, g: tf.Tensor, wanted: slice | None) -> tf.Tensor | None:
-        """Files the gradients of a layer with inputs x; returns that of the wanted part of them."""
-        of_kernel = tf.matmul(x, g, transpose_a=True)
+    def of_weights(x: tf.Tensor, g: tf.Tensor) -> list[tf.Tensor]:
+        """The gradients of the kernel and bias of a layer with inputs x and gradient g of its outputs."""
         # Not BiasAddGrad: on a CPU it adds up bfloat16 in bfloat16, and loses most of the sum. Products do not.
         of_bias = tf.matmul(tf.ones([1, tf.shape(g)[0]], g.dtype), g)[0]
-        gradients[name] = [tf.cast(of_kernel, tf.float32), tf.cast(of_bias, tf.float32)]
-        kernel = weights[name][0]
-        return None if wanted is None else tf.matmul(g, kernel[wanted], transpose_b=True)
+        return [tf.cast(tf.matmul(x, g, transpose_a=True), tf.float32), tf.cast(of_bias, tf.float32)]
+
+    def dense(name: str, x: tf.Tensor, g: tf.Tensor, wanted: slice | None) -> tf.Tensor | None:
+        """Files the gradients of a layer with inputs x; returns that of the wanted part of them."""
+        gradients[name] = of_weights(x, g)
+        return None if wanted is None else tf.matmul(g, weights[name][0][wanted], transpose_b=True)
 
     def relu(g: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
         return tf.raw_ops.ReluGrad(gradients=g, features=output)
@@ -223,9 +251,11 @@ def backward(
             g, x = tf.gather(g, places), tf.gather(x, places)
         views = take(activations.views, seen, g)
         g = relu(dense("rgb", views, g, slice(None)), views)
-        branch = [take(inputs, seen, g) for inputs in (activations.bottleneck, activations.viewdirs)]
-        g = dense("views", tf.concat(branch, axis=-1), g, slice(BOTTLENECK_WIDTH))
-        g = dense("bottleneck", x, g, inner)
+        kernel = _view_branch(weights)[0]
+        of_branch = of_weights(tf.concat([x, take(activations.viewdirs, seen, g)], axis=-1), g)
+        gradients |= _view_branch_gradients(weights, *of_branch)
+        of_points = kernel[: -activations.viewdirs.shape[-1]]
+        g = tf.matmul(g, of_points[inner], transpose_b=True)
         g = of_sigma + g if places is None else tf.tensor_scatter_nd_add(of_sigma, places[:, None], g)
     for layer in range(last, 0, -1):
         g = relu(g, h)

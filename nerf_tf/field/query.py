@@ -3,15 +3,14 @@
 This is the one place that decides how much memory a network takes. The original encodes all points of a ray chunk and
 only then cuts the encodings into netchunk pieces, and its gradient tape keeps every activation of every piece. Here
 points are encoded inside a tile, and only points that the loss depends on have a backward pass. Where all points fit
-into one tile its activations are kept for it, and rays are followed from front to back, only for as long as there is
-light; where they do not fit, nothing but the points is kept, and those that matter are evaluated again, tile by tile.
+into one tile its activations are kept for it; where they do not, nothing but the points is, and those that matter are
+evaluated again, tile by tile.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import keras
@@ -23,11 +22,6 @@ from nerf_tf.field.mlp import Activations, FieldSettings, backward, by_layer, fo
 # Points whose gradient is below this part of the largest one's are left out. A million of them together are still lost
 # in float32's rounding: parameter gradients stay within 1e-5 of the exact ones, mostly within 1e-6.
 ROW_TOLERANCE = 1e-8
-# A ray is spent behind this optical depth: 2e-9 of its light is left, which is lost in float32's rounding too.
-SPENT = 20.0
-# Rays are cut into at most so many parts, which are evaluated one after the other, and a tile's into parts of no fewer
-# points than this, as a processor takes many points at once.
-MOST_PARTS, LEAST_POINTS = 8, 2048
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,9 +53,8 @@ class Field:
         Args:
             points: [R, S, 3].
             viewdirs: [R, 3] unit directions, one for all S points of a ray; ignored by a network without viewdirs.
-            visible_above: scalar or [R, S]; what a point's density has to exceed to be seen, where the S points of a
-                ray are in order and to be composited. The colour of what is not seen, and the density too of what the
-                excess of others hides, are of no concern and may come out as anything. None: all matters.
+            visible_above: scalar or [R, S]; the colour of a point whose density is not above it is of no concern, and
+                may come out as anything. None: all colours matter.
 
         Returns:
             [R, S, 4] colour before the sigmoid, density before the ReLU.
@@ -69,7 +62,7 @@ class Field:
         count, samples = points.shape[0], points.shape[1]
         encoded_viewdirs = positional_encoding(viewdirs, self.settings.multires_views)  # once for each ray
         if visible_above is not None:
-            visible_above = tf.broadcast_to(visible_above, tf.shape(points)[:2])
+            visible_above = tf.reshape(tf.broadcast_to(visible_above, tf.shape(points)[:2]), [-1])
         variables = [tf.convert_to_tensor(variable.value) for variable in self.mlp.trainable_variables]
         largest = self.netchunk if count is None else min(self.netchunk, count * samples)
         one_tile = count is not None and count * samples <= largest and not self.compiled
@@ -77,28 +70,27 @@ class Field:
         @tf.custom_gradient
         def evaluate(points: tf.Tensor, *variables: tf.Tensor):
             variables = [tf.cast(variable, precision(self.mlp)) for variable in variables]
-            flat_points = tf.reshape(points, [-1, 3])
 
             def gather(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-                return tf.gather(flat_points, rows), encoded_viewdirs, rows // samples
+                return tf.gather(points, rows), encoded_viewdirs, rows // samples
 
             if one_tile:
-                raw, parts = self._forward_in_parts(variables, points, encoded_viewdirs, visible_above)
+                rays = tf.range(count * samples) // samples
+                raw, activations = self._forward(variables, points, encoded_viewdirs, rays, visible_above)
             else:
-                raw = self._forward_in_tiles(variables, gather, tf.size(flat_points) // 3, largest, visible_above)
+                raw = self._forward_in_tiles(variables, gather, tf.shape(points)[0], largest, visible_above)
 
             def gradient(upstream: tf.Tensor):
-                upstream = tf.reshape(upstream, [-1, 4])
                 active = self._active(upstream)
                 if one_tile:
-                    gradients = self._backward_in_parts(variables, parts, upstream, active)
+                    gradients = self._backward(variables, activations, upstream, active)
                 else:
                     gradients = self._backward_in_tiles(variables, gather, upstream, tf.where(active)[:, 0], largest)
                 return None, *gradients
 
-            return tf.reshape(raw, [-1, samples, 4]), gradient
+            return raw, gradient
 
-        return evaluate(points, *variables)
+        return tf.reshape(evaluate(tf.reshape(points, [-1, 3]), *variables), [-1, samples, 4])
 
     def _forward(self, variables, points, encoded_viewdirs, rays, visible_above=None) -> tuple[tf.Tensor, Activations]:
         encoded = positional_encoding(points, self.settings.multires)
@@ -118,38 +110,6 @@ class Field:
         # NaN counts too: compared with anything it is not larger, and would vanish unseen.
         return tf.logical_or(size > self.row_tolerance * tf.reduce_max(size), tf.logical_not(tf.math.is_finite(size)))
 
-    def _forward_in_parts(self, variables, points, encoded_viewdirs, visible_above):
-        """Raw [R, S, 4] of points [R, S, 3] from front to back; also each part's rows, and what it kept of them."""
-        rays, samples = points.shape[:2]
-        count = 1 if visible_above is None else max(1, min(MOST_PARTS, samples, rays * samples // LEAST_POINTS))
-        intervals = tf.pad(tf.norm(points[:, 1:] - points[:, :-1], axis=-1), [[0, 0], [0, 1]])  # [R, S]
-        rows = tf.reshape(tf.range(rays * samples), [rays, samples])
-        optical_depth, raw, parts = tf.zeros([rays]), [], []
-        for first, end in itertools.pairwise(samples * i // count for i in range(count + 1)):
-            lit = tf.where(optical_depth < SPENT)[:, 0]
-            taken = tf.reshape(tf.gather(rows[:, first:end], lit), [-1])
-            above = None if visible_above is None else tf.gather(tf.reshape(visible_above, [-1]), taken)
-            inputs = tf.gather(tf.reshape(points, [-1, 3]), taken), encoded_viewdirs, taken // samples
-            found, activations = self._forward(variables, *inputs, above)
-            found = tf.scatter_nd(lit[:, None], tf.reshape(found, [-1, end - first, 4]), [rays, end - first, 4])
-            if count > 1:
-                excess = tf.nn.relu(found[..., 3] - visible_above[:, first:end])
-                # However dense a point is, some light gets past it: compositing sees to that.
-                hidden = tf.minimum(excess * intervals[:, first:end], SPENT)
-                optical_depth += tf.reduce_sum(hidden, axis=-1)
-            raw.append(found)
-            parts.append((taken, activations))
-        return tf.concat(raw, axis=1), parts
-
-    def _backward_in_parts(self, variables, parts, upstream, active) -> list[tf.Tensor]:
-        sums = [tf.zeros_like(variable, tf.float32) for variable in variables]
-        for rows, activations in reversed(parts):
-            with tf.control_dependencies(sums):  # one after the other, in the memory of one
-                upstream, active = tf.identity(upstream), tf.identity(active)
-            part = self._backward(variables, activations, tf.gather(upstream, rows), tf.gather(active, rows))
-            sums = [a + b for a, b in zip(sums, part, strict=True)]
-        return sums
-
     def _forward_in_tiles(self, variables, gather, count, largest, visible_above) -> tf.Tensor:
         tiles, size = self._split(count, largest)
 
@@ -157,7 +117,7 @@ class Field:
             rows = tf.minimum(i * size + tf.range(size), count - 1)
             if self.compiled:
                 return i + 1, raw.write(i, self._compiled_forward(variables, *gather(rows)))
-            above = None if visible_above is None else tf.gather(tf.reshape(visible_above, [-1]), rows)
+            above = None if visible_above is None else tf.gather(visible_above, rows)
             return i + 1, raw.write(i, self._forward(variables, *gather(rows), above)[0])
 
         raw = tf.TensorArray(tf.float32, tiles, element_shape=[None, 4])

@@ -1,6 +1,4 @@
-"""Camera paths through keyframes: a JSON file of poses at times, and the smooth motion between them. Numpy only.
-
-    {"axes": "opengl", "keyframes": [{"time": 0.0, "c2w": [[4 numbers], [4 numbers], [4 numbers]]}, ...]}
+"""Camera paths through keyframes, which are poses at times: the smooth motion between them. Numpy only.
 
 Between two keyframes positions follow a cubic with given velocities at its ends (Hermite's), and so do rotations: the
 cumulative cubic of Kim, Kim and Shin (A General Construction Scheme for Unit Quaternion Curves with Simple High Order
@@ -12,15 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from pathlib import Path
 
 import numpy as np
 
 # More is a mistake, such as times in milliseconds: at 30 frames a second it would be an hour.
 MAX_FRAMES = 108_000
-# How far from the identity R^T R may be: files are often written with three or four decimals.
-ROTATION_TOLERANCE = 1e-2
 # A cubic whose velocities at both ends are at most this many times its mean velocity does not overshoot (Fritsch and
 # Carlson, Monotone Piecewise Cubic Interpolation, 1980, condition 2).
 FASTEST = 3.0
@@ -39,28 +33,8 @@ class Keyframes:
     poses: np.ndarray
 
 
-def load_keyframes(path: Path | str) -> Keyframes:
-    """Reads keyframes from a JSON file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not such a file; says which keyframe is wrong, and how.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected keyframes as JSON")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
-    try:
-        return _parse(document)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def keyframes_json(keyframes: Keyframes) -> str:
-    """The text of the JSON file; `load_keyframes` gives back the same numbers."""
+    """The text of the JSON file that `data.keyframe_file.load_keyframes` reads; it gives back the same numbers."""
     frames = [
         json.dumps({"time": float(time), "c2w": np.asarray(pose, np.float64).tolist()})
         for time, pose in zip(keyframes.times, keyframes.poses, strict=True)
@@ -101,48 +75,6 @@ def resample(keyframes: Keyframes, times: np.ndarray) -> np.ndarray:
     )
 
 
-def _parse(document: object) -> Keyframes:
-    frames = document.get("keyframes") if isinstance(document, dict) else None
-    if not isinstance(frames, list) or not frames:
-        raise ValueError('expected {"axes": "opengl", "keyframes": [...]} with at least one keyframe')
-    if document.get("axes") != "opengl":
-        raise ValueError(f'"axes" is {json.dumps(document.get("axes"))[:40]}; expected "opengl" (right, up, back)')
-    times, poses = [], []
-    for i, frame in enumerate(frames):
-        if not isinstance(frame, dict):
-            raise ValueError(f'keyframe {i} is not {{"time": ..., "c2w": ...}}')
-        times.append(_number(frame.get("time"), f'keyframe {i}: "time"'))
-        poses.append(_pose(frame.get("c2w"), f'keyframe {i}: "c2w"'))
-        if i and times[i] <= times[i - 1]:
-            raise ValueError(f'keyframe {i}: "time" {times[i]:g} does not come after {times[i - 1]:g}')
-    return Keyframes(np.array(times), np.array(poses))
-
-
-def _number(value: object, name: str) -> float:
-    """A finite float: JSON has integers that no float holds, and Python's reader also takes NaN and Infinity."""
-    try:
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number")
-    return number
-
-
-def _pose(rows: object, name: str) -> np.ndarray:
-    shaped = isinstance(rows, list) and len(rows) == 3 and all(isinstance(row, list) and len(row) == 4 for row in rows)
-    if not shaped:
-        raise ValueError(f"{name} must be 3 rows of 4 numbers")
-    pose = np.array([[_number(value, name) for value in row] for row in rows])
-    rotation = pose[:, :3]
-    # Compared before multiplying, as numbers may be as large as floats can be.
-    if np.abs(rotation).max() > 2 or np.abs(rotation.T @ rotation - np.eye(3)).max() > ROTATION_TOLERANCE:
-        raise ValueError(f"{name}: the first three columns are not a rotation (unit length, at right angles)")
-    if np.linalg.det(rotation) < 0:
-        raise ValueError(f"{name}: the first three columns mirror; expected a rotation, x right, y up, z back")
-    return pose
-
-
 def _velocities(means: np.ndarray, durations: np.ndarray) -> np.ndarray:
     """Velocities [K, 3] at keyframes, from mean velocities [K-1, 3] between them and durations [K-1].
 
@@ -156,7 +88,7 @@ def _velocities(means: np.ndarray, durations: np.ndarray) -> np.ndarray:
     inner = (after * means[:-1] + before * means[1:]) / (before + after)
     slower = np.minimum(np.linalg.norm(means[:-1], axis=-1), np.linalg.norm(means[1:], axis=-1))
     speed = np.linalg.norm(inner, axis=-1)
-    inner = inner * np.minimum(1.0, FASTEST * slower / np.maximum(speed, np.finfo(float).tiny))[:, None]
+    inner = inner * (np.minimum(speed, FASTEST * slower) / np.maximum(speed, np.finfo(float).tiny))[:, None]
     return np.concatenate([[1.5 * means[0] - 0.5 * inner[0]], inner, [1.5 * means[-1] - 0.5 * inner[-1]]])
 
 

@@ -37,8 +37,6 @@ LARGEST_TILE, LARGEST_GPU_TILE, SMALLEST_TILE = 16384, 262144, 256
 # Where Linux says how much memory there is, and how much of it is ours.
 MEMINFO, CONTAINER_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
-BOTTLENECK_WIDTH = 256  # of every network with view directions, see the field
-
 
 @dataclasses.dataclass(frozen=True)
 class NetworkShape:
@@ -142,12 +140,12 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
     size, width = work.value_bytes, network.width
     encoded = network.points * (FLOAT if size == FLOAT else FLOAT + size)
     if work.training:
-        branch = network.viewdirs + BOTTLENECK_WIDTH + width // 2 if network.viewdirs else 0
+        branch = network.viewdirs + width // 2 if network.viewdirs else 0
         tile = encoded + (width * (network.depth + BACKWARD_LAYERS[size]) + branch) * size
         each = TRAINED_SAMPLE
     else:
         trunk = encoded + (2 * width + network.points) * size  # around the skip
-        branch = BRANCH_ROOM * (2 * BOTTLENECK_WIDTH + network.viewdirs) * size if network.viewdirs else 0
+        branch = BRANCH_ROOM * (2 * width + network.viewdirs) * size if network.viewdirs else 0
         tile = max(trunk, branch)
         each = RENDERED_SAMPLE
     return min(points, netchunk) * tile + points * each * FLOAT

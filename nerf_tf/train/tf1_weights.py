@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from nerf_tf.data import untrusted
+from nerf_tf import untrusted
 from nerf_tf.render.outputs import complete_file
 from nerf_tf.train import pickled_arrays
 

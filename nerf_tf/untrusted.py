@@ -1,0 +1,243 @@
+"""Text and arrays of files that a stranger may have written: small enough, whole, and plain, or refused by name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import reprlib
+import struct
+import sys
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+# Bytes in which the header of an npy file must end; numpy reads no longer ones.
+_LARGEST_HEADER = 2**14
+# Bytes of an npz file, and of its arrays: more than a photo's maps or a network's weights take.
+_LARGEST_ARCHIVE = 2**30
+# Characters of a parser's own words that a message repeats; it may quote the file at length.
+_LONGEST_REASON = 300
+
+# What parsers of other packages can raise over a damaged or hostile file; those who call them may know of more.
+PARSER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
+_ZIP_ERRORS = (*PARSER_ERRORS, OSError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+@contextlib.contextmanager
+def blamed_on(path: Path) -> Iterator[None]:
+    """Puts the file's name before what a ValueError raised by the block says."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def require_file(path: Path, hint: str = "") -> None:
+    """Checks that `path` is a regular file, so that reading it neither waits nor goes on for ever.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name; the message ends in `hint`.
+        ValueError: there is, but it is a folder, a device, a link to itself, or out of reach.
+    """
+    try:
+        if path.is_file():
+            return
+        path.lstat()
+        found = "a folder" if path.is_dir() else "a device, a pipe or a broken link"
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file{hint}") from None
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ValueError(f"{path}: cannot be opened ({reason})") from error
+    raise ValueError(f"{path}: is {found}, not a file")
+
+
+def read_text(path: Path, largest: int, hint: str = "") -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        largest: most characters that it may hold.
+        hint: what to add where there is no such file.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `require_file`; it is longer, or not UTF-8.
+    """
+    require_file(path, hint)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(largest + 1)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    if len(text) > largest:
+        raise ValueError(f"{path}: longer than {largest} characters, so it is not what it should be")
+    return text
+
+
+def read_bytes(path: Path, largest: int, hint: str = "") -> bytes:
+    """The content of a file of at most `largest` bytes.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `require_file`; it is larger.
+    """
+    require_file(path, hint)
+    if path.stat().st_size > largest:
+        raise ValueError(f"{path}: larger than {largest} bytes, so it is not what it should be")
+    return path.read_bytes()
+
+
+def read_json(path: Path, largest: int, hint: str = "") -> object:
+    """What a JSON file holds; arguments and errors are those of `read_text`, and ValueError where it is not JSON."""
+    text = read_text(path, largest, hint)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+
+
+def number(value: object, name: str) -> float:
+    """A number out of JSON, which may be infinite or NaN.
+
+    Raises:
+        ValueError: it is none, or a whole number beyond what floats hold; the message begins with its `name`.
+    """
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float):
+            return float(value)
+    except OverflowError:
+        pass
+    raise ValueError(f"{name} is {reprlib.repr(value)}, which is not a number")
+
+
+def camera_matrix(value: object, name: str) -> np.ndarray:
+    """A camera-to-world matrix out of JSON, with or without its last row, as float64 [3, 4] of finite numbers.
+
+    Raises:
+        ValueError: it is none; the message begins with its `name`.
+    """
+    try:
+        matrix = np.asarray(value, np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name} is not a matrix of numbers") from error
+    if matrix.shape not in ((3, 4), (4, 4)):
+        raise ValueError(f"{name} has shape {matrix.shape}; it must be 4x4 or 3x4")
+    if not np.all(np.isfinite(matrix)):
+        raise ValueError(f"{name} holds NaN or infinity")
+    return matrix[:3]
+
+
+def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type that an npy file announces; `file`, at its start, is left where its data begins.
+
+    Raises:
+        ValueError: it has no such header, or of a version that only structured arrays need.
+    """
+    # Not from the file itself, which could announce a header of gigabytes and have room made for it.
+    start = io.BytesIO(file.read(_LARGEST_HEADER))
+    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    try:
+        version = npy_format.read_magic(start)
+        if version not in readers:
+            raise ValueError(f"npy format {version} is not that of plain arrays")
+        header = readers[version](start)
+    except PARSER_ERRORS as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    file.seek(start.tell())
+    return header
+
+
+def read_array(path: Path, hint: str = "") -> np.ndarray:
+    """The array of real numbers in an npy file. No pickle is read, and no more memory taken than the file has bytes.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `require_file`; it is no npy file, holds something other than real
+            numbers, or fewer of them than it announces.
+    """
+    require_file(path, hint)
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise ValueError("an npz archive of several arrays; save one with np.save")
+            file.seek(0)
+            return _plain_array(file, path.stat().st_size, kinds="fiu")
+    except ValueError as error:
+        raise ValueError(f"{path}: not an npy file of plain numbers ({error})") from error
+
+
+def read_npz(
+    path: Path, names: Sequence[str] = (), largest: int = _LARGEST_ARCHIVE, hint: str = ""
+) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name: numbers, booleans and text. No pickle is read.
+
+    Args:
+        path: the file.
+        names: arrays that it must hold; there may be others.
+        largest: most bytes that the file, and that all its arrays unpacked, may have.
+        hint: what to add where there is no such file.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `require_file`; it is larger, damaged, no npz file, lacks one of `names`,
+            or holds something else.
+    """
+    require_file(path, hint)
+    try:
+        if path.stat().st_size > largest:
+            raise ValueError(f"it is larger than {largest} bytes")
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+                raise ValueError("it is compressed as np.savez does not")
+            if sum(member.file_size for member in members) > largest:
+                raise ValueError(f"it announces more than {largest} bytes of arrays")
+            arrays = {member.filename.removesuffix(".npy"): _member_array(archive, member) for member in members}
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise ValueError(f"it lacks {missing[0]!r}")
+        return arrays
+    except _ZIP_ERRORS as error:
+        reason = (str(error) or type(error).__name__)[:_LONGEST_REASON]
+        raise ValueError(f"{path}: cannot be read as an npz file of plain arrays ({reason})") from error
+
+
+def _member_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        # No more than announced is unpacked, however much there is; what is cut off fails its checksum.
+        content = file.read(member.file_size)
+    array = _plain_array(io.BytesIO(content), len(content), kinds="biufU")
+    if array.dtype.kind == "U":
+        characters = array.reshape(-1).view(f"{array.dtype.byteorder}u4")
+        # Python's text holds no others, and breaks down over them.
+        if np.any(characters > sys.maxunicode):
+            raise ValueError("it holds text of characters that do not exist")
+    return array
+
+
+def _plain_array(file: BinaryIO, size: int, kinds: str) -> np.ndarray:
+    """The array of an npy file of `size` bytes, if numpy's letter for its kind is one of `kinds`."""
+    shape, fortran, dtype = read_npy_header(file)
+    if dtype.kind not in kinds:
+        raise ValueError(f"it holds {'pickled objects' if dtype.hasobject else dtype}, not numbers")
+    announced = math.prod(shape) * dtype.itemsize
+    left = size - file.tell()
+    if min(shape, default=0) < 0 or announced > left:
+        raise ValueError(f"it announces shape {shape} of {dtype}, but {left} bytes follow")
+    return np.frombuffer(file.read(announced), dtype).reshape(shape, order="F" if fortran else "C")
