@@ -73,8 +73,6 @@ def run(values: flags.FlagValues) -> None:
     with explained(ValueError, OSError):
         build.check_folders(values)
         scene = build.load_scene(values)
-        if values.eval_only and not len(scene.i_test):
-            raise ValueError(f"{values.datadir}: no test views to compare with; add some, or lower --testskip")
         if values.eval_folder is not None:
             compare_folder(values, folder, scene)
             return

@@ -74,7 +74,7 @@ _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 
 _MAX_SEED = 2**32 - 1  # What numpy, and so the original, takes as a seed.
 
-# Order and groups are those of the original's help; all but the last three groups are the original's flags.
+# Order and groups are those of the original's help; all but the last four groups are the original's flags.
 GROUPS: dict[str, tuple[Option, ...]] = {
     "run": (
         Option("config", str, None, "file of `key = value` lines; the command line beats it"),
@@ -197,13 +197,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         ),
         Option("deterministic", bool, False, "only operations that give the same bits each time, or an error"),
     ),
-    "new here": (
-        Option("N_iters", int, 1000000, "training stops after this many steps", low=1),
-        Option("near", float, None, "start of the rays' range, instead of the scene's own", low=0),
-        Option("far", float, None, "end of the rays' range, instead of the scene's own", above=0),
-        Option("save_arrays", bool, False, "also write float rgb, disp, acc, depth of every rendered view (npz)"),
-        Option("eval_only", bool, False, "compare the test views at full size with their photos, and stop"),
-        Option("eval_folder", str, None, "with --eval_only: the views NNN.png in this folder; nothing is rendered"),
+    "paths (new here)": (
         Option(
             "render_path_file",
             str,
@@ -219,6 +213,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         ),
         Option("render_frames", int, None, "frames of that path; unset: as many as it has, or 120", low=2),
         Option("fps", int, 30, "frames per second of videos", low=1, high=1000),
+    ),
+    "new here": (
+        Option("N_iters", int, 1000000, "training stops after this many steps", low=1),
+        Option("near", float, None, "start of the rays' range, instead of the scene's own", low=0),
+        Option("far", float, None, "end of the rays' range, instead of the scene's own", above=0),
+        Option("save_arrays", bool, False, "also write float rgb, disp, acc, depth of every rendered view (npz)"),
+        Option("eval_only", bool, False, "compare the test views at full size with their photos, and stop"),
+        Option("eval_folder", str, None, "with --eval_only: the views NNN.png in this folder; nothing is rendered"),
     ),
 }
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}

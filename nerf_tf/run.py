@@ -40,7 +40,7 @@ def unless_unwritable(action: Callable[..., None], once: bool = False) -> Callab
             failing = False
         except OSError as error:
             if not (once and failing):
-                logger.warning("%s; training goes on", " ".join(str(error).split()))
+                logger.warning("%s; training goes on", config.one_line(str(error)))
             failing = True
 
     return attempt
@@ -126,10 +126,8 @@ class Run:
         """The photos' cameras at `--render_factor`.
 
         Raises:
-            ValueError: there is nothing to render, or nothing left of an image.
+            ValueError: nothing is left of an image.
         """
-        if not len(self.render_poses):
-            raise ValueError(f"{self.values.datadir}: no views to render; give --render_path_file, or more test images")
         return [camera.downscaled(max(self.values.render_factor, 1)) for camera in self.scene.cameras]
 
     def render_only(self, cameras: Sequence[Camera]) -> None:

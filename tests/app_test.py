@@ -376,21 +376,6 @@ def test_eval_only(interrupted):
     assert "psnr_float" not in compared
 
 
-def test_eval_folder_says_what_does_not_fit(interrupted, tmp_path):
-    words = [*interrupted.again, "--expname=unfit", "--eval_only", f"--eval_folder={tmp_path / 'views'}"]
-    assert_one_line(run(*words), 1, "views: no such folder")
-    (tmp_path / "views").mkdir()
-    assert_one_line(run(*words), 1, "views/000.png: no such image")
-    for i in range(2):
-        Image.new("RGB", (5, 10)).save(tmp_path / "views" / f"{i:03d}.png")
-    assert_one_line(run(*words), 1, "2 views for 1 test photos.*testskip")
-    (tmp_path / "views" / "001.png").unlink()
-    assert_one_line(run(*words), 1, "views of 5x10 with 3 channels for photos of 10x10")
-    (tmp_path / "views" / "000.png").write_text("not a picture")
-    assert_one_line(run(*words), 1, "000.png: not a readable image")
-    assert not (interrupted.basedir / "unfit").exists()
-
-
 def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path):
     matrices = np.tile(np.eye(4), [3, 1, 1])
     matrices[:, 2, 3] = [3.5, 4.0, 4.5]
@@ -672,9 +657,6 @@ def test_precision_and_compilation(tmp_path, flag):
     assert {array.dtype for array in weights_in(tmp_path / "b", 3)} == {np.dtype(np.float32)}
 
 
-# Users' mistakes
-
-
 def test_occupancy_keeps_its_grids_and_leaves_exact_renders_alone(interrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(occupancy, "COARSE_CELLS", 16)
     monkeypatch.setattr(occupancy, "FINE_CELLS", 32)
@@ -691,6 +673,9 @@ def test_occupancy_keeps_its_grids_and_leaves_exact_renders_alone(interrupted, t
     assert saved_psnr(views[0], views[2]) > 25
 
 
+# Users' mistakes: errors_test.py has them all; here the program is a process of its own
+
+
 def test_a_mistake_in_a_flag_is_one_line():
     result = command("--expname=x", "--dataset_type=lego")
     assert_one_line(result, 2, "dataset_type")
@@ -701,139 +686,6 @@ def test_a_mistake_in_the_data_is_one_line(tmp_path):
     result = command(*BLENDER, f"--basedir={tmp_path}", "--expname=x", f"--datadir={tmp_path / 'nowhere'}")
     assert_one_line(result, 1, "nowhere")
     assert files_in(tmp_path) == set()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        ([*BLENDER, "--datadir=nowhere"], 1, "nowhere"),
-        ([*BLENDER, "--dataset_type=nowhere"], 2, "dataset_type"),
-        ([*BLENDER, "--dataset_type=deepvoxels"], 1, "train/greek"),
-        ([*BLENDER, "--dataset_type=llff"], 1, "poses_bounds.npy"),
-        ([*BLENDER, "--render_only"], 1, "no weights to render.*--ft_path"),
-        ([*BLENDER, "--eval_only"], 1, "no weights to render.*--ft_path"),
-        ([*BLENDER, "--eval_only", "--render_only"], 2, "--eval_only and --render_only"),
-        ([*BLENDER, "--eval_folder=views"], 2, "--eval_folder.*needs --eval_only"),
-        ([*BLENDER, "--ft_path=model_000001.npy"], 1, "model_000001.npy: no such"),
-        ([*LLFF, "--near=1"], 1, "--near.*--no_ndc"),
-        ([*BLENDER, "--near=6.5"], 1, "near 6.5.*far 6"),
-        ([*LLFF, "--no_ndc", "--lindisp", "--near=0"], 1, "--lindisp.*--near"),
-        ([*BLENDER, "--N_rand=101"], 1, "N_rand 101.*100 pixels"),
-        ([*BLENDER, "--no_batching=False", "--N_rand=301"], 1, "N_rand 301.*300 rays"),
-        ([*BLENDER, "--render_path_file=nowhere.npy"], 1, "nowhere.npy"),
-        ([*BLENDER, "--render_path_file=nowhere.json"], 1, "nowhere.json: no such file"),
-        ([*BLENDER, f"--render_path_file={CONFIGS.parent / 'README.md'}"], 1, "README.md: not an npy file"),
-        ([*BLENDER, "--render_path_file=a.json", "--render_path=orbit"], 2, "--render_path_file.*--render_path=auto"),
-        ([*BLENDER, "--render_path_file=a.json", "--render_frames=9"], 2, "--render_frames=None"),
-        ([*BLENDER, "--render_path=spiral"], 1, "look from around; take orbit"),
-        ([*LLFF, "--render_path=orbit"], 1, "NDC holds its front only; take spiral"),
-        ([*BLENDER, "--memory_budget_mb=1", "--netwidth=512"], 1, "memory_budget_mb 1 .* takes .* MB.*to auto"),
-    ],
-)
-def test_mistakes(tmp_path, arguments, code, message):
-    assert_one_line(run(f"--basedir={tmp_path}", "--expname=x", *arguments), code, message)
-    assert files_in(tmp_path) == set()
-
-
-def test_weights_of_another_width(interrupted):
-    weights = f"--ft_path={interrupted.folder / 'model_000011.npy'}"
-    message = r"model_000011.npy.*layer 'trunk_0'.*\[63, 12\].*\[63, 16\].*--netwidth"
-    assert_one_line(run(*interrupted.again, "--expname=x", "--netwidth=12", weights), 1, message)
-    message = r"model_fine_000011.npy.*layer 'trunk_0'.*\[63, 12\].*\[63, 16\].*--netwidth_fine"
-    assert_one_line(run(*interrupted.again, "--expname=x", "--netwidth_fine=12", weights), 1, message)
-
-
-def test_fine_weights_are_missing(interrupted):
-    folder = interrupted.copy("coarse_only", "model_000011.npy")
-    weights = f"--ft_path={folder / 'model_000011.npy'}"
-    assert_one_line(run(*interrupted.again, "--expname=x", weights), 1, "model_fine_000011.npy: no such")
-
-
-def test_a_checkpoint_of_another_width(interrupted):
-    message = "ckpt.*does not fit"
-    assert_one_line(run(*interrupted.again, "--netwidth=12", "--N_iters=20"), 1, message)
-
-
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:50])
-
-
-def overwrite(path: Path) -> None:
-    size = path.stat().st_size
-    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
-
-
-@pytest.mark.parametrize("damage", [cut_short, overwrite, Path.unlink])
-@pytest.mark.parametrize("part", ["index", "data"])
-def test_a_damaged_checkpoint(interrupted, part, damage):
-    folder = interrupted.copy(f"{damage.__name__}_{part}", "checkpoints/*", "model_*.npy")
-    for path in folder.glob(f"checkpoints/ckpt-*/state.{part}*"):
-        damage(path)
-    assert_one_line(run(*interrupted.again, f"--expname={folder.name}"), 1, "ckpt")
-
-
-class Payload:
-    """An object whose unpickling leaves a trace."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def write_pickle(path: Path) -> None:
-    array = np.empty(1, object)
-    array[0] = Payload(path.with_name("harm"))
-    np.save(path, array, allow_pickle=True)
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (write_pickle, "not an npy file of plain numbers"),
-        (lambda path: path.write_bytes(b""), "not an npy file"),
-        (lambda path: path.write_text("1 0 0 0"), "not an npy file"),
-        (lambda path: np.save(path, np.eye(4)), r"\[4, 4\].*\[M, 3, 4\]"),
-        (lambda path: np.save(path, np.zeros([0, 3, 4])), "at least one"),
-        (lambda path: np.save(path, np.full([2, 3, 4], np.nan)), "finite"),
-        (lambda path: np.savez(path.open("wb"), np.zeros([2, 3, 4])), "several arrays"),
-    ],
-)
-def test_a_bad_render_path_file(tmp_path, write, message):
-    path = tmp_path / "poses.npy"
-    write(path)
-    result = run(*BLENDER, f"--basedir={tmp_path / 'logs'}", "--expname=x", f"--render_path_file={path}")
-    assert_one_line(result, 1, f"poses.npy.*{message}")
-    assert not (tmp_path / "harm").exists()
-
-
-def test_a_bad_keyframes_file(tmp_path):
-    flags_of_run = [*BLENDER, f"--basedir={tmp_path / 'logs'}", "--expname=x"]
-    path = keyframes_file(tmp_path / "keys.json")
-    text = path.read_text()
-    for old, new, message in (
-        ('"opengl"', '"opencv"', 'keys.json: "axes"'),
-        ('"time": 0.5', '"time": -1', "keys.json: keyframe 1"),
-        ('"time": 2.0', '"time": 2e9', "keys.json: keyframes span.*times are in seconds"),
-    ):
-        path.write_text(text.replace(old, new))
-        assert_one_line(run(*flags_of_run, f"--render_path_file={path}"), 1, message)
-    assert not (tmp_path / "logs").exists()
-
-
-def test_a_render_factor_that_leaves_no_pixels(interrupted):
-    result = run(*interrupted.again, "--render_only", "--render_factor=11")
-    assert_one_line(result, 1, "render_factor 11")
-
-
-@pytest.mark.parametrize("name", ["logs", "logs/x", "logs/x/checkpoints", "logs/summaries"])
-def test_a_file_where_a_folder_has_to_be(tmp_path, name):
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("")
-    result = run(*BLENDER, f"--basedir={tmp_path / 'logs'}", "--expname=x", "--N_iters=1")
-    assert_one_line(result, 1, path.name)
 
 
 # The authors' own data, with the original's config files as they are

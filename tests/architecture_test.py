@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def calls(path: Path) -> Iterator[tuple[int, str]]:
 
 def test_the_layers_are_all_there():
     layers = {layer_of(path) for path in MODULES}
-    assert layers <= set(BELOW), "a new part of the package: give it a place in DESIGN section 2 and here"
+    assert layers <= set(BELOW), "a new part of the package: give it a place in BELOW"
     assert {"geometry", "field", "data", "render", "train"} <= layers
 
 
@@ -141,3 +142,11 @@ def test_no_image_is_read_with_options_that_imageio_dropped():
         or (isinstance(node, ast.Constant) and node.value in dropped)
     ]
     assert wrong == []
+
+
+def test_the_readme_says_where_every_module_is_read():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Reading the code")[2].partition("\n## ")[0]
+    folders = {path for path in MODULES if "procedural" in path.parts}
+    names = {path.name for path in MODULES if path.name != "__init__.py" and path not in folders}
+    assert {name for name in names if not re.search(rf"[`/]{re.escape(name)}`", text)} == set()
+    assert "`data/procedural/`" in text

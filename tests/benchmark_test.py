@@ -14,7 +14,7 @@ from absl import flags
 from nerf_tf import build, config
 from nerf_tf.data.pipeline import ray_batches
 
-pytest.importorskip("matplotlib", reason="the benchmark draws with matplotlib: pip install 'nerf_tf[plots]'")
+pytest.importorskip("matplotlib", reason="the benchmark draws with matplotlib: pip install -e '.[plots]'")
 
 SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
 FLAGS = [

@@ -58,10 +58,18 @@ def test_a_view_with_and_without_occupancy(benchmark_view, weights, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--view=99", "--ft_path=x"], "--view 99: there are"), ([], "--ft_path is missing")]
+    ("arguments", "code", "message"),
+    [
+        (["--view=99", "--ft_path=x"], 1, "benchmark_view: --view 99: there are"),
+        ([], 2, "benchmark_view: --ft_path is missing"),
+    ],
 )
-def test_mistakes(benchmark_view, tmp_path, capsys, arguments, message):
-    assert benchmark_view.main([*FLAGS, f"--out={tmp_path}", *arguments]) == 1
+def test_mistakes(benchmark_view, tmp_path, capsys, arguments, code, message):
+    try:
+        result = benchmark_view.main([*FLAGS, f"--out={tmp_path}", *arguments])
+    except SystemExit as stop:
+        result = stop.code
+    assert result == code
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,15 +9,10 @@ from types import ModuleType
 
 import pytest
 
-TOOLS = Path(__file__).parent.parent / "tools"
 
-
-@pytest.fixture(scope="module")
-def compare() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare", TOOLS / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def compare(tool) -> ModuleType:
+    return tool("compare")
 
 
 def write_run(folder: Path, scene: str, psnr: float, kind: str = "blender", **more: object) -> Path:
@@ -104,7 +98,7 @@ def test_the_papers_means_are_those_of_its_tables(compare):
 def test_what_is_no_evaluation_is_one_line(compare, tmp_path, capsys, content, message):
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
-    assert compare.main([str(tmp_path)]) == 2
+    assert compare.main([str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert re.fullmatch(f"compare: .*{message}.*\n", captured.err)
     assert captured.out == ""
@@ -117,7 +111,9 @@ def test_a_name_cannot_steer_the_terminal(compare, tmp_path, capsys):
 
 def test_an_ending_that_says_nothing_is_refused_before_anything_is_printed(compare, tmp_path, capsys):
     run = write_run(tmp_path / "run", "lego", 30.0)
-    assert compare.main([str(run), "--out", str(tmp_path / "table.txt")]) == 2
+    with pytest.raises(SystemExit) as stop:
+        compare.main([str(run), "--out", str(tmp_path / "table.txt")])
+    assert stop.value.code == 2
     captured = capsys.readouterr()
     assert "must end in .md or .json" in captured.err
     assert captured.out == ""

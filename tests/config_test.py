@@ -431,6 +431,17 @@ def test_help_lists_every_flag_in_its_group(capsys, word):
     assert ("--log_somewhere" in text) == (word == "--helpfull")
 
 
+def test_the_readme_lists_every_flag_in_its_group():
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    table = text.partition("| group | flags |")[2].partition("\n\n")[0].splitlines()[2:]
+    groups = [
+        (group, re.findall(r"`(\w+)`", names)) for group, names in (row.strip("| ").split(" | ") for row in table)
+    ]
+    assert [group for group, _ in groups] == list(config.GROUPS)
+    for group, names in groups:
+        assert sorted(names) == sorted(option.name for option in config.GROUPS[group]), group
+
+
 def test_absls_own_flags_stay_on_the_command_line_and_out_of_args_txt():
     flag_values = flags.FlagValues()
     flags.DEFINE_string("log_somewhere", "there", "one of absl's own", flag_values=flag_values)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,6 +31,13 @@ def real_data() -> Path:
     # A misspelt folder must not pass for a machine without the data.
     assert path.is_dir(), f"NERF_TF_REAL_DATA={folder}: no such folder"
     return path
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a program of tools/ by name, as Python finds what lies beside a program that it runs."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
+    return importlib.import_module
 
 
 @pytest.fixture

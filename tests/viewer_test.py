@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import shutil
 import socket
@@ -31,19 +30,12 @@ from nerf_tf.render import occupancy, outputs, pictures
 from nerf_tf.render.renderer import Image, Renderer, RenderSettings
 from nerf_tf.train import tf1_weights
 
-pytest.importorskip("viser", reason="the viewer needs viser: pip install 'nerf_tf[viewer]'")
+pytest.importorskip("viser", reason="the viewer needs viser: pip install -e '.[viewer]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # A browser without a screen or a GPU; --no-sandbox because CI may be root.
 BROWSER_FLAGS = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    """Imports a program of tools/ by name, as Python finds what lies beside a program that it runs."""
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
-    return importlib.import_module
 
 
 def ball(points: tf.Tensor, viewdirs: tf.Tensor, visible_above: object = None) -> tf.Tensor:
@@ -265,7 +257,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) 
 @pytest.fixture
 def browser():
     """A headless browser."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'nerf_tf[dev]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:

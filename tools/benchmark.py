@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import commandline
 import memory_meter
 import numpy as np
 import tensorflow as tf
@@ -375,9 +376,7 @@ def draw(report: dict):
 
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = commandline.Parser("benchmark", __doc__)
     parser.add_argument("--engines", default=",".join(ENGINES), help="which, separated by commas (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="times that each is measured (default: 5)")
     parser.add_argument("--race", type=float, metavar="MINUTES", help="train for so long instead")
@@ -412,8 +411,7 @@ def main(argv: list[str] | None = None) -> int:
         files.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
         figures.save(picture, args.out / f"{name}.png")
     except (ValueError, OSError) as error:
-        print(f"benchmark: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return commandline.fail("benchmark", error)
     print(args.out / f"{name}.json", args.out / f"{name}.png", sep="\n")
     return 0
 

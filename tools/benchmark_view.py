@@ -9,7 +9,6 @@ Writes a JSON file and prints its path.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -17,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import commandline
 import numpy as np
 from absl import flags
 
@@ -91,17 +91,15 @@ def line(record: dict[str, object]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = commandline.Parser("benchmark_view", __doc__)
     parser.add_argument("--view", type=int, default=0, help="which of the test views (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")
     args, rest = parser.parse_known_args(argv)
     values = flags.FlagValues()
     config.parse_flags(["benchmark_view", *rest, "--expname=benchmark_view"], values)
+    if values.ft_path is None:
+        parser.error("--ft_path is missing: the weights to render")
     try:
-        if values.ft_path is None:
-            raise ValueError("--ft_path is missing: the weights to render")
         scene = build.load_scene(values)
         if not 0 <= args.view < len(scene.i_test):
             raise ValueError(f"--view {args.view}: there are {len(scene.i_test)} test views, counted from 0")
@@ -113,8 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         report = {"datadir": values.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
         files.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
     except (ValueError, OSError) as error:
-        print(f"benchmark_view: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return commandline.fail("benchmark_view", error)
     print(path)
     return 0
 

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import commandline
+
 from nerf_tf import config, files, untrusted
 
 # Dataset type, scene: mean PSNR and SSIM of the paper's full model, from the appendix's tables of each scene.
@@ -139,10 +141,13 @@ def markdown_text(table: Sequence[Row]) -> str:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("compare", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, {basedir}/{expname}")
     parser.add_argument("--out", type=Path, help="also write the table: a file ending in .md or .json")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.out is not None and args.out.suffix not in (".md", ".json"):
+        parser.error(f"--out {args.out}: its name must end in .md or .json")
+    return args
 
 
 def write(path: Path, table: Sequence[Row]) -> None:
@@ -155,8 +160,6 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
     try:
-        if args.out is not None and args.out.suffix not in (".md", ".json"):
-            raise ValueError(f"--out {args.out}: its name must end in .md or .json")
         names = [run.resolve().name for run in args.runs]
         if len(set(names)) < len(names):  # runs of one name in several basedirs
             names = [str(run) for run in args.runs]
@@ -165,8 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.out is not None:
             write(args.out, table)
     except (ValueError, OSError) as error:
-        print(f"compare: {config.one_line(str(error))}", file=sys.stderr)
-        return 2
+        return commandline.fail("compare", error)
     return 0
 
 

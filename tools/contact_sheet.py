@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import commandline
 import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
@@ -175,13 +176,16 @@ def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("contact_sheet", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="the run's folder, {basedir}/{expname}")
     parser.add_argument("--renders", type=Path, help="folder of rendered views; the newest of the run if not given")
     parser.add_argument("--path", action="store_true", help="frames of the path instead of test views")
     parser.add_argument("--views", type=int, default=4, help="how many views, or frames of the path")
     parser.add_argument("--out", type=Path, help="the PNG; contact_sheet.png in the run's folder if not given")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.views < 1:
+        parser.error(f"--views {args.views}: give a positive number")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,8 +193,6 @@ def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     out = args.out or args.run / "contact_sheet.png"
     try:
-        if args.views < 1:
-            raise ValueError(f"--views {args.views}: give a positive number")
         if args.path:
             sheet = draw_path(read_path(args.renders or newest_path(args.run), args.views))
         else:
@@ -200,8 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         with files.complete_file(out) as temporary:
             sheet.save(temporary)
     except (ValueError, OSError) as error:
-        print(f"contact_sheet: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("contact_sheet", error)
     print(out)
     return 0
 

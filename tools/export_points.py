@@ -18,6 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import commandline
 import numpy as np
 import tensorflow as tf
 import trained
@@ -95,12 +96,7 @@ def write_points(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
 
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage="export_points.py [RUN] [options] [flags of the program]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = commandline.Parser("export_points", __doc__, "%(prog)s [RUN] [options] [flags of the program]")
     add = parser.add_argument
     add("--views", type=int, default=12, help="training views to render, evenly chosen (default: 12)")
     add("--min_acc", type=float, default=0.9, help="opacity below which a ray meets nothing (default: 0.9)")
@@ -131,11 +127,10 @@ def main(argv: list[str] | None = None) -> int:
         points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
         write_points(args.out, points, colours)
     except (ValueError, OSError, planning.OutOfMemory) as error:
-        print(f"export_points: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return commandline.fail("export_points", error)
     except tf.errors.ResourceExhaustedError as error:
-        print(f"export_points: out of memory ({planning.failed_allocation(error)}): lower --chunk", file=sys.stderr)
-        return 1
+        reason = f"out of memory ({planning.failed_allocation(error)}): lower --chunk"
+        return commandline.fail("export_points", reason)
     low, high = (" ".join(f"{x:.3g}" for x in corner(axis=0)) for corner in (points.min, points.max))
     print(f"{len(points)} points, from {low} to {high}", file=sys.stderr)
     print(args.out)

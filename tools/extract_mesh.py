@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import commandline
 import numpy as np
 import tensorflow as tf
 import trained
@@ -228,12 +229,7 @@ def extract(run: trained.Trained, args: argparse.Namespace) -> Surface:
 
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage="extract_mesh.py [RUN] [options] [flags of the program]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = commandline.Parser("extract_mesh", __doc__, "%(prog)s [RUN] [options] [flags of the program]")
     parser.add_argument("--resolution", type=int, default=256, help="grid points along the longest side (default: 256)")
     parser.add_argument(
         "--threshold",
@@ -272,17 +268,14 @@ def main(argv: list[str] | None = None) -> int:
         import skimage.measure  # noqa: F401  minutes later would be late to say that they are missing
         import trimesh  # noqa: F401
     except ImportError:
-        print("extract_mesh: needs scikit-image and trimesh: pip install -e '.[mesh]'", file=sys.stderr)
-        return 1
+        return commandline.fail("extract_mesh", "needs scikit-image and trimesh: pip install -e '.[mesh]'")
     try:
         surface = extract(trained.load("extract_mesh", program_flags), args)
     except (ValueError, OSError, planning.OutOfMemory) as error:
-        print(f"extract_mesh: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return commandline.fail("extract_mesh", error)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        reason = " ".join(str(error).split())
-        print(f"extract_mesh: out of memory ({reason:.200}): lower --resolution or --netchunk", file=sys.stderr)
-        return 1
+        reason = f"out of memory ({error!s:.200}): lower --resolution or --netchunk"
+        return commandline.fail("extract_mesh", reason)
     low, high = (
         " ".join(f"{x:.3g}" for x in corner(axis=0)) for corner in (surface.vertices.min, surface.vertices.max)
     )

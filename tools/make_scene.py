@@ -11,11 +11,13 @@ import argparse
 import os
 import sys
 
+import commandline
+
 from nerf_tf.data import procedural
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("make_scene", __doc__)
     parser.add_argument("--format", choices=("blender", "llff", "deepvoxels"), default="blender")
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument(
@@ -43,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             folder = procedural.write_deepvoxels(args.out, args.shape, **views, side=args.size, **shared)
     except (ValueError, OSError) as error:
-        print(f"make_scene: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("make_scene", error)
     print(folder)
     return 0
 

@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import commandline
 import numpy as np
 import tensorflow as tf
 
@@ -214,7 +215,7 @@ def draw_axes():
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("plot_cameras", __doc__)
     parser.add_argument("--dataset_type", choices=("llff", "blender", "deepvoxels"), default="llff")
     parser.add_argument("--datadir", type=Path, help="folder of the scene")
     parser.add_argument("--spherify", action="store_true", help="llff: cameras around an object")
@@ -243,8 +244,7 @@ def main(argv: list[str] | None = None) -> int:
             figure = draw_scene(deepvoxels.load(args.datadir, args.shape, args.testskip))
         figures.save(figure, out)
     except (ValueError, OSError) as error:
-        print(f"plot_cameras: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("plot_cameras", error)
     print(out)
     return 0
 

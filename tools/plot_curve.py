@@ -3,9 +3,9 @@
     python tools/plot_curve.py logs/demo
     python tools/plot_curve.py logs/lego_test logs/fern_test --out curves.png
 
-A run is its folder {basedir}/{expname}; its summaries lie in {basedir}/summaries/{expname}. The pale lines are what was
-logged, the strong ones a moving average. Prints the picture's path. A run that trains keeps such
-a picture up to date by itself, {basedir}/{expname}/curve.png.
+A run is its folder {basedir}/{expname}; its summaries are in {basedir}/summaries/{expname}. The pale lines are what was
+logged, the strong ones a moving average. Prints the picture's path. A run that trains keeps such a picture up to date
+by itself, {basedir}/{expname}/curve.png.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import commandline
+
 from nerf_tf.render import curve, figures
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("plot_curve", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, {basedir}/{expname}")
     parser.add_argument("--out", type=Path, help="the picture; curve.png in the first run's folder if not given")
     return parser.parse_args(argv)
@@ -36,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         curves = {n: curve.read_curves(curve.summaries_folder(run)) for n, run in zip(names, runs, strict=True)}
         figures.save(curve.draw(curves), out)
     except (ValueError, OSError) as error:
-        print(f"plot_curve: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("plot_curve", error)
     print(out)
     return 0
 

@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import commandline
 import numpy as np
 
 from nerf_tf.geometry import poses
@@ -127,7 +128,7 @@ def draw(paths: list[Path], args: argparse.Namespace):
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("plot_geometry", __doc__)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".ply, .obj or .glb")
     for name, default, meaning in (
         ("eye", None, "the camera's place"),
@@ -145,11 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         figures.save(draw(args.files, args), args.out)
     except ImportError:
-        print("plot_geometry: needs trimesh: pip install -e '.[mesh]'", file=sys.stderr)
-        return 1
+        return commandline.fail("plot_geometry", "needs trimesh: pip install -e '.[mesh]'")
     except (ValueError, OSError) as error:
-        print(f"plot_geometry: {error}", file=sys.stderr)
-        return 1
+        return commandline.fail("plot_geometry", error)
     print(args.out)
     return 0
 

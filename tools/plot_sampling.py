@@ -15,6 +15,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import commandline
 import numpy as np
 import tensorflow as tf
 import trained
@@ -213,7 +214,7 @@ def draw(trace: RayTrace):
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("plot_sampling", __doc__)
     parser.add_argument("--config", type=Path, help="config file of a trained network, or its run's args.txt")
     parser.add_argument("--datadir", type=Path, help="folder of the scene, if not the config's")
     parser.add_argument("--weights", type=Path, help="coarse weights (.npy), if not the newest of the config's run")
@@ -234,8 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         figures.save(draw(built_in_trace() if args.config is None else trained_trace(args)), args.out)
     except (ValueError, OSError) as error:
-        print(f"plot_sampling: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("plot_sampling", error)
     print(args.out)
     return 0
 

@@ -33,8 +33,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+import commandline
 import numpy as np
 from absl import flags
 from memory_cell import WAYS, Cell, run_cell
@@ -227,11 +227,6 @@ def _stage_text(stage: Stage | None) -> str:
 # The command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"profile_memory: {message.removeprefix('argument ')}\n")
-
-
 def numbers(low: int) -> Callable[[str], list[int]]:
     """Parses lists of whole numbers >= low."""
 
@@ -269,13 +264,8 @@ def sample_pairs(text: str) -> list[tuple[int, int]]:
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The tool's own arguments, and those that are the program's."""
-    parser = _Parser(
-        prog="profile_memory.py",
-        usage="%(prog)s [options] [flags of the program]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s [options] [flags of the program]"
+    parser = commandline.Parser("profile_memory", __doc__, usage)
     switches = words(("0", "1"))
     add = parser.add_argument
     add("--modes", type=words(MODES), default=list(MODES), metavar="LIST", help="train,render (default: both)")
@@ -347,11 +337,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures.save(draw(rows), args.out / "profile.png")
             well, written = all(row["failure"] is None for row in rows), ["profile.csv", "profile.png"]
     except (ValueError, OSError) as error:
-        print(f"profile_memory: {error}", file=sys.stderr)
-        return 2
+        return commandline.fail("profile_memory", error)
     except KeyboardInterrupt:
-        print(f"profile_memory: stopped; {args.out} holds what was measured", file=sys.stderr)
-        return 130
+        return commandline.fail("profile_memory", f"stopped; {args.out} holds what was measured", 130)
     for name in written:
         print(args.out / name)
     return 0 if well else 1

@@ -160,7 +160,7 @@ def picture(image: Image, shown: str, near: float, far: float) -> np.ndarray:
     """The 8-bit picture [H, W, 3] of a view, in the colours of videos.
 
     Args:
-        shown: one of `SHOWN`.
+        shown: one of `SHOWN`. Depth has the colours of videos: light is near, black is empty.
         near, far: range of depth.
     """
     if shown == "rgb":

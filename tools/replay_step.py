@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import commandline
 import numpy as np
 from absl import flags
 
@@ -50,7 +51,7 @@ def table(trainer: Trainer, batch: RayBatch) -> Iterator[str]:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commandline.Parser("replay_step", __doc__)
     parser.add_argument("run", type=Path, help="the run's folder, {basedir}/{expname}")
     parser.add_argument("step", type=Path, help="the file bad_step_{step}.npz")
     return parser.parse_args(argv)
@@ -62,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         trainer, batch, recorded = restore(args.run, args.step)
     except (ValueError, OSError) as error:
-        print(f"replay_step: {config.one_line(str(error))}", file=sys.stderr)
-        return 2
+        return commandline.fail("replay_step", error)
     print(f"{args.step}: step {int(trainer.step.numpy())}, random_seed {int(trainer.seed.numpy())}")
     for line in table(trainer, batch):
         print(line)

@@ -1,13 +1,13 @@
-"""Shows a trained scene in the browser: one looks around while it is rendered, from coarse to fine.
+"""Shows a trained scene in the browser: look around while it is rendered, from coarse to fine.
 
     python tools/viewer.py logs/demo
     python tools/viewer.py model_200000.npy --config configs/lego.txt --datadir data/nerf_synthetic/lego
     python tools/viewer.py logs/demo --mixed_precision bfloat16 --port 8081
 
 RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
-program may be given and means what it means there; --mixed_precision bfloat16 is a good deal faster.
-Keyframes and videos made on the page are written to --out. The page is for this computer only unless --host says
-otherwise: whoever can open it can look, and have files written to --out.
+program may be given and means what it means there; --mixed_precision bfloat16 is a good deal faster. Keyframes and
+videos made on the page are written to --out. The page is for this computer only unless --host says otherwise: whoever
+can open it can look, and have files written to --out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import commandline
 import numpy as np
 import refinement
 import tensorflow as tf
@@ -161,12 +162,8 @@ def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
 
 
 def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage="viewer.py [RUN] [--host HOST] [--port PORT] [--out DIR] [flags of the program]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "%(prog)s [RUN] [--host HOST] [--port PORT] [--out DIR] [flags of the program]"
+    parser = commandline.Parser("viewer", __doc__, usage)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve; 0.0.0.0: all (default: this computer)")
     parser.add_argument("--port", type=int, default=8080, help="port to serve (default: 8080; 0: any that is free)")
     parser.add_argument("--out", type=Path, help="folder for keyframes and videos (default: the run's)")
@@ -187,8 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds = viewer.warm_up()
         port = viewer.open(args.host, args.port)
     except (ValueError, OSError) as error:
-        print(f"viewer: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return commandline.fail("viewer", error)
     print(f"http://{args.host}:{port} (a first picture takes {seconds:.1f} s); Ctrl-C ends it", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()

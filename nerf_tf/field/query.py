@@ -107,7 +107,7 @@ class Field:
         in a trained scene these are most samples. What lies behind a surface has next to none.
         """
         size = tf.reduce_max(tf.abs(upstream), axis=-1)
-        # What is no number counts too: compared with anything it is not larger, and would vanish unseen.
+        # NaN counts too: compared with anything it is not larger, and would vanish unseen.
         return tf.logical_or(size > self.row_tolerance * tf.reduce_max(size), tf.logical_not(tf.math.is_finite(size)))
 
     def _forward_in_tiles(self, variables, gather, count, largest, visible_above) -> tf.Tensor:

