@@ -6,12 +6,15 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
+from PIL import Image as PILImage
 
 from nerf_tf import build, config
-from nerf_tf.render import occupancy
+from nerf_tf.render import occupancy, pictures
 from nerf_tf.train import tf1_weights
+from nerf_tf.train.metrics import psnr
 
 SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
 # Few octaves: the density of random weights shall be smooth enough for a grid of few cells.
@@ -55,6 +58,12 @@ def test_a_view_with_and_without_occupancy(benchmark_view, weights, tmp_path, ca
     assert fast["psnr_to_exact"] > 35  # the grid is rough, and so is the density of random weights
     assert half["psnr_to_exact"] > 30
     assert capsys.readouterr().out.count("to the photograph") == 3
+    with PILImage.open(tmp_path / "view.png") as picture:
+        row = np.asarray(picture)
+    side = (row.shape[1] + pictures.GAP) // 4 - pictures.GAP  # three renders and a difference
+    first, second, _, difference = (row[pictures.CAPTION :, i * (side + pictures.GAP) :][:, :side] for i in range(4))
+    assert psnr(first / 255, second / 255) == pytest.approx(fast["psnr_to_exact"], abs=3)
+    assert 0 < difference.mean() < 255
 
 
 @pytest.mark.parametrize(

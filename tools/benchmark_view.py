@@ -4,7 +4,7 @@
 
 Every flag of the program may be given and means what it means there. The view is rendered exactly in float32, then with
 --occupancy in float32 and in bfloat16; grids are made before the clock starts, and the table says how long that took.
-Writes a JSON file and prints its path.
+Writes a JSON file and a picture of the renders and of what tells the last from the first, and prints their paths.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from absl import flags
 
 from nerf_tf import build, config, files
 from nerf_tf.data.scene import Scene
+from nerf_tf.render import outputs, pictures
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.train.metrics import psnr
 
 # What is compared, exact rendering first: precision, and whether --occupancy.
 ENGINES = (("float32", False), ("float32", True), ("bfloat16", True))
+# How many times its size the difference is drawn.
+MAGNIFIED = 20
 
 
 class _WarmedUp(Exception):
@@ -51,15 +54,21 @@ def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Im
     return image, time.perf_counter() - start, prepared
 
 
-def measure(values: flags.FlagValues, scene: Scene, view: int, factor: int) -> list[dict[str, object]]:
-    """Renders the view with every engine; prints a line for each as soon as it is there."""
-    records, exact = [], None
+def measure(
+    values: flags.FlagValues, scene: Scene, view: int, factor: int
+) -> tuple[list[dict[str, object]], list[np.ndarray]]:
+    """Renders the view with every engine, and prints a line for each as soon as it is there.
+
+    Returns:
+        What was measured, and the renders [H, W, 3].
+    """
+    records, renders = [], []
     for precision, occupancy in ENGINES:
         values["mixed_precision"].value, values["occupancy"].value = precision, occupancy
         trainer = build.make_trainer(values, scene.ndc)
         build.load_weights(trainer, Path(values.ft_path))
         image, seconds, prepared = render(build.make_renderer(values, scene, trainer), scene, view, factor)
-        exact = image if exact is None else exact
+        renders.append(image.rgb)
         record = {
             "precision": precision,
             "occupancy": occupancy,
@@ -67,13 +76,24 @@ def measure(values: flags.FlagValues, scene: Scene, view: int, factor: int) -> l
             "seconds_for_grids": prepared if occupancy else 0.0,
             "rays_per_second": image.acc.size / seconds,
             "times_faster": records[0]["seconds"] / seconds if records else 1.0,
-            "psnr_to_exact": float(psnr(image.rgb, exact.rgb)) if records else None,
+            "psnr_to_exact": float(psnr(image.rgb, renders[0])) if records else None,
         }
         if image.rgb.shape == scene.images[view].shape:
             record["psnr"] = float(psnr(image.rgb, scene.images[view]))
         records.append(record)
         print(line(record), flush=True)
-    return records
+    return records, renders
+
+
+def picture(records: list[dict[str, object]], renders: list[np.ndarray]) -> np.ndarray:
+    """The renders [H, W, 3] in a row, and how far the last is from the first."""
+    row = {}
+    for record, rgb in zip(records, renders, strict=True):
+        name = f"{record['precision']}{', --occupancy' if record['occupancy'] else ''}: {record['seconds']:.1f} s"
+        row[name] = outputs.to_8bit(rgb)
+    difference = MAGNIFIED * np.abs(renders[-1] - renders[0]).max(axis=-1)
+    row[f"difference, {MAGNIFIED} times"] = pictures.coloured(difference)
+    return pictures.side_by_side(row)
 
 
 def line(record: dict[str, object]) -> str:
@@ -106,13 +126,14 @@ def main(argv: list[str] | None = None) -> int:
         view = scene.i_test[args.view]
         with tempfile.TemporaryDirectory() as folder:  # for grids that nobody needs afterwards
             values["basedir"].value = folder
-            records = measure(values, scene, view, max(values.render_factor, 1))
+            records, renders = measure(values, scene, view, max(values.render_factor, 1))
         path = args.out / "view.json"
         report = {"datadir": values.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
         files.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
+        outputs.write_png(path.with_suffix(".png"), picture(records, renders))
     except (ValueError, OSError) as error:
         return commandline.fail("benchmark_view", error)
-    print(path)
+    print(path, path.with_suffix(".png"), sep="\n")
     return 0
 
 
