@@ -99,8 +99,15 @@ def places() -> dict[str, tuple[Any, str]]:
 
 def main() -> None:
     """Carries out orders."""
-    from nerf_tf import app  # noqa: F401
+    # What is imported late, too: each life would have to load it.
+    import imageio_ffmpeg  # noqa: F401
+    from tensorboard.backend.event_processing import event_file_loader  # noqa: F401
+    from tensorboard.util import tensor_util  # noqa: F401
 
+    from nerf_tf import app  # noqa: F401
+    from nerf_tf.render import curve
+
+    curve.draw({})  # has matplotlib find its fonts
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -136,8 +143,9 @@ def live(order: dict[str, Any]) -> None:
 
 
 def make_small() -> None:
-    """Makes scenes small, as DeepVoxels' are 512 pixels wide whatever their files are, and paths short."""
+    """Makes scenes small, as DeepVoxels' are 512 pixels wide whatever their files are, and paths and curves."""
     from nerf_tf import build
+    from nerf_tf.render import curve, figures
 
     load = build.load_scene
 
@@ -153,6 +161,8 @@ def make_small() -> None:
         )
 
     build.load_scene = load_small
+    # Drawn often, for a quarter of a second each, and compared with nothing.
+    curve.draw = lambda runs: figures.new_figure(1, 1)
 
 
 def die(death: Death) -> None:

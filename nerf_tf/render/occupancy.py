@@ -77,7 +77,7 @@ def find_occupied(field: FieldFunction, box: Box, description: str = "occupancy"
 def _densities(field: FieldFunction, points: np.ndarray, description: str) -> np.ndarray:
     """Raw density [B] at points [B, 3]."""
 
-    @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])])
+    @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])], autograph=False)
     def ask(points: tf.Tensor) -> tf.Tensor:
         # Infinity: no colour is wanted. Nor do directions matter to density.
         return field(points[:, None], tf.ones_like(points), np.inf)[:, 0, 3]
