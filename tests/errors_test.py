@@ -456,6 +456,7 @@ TABLE = [
     ),
     # The run's own folder
     other("basedir is a file", as_file("logs"), "", "logs: is no folder"),
+    other("a bracket in expname", nothing, "--expname=a[1]", r"logs/a\[1\]: TensorFlow finds no checkpoint"),
     other("expname is a file", as_file("logs/x"), "", "logs/x: is no folder"),
     other("checkpoints is a file", as_file("logs/x/checkpoints"), "", "checkpoints: is no folder"),
     other("summaries is a file", as_file("logs/summaries"), "", "summaries: is no folder"),

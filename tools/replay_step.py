@@ -37,8 +37,8 @@ def read_step(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a bad_step_*.npz file ({error})") from error
 
 
-def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch, str]:
-    """The trainer and the batch of the step, and the tensor that the run found to be not finite.
+def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
+    """The trainer and the batch of the step.
 
     Raises:
         ValueError, OSError: run and file do not go together, or cannot be read.
@@ -48,7 +48,7 @@ def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch, str]:
     config.parse_flags(["replay_step", f"--config={run / 'args.txt'}"], values)
     try:
         trainer = build.make_trainer(values, bool(arrays["ndc"]))
-        return trainer, diagnosis.load_step(arrays, trainer), str(arrays["first_non_finite"])
+        return trainer, diagnosis.load_step(arrays, trainer)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: does not belong to {run / 'args.txt'} ({error})") from error
 
@@ -74,14 +74,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
     try:
-        trainer, batch, recorded = restore(args.run, args.step)
+        trainer, batch = restore(args.run, args.step)
     except (ValueError, OSError) as error:
         print(f"replay_step: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"{args.step}: step {int(trainer.step.numpy())}, random_seed {int(trainer.seed.numpy())}")
     for line in table(trainer, batch):
         print(line)
-    print(f"first that is not finite: {diagnosis.first_non_finite(trainer, batch)} (the run found: {recorded})")
+    print(f"first that is not finite: {diagnosis.first_non_finite(trainer, batch)}")
     return 0
 
 
