@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,19 @@ class Launcher:
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def live(self, *arguments: object, log: Path, death: Death | None = None, largest_file: int | None = None) -> int:
+    def live(
+        self,
+        *arguments: object,
+        log: Path,
+        death: Death | None = None,
+        then: Death | None = None,
+        largest_file: int | None = None,
+    ) -> int:
         """Runs the program; what it says is added to `log`. Files longer than `largest_file` cannot be written."""
         order = {
             "arguments": [str(argument) for argument in arguments],
             "log": str(log),
-            "death": death and dataclasses.asdict(death),
+            "deaths": [dataclasses.asdict(each) for each in (death, then) if each],
             "largest_file": largest_file,
         }
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -130,8 +138,8 @@ def live(order: dict[str, Any]) -> None:
     make_small()
     # Saves a third of the time that goes into making graphs, which is nearly all there is.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    if order["death"]:
-        die(Death(**order["death"]))
+    for death in order["deaths"]:
+        die(Death(**death))
     if order["largest_file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
     values = flags.FlagValues()
@@ -189,6 +197,8 @@ def die(death: Death) -> None:
             tear(death.place, arguments)
         if death.moment in ("after", "torn"):
             end()
+        if death.moment == "torn":
+            time.sleep(60)  # what ends within a write gets no further, though a thread may yet have to see to it
         return result
 
     if death.place == "step":
