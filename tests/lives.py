@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import json
 import os
 import resource
@@ -116,6 +117,7 @@ def main() -> None:
     from nerf_tf.render import curve
 
     curve.draw({})  # has matplotlib find its fonts
+    gc.freeze()  # what is here at the fork need not be looked through in each life
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
