@@ -524,11 +524,22 @@ def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(fresh, tmp_path, monke
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_collapse_is_noticed_within_2000_steps(tmp_path, seed):
+@pytest.mark.parametrize(("seed", "kind"), [(1, "a solid block"), (2, "empty space")])
+def test_a_collapse_is_noticed_within_2000_steps(tmp_path, seed, kind):
     flags_of_run = [f"--basedir={tmp_path}", "--expname=t", "--lrate=0.1", "--i_img=0", f"--random_seed={seed}"]
     result = run(*BLENDER, *flags_of_run, "--on_collapse=stop", "--N_iters=2000")
-    assert_one_line(result, 1, r"step 1\d\d\d: the scene has collapsed")
+    assert_one_line(result, 1, rf"step 1\d\d\d: the scene has collapsed to {kind}:")
+
+
+@pytest.mark.long
+def test_a_solid_block_is_noticed_within_2000_steps_and_started_over_once(tmp_path):
+    flags_of_run = [f"--basedir={tmp_path}", "--expname=t", "--lrate=0.1", "--i_img=0", "--i_weights=500"]
+    result = run(*LLFF, *flags_of_run, "--random_seed=2", "--on_collapse=restart", "--N_iters=1100")
+    assert result.code == 0, result.stderr
+    assert len(re.findall(r"t step 1\d\d\d: the scene has collapsed to a solid block", result.stderr)) == 1
+    assert result.stderr.count("starting over with random_seed 3") == result.stderr.count("starting over") == 1
+    assert {"model_000000.npy", "model_000500.npy"} <= files_in(tmp_path / "t" / "collapsed_1")
+    assert (tmp_path / "t" / "model_001099.npy").exists()
 
 
 @pytest.mark.long
