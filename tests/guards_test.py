@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import flags
 from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weights_in
 from golden_test import load_fields
+from resume_test import contents
 from resume_test import state_of as checkpoint_of
 from tensorflow.python.framework.config import is_op_determinism_enabled
 from trainer_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
@@ -394,10 +395,6 @@ class Killer:
         if self._after and number == self._at:
             function(*arguments, **keywords)
         raise self._reason(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in files_in(folder)}
 
 
 NAME = "a*?"  # no pattern, though it looks like one
