@@ -33,10 +33,16 @@ def check_folders(values: flags.FlagValues) -> None:
     """Finds out before any work is done, and without writing, whether a run's folders can be made.
 
     Raises:
+        ValueError: checkpoints in it could be written, and not read again.
         OSError: something else has the name of one, or there is no permission to make it.
     """
     run = Path(values.basedir) / values.expname
-    for folder in (run,) if values.render_only or values.eval_only else (run / "checkpoints", summaries_folder(run)):
+    training = not (values.render_only or values.eval_only)
+    if training and "[" in str(run):
+        raise ValueError(
+            f"{run}: TensorFlow finds no checkpoint under a name with [ in it; give another --expname or --basedir"
+        )
+    for folder in (run / "checkpoints", summaries_folder(run)) if training else (run,):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
             raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")

@@ -182,6 +182,7 @@ class Run:
             files.remove_unfinished(folder)
         if self.start > last and not self.store.unsettled:
             return self.finished()
+        self.put_collapsed_run_aside()
         log = Log(self.folder, summaries, self.start)
         save = Event(values.i_weights, lambda step: self.store.save())
         settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
@@ -235,14 +236,15 @@ class Run:
         """Saves the last bad step, to be looked into; no checkpoint, which would take the place of a better one."""
         path = self.folder / f"bad_step_{error.step:06d}.npz"
         try:
-            found = diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
-            hint = f"first not finite: {found}. Look into it with python tools/replay_step.py {self.folder} {path}"
+            diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
+            hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --lrate may help"
         except OSError as unwritable:
-            hint = str(unwritable)
-        raise guards.BadSteps(f"{error}; {hint}; a lower --lrate may help", error.step, error.batch) from error
+            hint = f"The step is not kept: {unwritable}; a lower --lrate may help"
+        found = diagnosis.diagnose(self.trainer, error.batch, error.step)
+        raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
 
     def start_over(self, collapse: guards.Collapse) -> None:
-        """Puts the files of a run that collapsed aside, into `collapsed_{n}`, and begins again with the next seed.
+        """Begins again with the next seed, where a run collapsed; its files are put aside when training starts.
 
         Raises:
             guards.Collapse: `--on_collapse` is not restart, or it has been so too often.
@@ -252,13 +254,22 @@ class Run:
             raise collapse
         if restarts >= guards.MAX_RESTARTS:
             raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
-        aside = guards.put_aside(self.folder, summaries_folder(self.folder), restarts + 1)
         build.start_over(self.values, self.trainer)
-        # From here on a start finds the new run. The checkpoints go on being numbered, so this one is the newest.
+        # From here on a start finds the new run; before, the old one, with all of its files. The checkpoints go on
+        # being numbered, so this one is the newest.
         self.store.save()
-        self.store.settle()
         logger.warning("%s %s", self.values.expname, collapse)
-        logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, aside)
+
+    def put_collapsed_run_aside(self) -> None:
+        """Moves files of a run that collapsed out of the way of the new one, which has not had its first step yet.
+
+        Whoever dies here finds the checkpoint unsettled at the next start, and does the rest.
+        """
+        restarts = guards.Counts(*self.trainer.counts.numpy()).restarts
+        if self.store.unsettled and self.start == 0 and restarts > 0:
+            aside = guards.put_aside(self.folder, summaries_folder(self.folder), restarts, keep=self.store.path)
+            self.store.settle()
+            logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, aside)
 
     def events(self, log: Log) -> list[Event]:
         """What is written every so many steps; where it cannot be, the run goes on to the next checkpoint."""
@@ -275,7 +286,7 @@ class Run:
     def write_what_is_due(self, log: Log) -> None:
         """Writes what a run that died at its last checkpoint, or stopped there, had still to write at that step."""
         step = self.start - 1
-        if self.store.unsettled:
+        if self.store.unsettled and step >= 0:
             for event in self.events(log):
                 if event.due(step):
                     event.action(step)

@@ -521,6 +521,7 @@ TABLE = [
     other("view that is no image", unreadable_view, OWN_VIEWS),
     # The run's own folder
     other("basedir is a file", as_file("logs"), ""),
+    other("a bracket in expname", nothing, "--expname=a[1]"),
     other("expname is a file", as_file("logs/x"), ""),
     other("checkpoints is a file", as_file("logs/x/checkpoints"), ""),
     other("summaries is a file", as_file("logs/summaries"), ""),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import importlib
 import os
 import re
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +19,9 @@ import tensorflow as tf
 from absl import flags
 from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weights_in
 from golden_test import load_fields
+from resume_test import contents
+from resume_test import state_of as checkpoint_of
+from tensorflow.python.framework.config import is_op_determinism_enabled
 from trainer_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
 
 from nerf_tf import build, config, planning, untrusted
@@ -22,6 +30,7 @@ from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
 from nerf_tf.render.renderer import RenderSettings
+from nerf_tf.run import Run
 from nerf_tf.train import diagnosis, guards
 from nerf_tf.train.checkpoint import CheckpointStore
 from nerf_tf.train.guards import BadSteps, Collapse, Counts, Watch
@@ -200,10 +209,47 @@ def test_a_hopeless_run_stops_and_leaves_a_step_to_replay(tmp_path, replay, caps
     assert replay([str(tmp_path / "t"), str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("step 4, random_seed 1")
-    assert lines[-1] == f"first that is not finite: {found} (the run found: {found})"
+    assert lines[-1] == f"first that is not finite: {found}"
     shares = {line[:36].strip(): line.split("]")[1].split()[0] for line in lines[2:-1]}
     assert shares["rays origins"] == shares["coarse trunk_0/kernel"] == "100.00%"
     assert shares[found] != "100.00%"
+
+
+def bad_run(folder: Path, trainer: Trainer) -> Run:
+    """A run that knows no more than giving up takes."""
+    scene = SimpleNamespace(ndc=False)
+    return Run(flags.FlagValues(), folder, scene, trainer, None, None, np.empty([0, 3, 4], np.float32))
+
+
+def no_memory(*_: object) -> None:
+    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+
+def no_room(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_bad_step_is_kept_though_there_is_no_memory_to_look_into_it(fresh, tmp_path, monkeypatch):
+    error = BadSteps("step 3: no finite loss", 3, spoilt_batch(3, np.nan))
+    fresh.step.assign(4)
+    monkeypatch.setattr(diagnosis, "first_non_finite", no_memory)
+    with pytest.raises(BadSteps, match=r"^step 3: no finite loss; first not finite: unknown, as memory .*replay_step"):
+        bad_run(tmp_path, fresh).give_up(error)
+    assert fresh.step == 4
+    with np.load(tmp_path / "bad_step_000003.npz") as arrays:
+        batch = diagnosis.load_step(arrays, make_trainer(seed=3))
+    np.testing.assert_array_equal(batch.rgb, error.batch.rgb)
+
+
+def test_why_training_stops_is_said_though_the_disk_is_full(fresh, tmp_path, monkeypatch):
+    error = BadSteps("step 3: no finite loss", 3, spoilt_batch(3, np.nan))
+    monkeypatch.setattr(os, "fsync", no_room)
+    text = (
+        r"^step 3: no finite loss; first not finite: photos rgb\. The step is not kept: .*000003.npz: .*No space left"
+    )
+    with pytest.raises(BadSteps, match=text):
+        bad_run(tmp_path, fresh).give_up(error)
+    assert files_in(tmp_path) == set()
 
 
 def test_replay_refuses_other_files(tmp_path, replay, capsys):
@@ -332,12 +378,186 @@ def test_a_collapse_starts_over_with_the_next_seed(tmp_path, impatient):
     assert "goes on at step 50\nrandom_seed 3\n" in resumed.stderr
 
 
+# Starting over, cut short
+
+
+class Killed(BaseException):
+    """The process dies: nothing of the program runs any more."""
+
+
+FILE_OPERATIONS = ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink")
+
+
+class Killer:
+    """Within `with`, kills at one of the file operations, before or after it; or fills the disk from there on.
+
+    A number beyond them does nothing.
+    """
+
+    def __init__(self, at: int, after: bool, reason: type[BaseException] = Killed) -> None:
+        self._at, self._after, self._reason = at, after, reason
+        self._count, self.struck = 0, False
+
+    def __enter__(self) -> Killer:
+        self._patches = pytest.MonkeyPatch()
+        for name in FILE_OPERATIONS:
+            self._patches.setattr(os, name, functools.partial(self._counted, getattr(os, name)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._patches.undo()
+        return kind is Killed
+
+    def _counted(self, function: Callable[..., object], *arguments: object, **keywords: object) -> object:
+        number, self._count = self._count, self._count + 1
+        if number < self._at:
+            return function(*arguments, **keywords)
+        self.struck = True
+        if self._after and number == self._at:
+            function(*arguments, **keywords)
+        raise self._reason(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+NAME = "a*?"  # no pattern, though it looks like one
+OLD_FILES = (
+    *("model_000020.npy", "model_fine_000020.npy", "testset_000020/000.png", "testset_000040/000.png"),
+    *("tboard_val_imgs/000020.png", f"{NAME}_spiral_000020_rgb.mp4", f"{NAME}_spiral_000020_rgb/000.png"),
+    *("metrics.json", "curve.png", "latest.png"),
+)
+
+
+def write_collapsed_run(basedir: Path) -> dict[str, bytes]:
+    """A run's files, each with its name in it; returns what they must be when they are put aside."""
+    run, summaries = Path(NAME), Path("summaries") / NAME
+    old = [*(run / name for name in OLD_FILES), *(run / "checkpoints" / f"ckpt-{i}" / "state.index" for i in (3, 4))]
+    aside = {str(run / "collapsed_1" / path.relative_to(run)): str(path).encode() for path in old}
+    kept = [run / "args.txt", run / "checkpoints" / "ckpt-5" / "state.index", run / "renderonly_path_000020" / "0.png"]
+    kept += [run / "abc_spiral_000020_rgb.mp4", summaries.with_name("a1") / "events"]
+    for path in [*old, *kept, summaries / "events"]:
+        (basedir / path).parent.mkdir(parents=True, exist_ok=True)
+        (basedir / path).write_text(str(path))
+    events = {f"{summaries}_collapsed_1/events": str(summaries / "events").encode()}
+    return aside | events | {str(path): str(path).encode() for path in kept}
+
+
+def put_aside(basedir: Path) -> Path:
+    folder = basedir / NAME
+    return guards.put_aside(folder, basedir / "summaries" / NAME, 1, keep=folder / "checkpoints" / "ckpt-5")
+
+
+def test_putting_a_run_aside_may_be_cut_short_anywhere(tmp_path):
+    at, struck = 0, True
+    while struck:
+        for after in (False, True):
+            basedir = tmp_path / f"{at}_{after}"
+            expected = write_collapsed_run(basedir)
+            with Killer(at, after) as killer:
+                put_aside(basedir)
+            struck = killer.struck
+            with Killer(at // 2, after):
+                put_aside(basedir)
+            assert put_aside(basedir) == basedir / NAME / "collapsed_1"
+            assert contents(basedir) == expected
+        at += 1
+    assert at > 20
+
+
+def test_putting_a_run_aside_on_a_full_disk_is_done_later(tmp_path):
+    for at in range(0, 20, 3):
+        basedir = tmp_path / str(at)
+        expected = write_collapsed_run(basedir)
+        with (
+            pytest.raises(OSError, match=r"collapsed_1: what .* cannot be moved there \(No space left"),
+            Killer(at, False, OSError),
+        ):
+            put_aside(basedir)
+        put_aside(basedir)
+        assert contents(basedir) == expected
+
+
+def start(basedir: Path, trainer: Trainer) -> Run:
+    """The program's start, up to training."""
+    values = flags.FlagValues()
+    config.parse_flags(["t", *BLENDER, f"--basedir={basedir}", f"--expname={NAME}", "--on_collapse=restart"], values)
+    store = CheckpointStore(trainer, basedir / NAME / "checkpoints")
+    store.restore()
+    return Run(values, basedir / NAME, None, trainer, store, None, np.empty([0, 3, 4], np.float32))
+
+
+def collapse_again(run: Run) -> None:
+    """What a start comes to: the old run's collapse, or the new run's first step."""
+    run.put_collapsed_run_aside()
+    if run.start > 0:
+        run.start_over(Collapse("the scene has collapsed"))
+        run.put_collapsed_run_aside()
+
+
+def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, monkeypatch):
+    newcomer = make_trainer()
+    monkeypatch.setattr(build, "make_trainer", lambda values, ndc, seed: newcomer.seed.assign(seed) and newcomer)
+    template = tmp_path / "template"
+    write_collapsed_run(template)
+    shutil.rmtree(template / NAME / "checkpoints")
+    fresh.seed.assign(7)
+    store = CheckpointStore(fresh, template / NAME / "checkpoints")
+    for step in (10, 20):
+        fresh.step.assign(step)
+        store.save()
+        store.settle()
+    before = contents(template)
+
+    at, struck, old_runs = 0, True, 0
+    while struck:
+        basedir = shutil.copytree(template, tmp_path / str(at))
+        with Killer(at, after=bool(at % 2)) as killer:
+            collapse_again(start(basedir, fresh))
+        struck = killer.struck
+        if start(basedir, fresh).start > 0:
+            old_runs += 1
+            assert before.items() <= contents(basedir).items()
+        with Killer(at // 2, after=bool(at % 2)):
+            collapse_again(start(basedir, fresh))
+        collapse_again(run := start(basedir, fresh))
+        assert (run.start, run.seed, counts_of(fresh)) == (0, 8, NONE._replace(restarts=1))
+        assert not run.store.unsettled
+        assert [path.name for path in (basedir / NAME / "checkpoints").glob("ckpt-*")] == [run.store.path.name]
+        aside = contents(basedir / NAME / "collapsed_1")
+        assert {name.replace("checkpoints/ckpt-2/", "") for name in aside} >= {*OLD_FILES, "sha256.txt", "settled"}
+        assert not (basedir / "summaries" / NAME).exists()
+        at += 5  # all of them take half a minute
+    assert at > 5 * old_runs > 5
+
+
+def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "make_trainer", lambda *_: make_trainer())
+    write_collapsed_run(tmp_path)
+    shutil.rmtree(tmp_path / NAME / "checkpoints")
+    fresh.step.assign(20)
+    CheckpointStore(fresh, tmp_path / NAME / "checkpoints").save()
+    before, run = contents(tmp_path), start(tmp_path, fresh)
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(OSError, match=r"ckpt-2: no checkpoint \(No space left.*those before it are as they were$"):
+        run.start_over(Collapse("the scene has collapsed"))
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_collapse_is_noticed_within_2000_steps(tmp_path, seed):
+@pytest.mark.parametrize(("seed", "kind"), [(1, "a solid block"), (2, "empty space")])
+def test_a_collapse_is_noticed_within_2000_steps(tmp_path, seed, kind):
     flags_of_run = [f"--basedir={tmp_path}", "--expname=t", "--lrate=0.1", "--i_img=0", f"--random_seed={seed}"]
     result = run(*BLENDER, *flags_of_run, "--on_collapse=stop", "--N_iters=2000")
-    assert_one_line(result, 1, r"step 1\d\d\d: the scene has collapsed")
+    assert_one_line(result, 1, rf"step 1\d\d\d: the scene has collapsed to {kind}:")
+
+
+@pytest.mark.long
+def test_a_solid_block_is_noticed_within_2000_steps_and_started_over_once(tmp_path):
+    flags_of_run = [f"--basedir={tmp_path}", "--expname=t", "--lrate=0.1", "--i_img=0", "--i_weights=500"]
+    result = run(*LLFF, *flags_of_run, "--random_seed=2", "--on_collapse=restart", "--N_iters=1100")
+    assert result.code == 0, result.stderr
+    assert len(re.findall(r"t step 1\d\d\d: the scene has collapsed to a solid block", result.stderr)) == 1
+    assert result.stderr.count("starting over with random_seed 3") == result.stderr.count("starting over") == 1
+    assert {"model_000000.npy", "model_000500.npy"} <= files_in(tmp_path / "t" / "collapsed_1")
+    assert (tmp_path / "t" / "model_001099.npy").exists()
 
 
 @pytest.mark.long
@@ -354,7 +574,9 @@ def run_in_a_child(arguments: list[str]) -> int:
     if child == 0:
         code = 1
         try:
-            code = run(*arguments).code
+            ended = run(*arguments).code
+            assert is_op_determinism_enabled() == ("--deterministic" in arguments)
+            code = ended
         finally:
             os._exit(code)
     return child
@@ -371,10 +593,13 @@ children = [run_in_a_child([*LLFF, *flags_of_run, "--expname=" + name]) for name
 sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
 """
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", script]) == 0
-    a, b = ([scalars_of(tmp_path, name), weights_in(tmp_path / name, 7)] for name in ("a", "b"))
+    a, b = ([scalars_of(tmp_path, name), checkpoint_of(tmp_path / name)] for name in ("a", "b"))
     assert len(a[0]) == 8
     assert a[0] == b[0]
-    assert_equal_states(a[1], b[1])
+    assert any("optimizer/_variables" in name for name in a[1])
+    assert a[1].keys() == b[1].keys()
+    for name, values in a[1].items():
+        np.testing.assert_array_equal(b[1][name], values, err_msg=name)
 
 
 def scalars_of(basedir: Path, name: str) -> list[float]:

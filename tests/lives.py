@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,12 +57,19 @@ class Launcher:
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def live(self, *arguments: object, log: Path, death: Death | None = None, largest_file: int | None = None) -> int:
+    def live(
+        self,
+        *arguments: object,
+        log: Path,
+        death: Death | None = None,
+        then: Death | None = None,
+        largest_file: int | None = None,
+    ) -> int:
         """Runs the program; what it says is added to `log`. Files longer than `largest_file` cannot be written."""
         order = {
             "arguments": [str(argument) for argument in arguments],
             "log": str(log),
-            "death": death and dataclasses.asdict(death),
+            "deaths": [dataclasses.asdict(each) for each in (death, then) if each],
             "largest_file": largest_file,
         }
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -99,8 +108,16 @@ def places() -> dict[str, tuple[Any, str]]:
 
 def main() -> None:
     """Carries out orders."""
-    from nerf_tf import app  # noqa: F401
+    # What is imported late, too: each life would have to load it.
+    import imageio_ffmpeg  # noqa: F401
+    from tensorboard.backend.event_processing import event_file_loader  # noqa: F401
+    from tensorboard.util import tensor_util  # noqa: F401
 
+    from nerf_tf import app  # noqa: F401
+    from nerf_tf.render import curve
+
+    curve.draw({})  # has matplotlib find its fonts
+    gc.freeze()  # what is here at the fork need not be looked through in each life
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -123,8 +140,8 @@ def live(order: dict[str, Any]) -> None:
     make_small()
     # Saves a third of the time that goes into making graphs, which is nearly all there is.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    if order["death"]:
-        die(Death(**order["death"]))
+    for death in order["deaths"]:
+        die(Death(**death))
     if order["largest_file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
     values = flags.FlagValues()
@@ -136,8 +153,9 @@ def live(order: dict[str, Any]) -> None:
 
 
 def make_small() -> None:
-    """Makes scenes small, as DeepVoxels' are 512 pixels wide whatever their files are, and paths short."""
+    """Makes scenes small, as DeepVoxels' are 512 pixels wide whatever their files are, and paths and curves."""
     from nerf_tf import build
+    from nerf_tf.render import curve, figures
 
     load = build.load_scene
 
@@ -153,6 +171,8 @@ def make_small() -> None:
         )
 
     build.load_scene = load_small
+    # Drawn often, for a quarter of a second each, and compared with nothing.
+    curve.draw = lambda runs: figures.new_figure(1, 1)
 
 
 def die(death: Death) -> None:
@@ -179,6 +199,8 @@ def die(death: Death) -> None:
             tear(death.place, arguments)
         if death.moment in ("after", "torn"):
             end()
+        if death.moment == "torn":
+            time.sleep(60)  # what ends within a write gets no further, though a thread may yet have to see to it
         return result
 
     if death.place == "step":

@@ -19,9 +19,6 @@ from nerf_tf.render.renderer import Renderer
 STEPS, FRAMES = 3000, 300
 WARM_UP_STEPS, WARM_UP_FRAMES = 1500, 300  # frames: the path once, then the same again
 ALLOWED = 1.02
-# oneDNN keeps a program for each of the last thousand or so shapes, and each step's count of rows with a gradient is a
-# new one, so the process grows for some thousands of steps. With TF_ENABLE_ONEDNN_OPTS=0 it does not.
-ALLOWED_RSS = ALLOWED if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" else 1.04
 
 
 class Held(NamedTuple):
@@ -37,8 +34,8 @@ class Held(NamedTuple):
         gc.collect()
         try:
             info = tf.config.experimental.get_memory_info("CPU:0")
-        except ValueError:  # without oneDNN TensorFlow keeps no count on a CPU
-            info = {"current": 0, "peak": 0}
+        except ValueError as error:
+            pytest.skip(f"TensorFlow counts memory on a CPU while oneDNN is on: {error}")
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         rss = pages * os.sysconf("SC_PAGE_SIZE")
         return cls(info["current"] / 1e6, info["peak"] / 1e6, rss / 1e6, len(list(Path("/proc/self/fd").iterdir())))
@@ -67,7 +64,7 @@ def assert_level(seen: dict[int, Held], warm: int, what: str) -> None:
     last = np.median([held for at, held in seen.items() if at >= max(seen) - max(seen) // 10], axis=0)
     growth = dict(zip(Held._fields, last / np.maximum(first, 1e-9), strict=True))
     print(what, "growth:", ", ".join(f"{name} {100 * (ratio - 1):+.2f} %" for name, ratio in growth.items()))
-    assert growth.pop("rss_mb") <= ALLOWED_RSS
+    assert first[Held._fields.index("allocator_mb")] > 1, "too little for TensorFlow to count"
     assert max(growth.values()) <= ALLOWED, growth
 
 
@@ -75,8 +72,10 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc"),
 ]
-# TensorFlow does not count pieces of less than 256 KiB on a CPU, and these make some.
-LARGER = ["--N_rand=32", "--N_samples=32", "--N_importance=32"]
+# oneDNN keeps a program for each shape that it has met, up to a thousand or so in each thread, and a step's count of
+# rows with a gradient may be new. Few rays see to it that all of them, up to 128 and up to 256, come while warming up.
+# Wide networks make up for it: TensorFlow does not count pieces of less than 256 KiB on a CPU.
+SHAPES = ["--N_rand=16", "--N_samples=8", "--N_importance=8", "--netwidth=256", "--netwidth_fine=256"]
 
 
 def test_training_does_not_grow(tmp_path):
@@ -84,7 +83,7 @@ def test_training_does_not_grow(tmp_path):
     logger = logging.getLogger("nerf_tf.train.trainer")
     logger.addHandler(sampler)
     often = ["--i_print=50", "--i_img=250", "--i_weights=250", "--i_testset=500", "--i_video=1000"]
-    arguments = [*BLENDER, *LARGER, f"--basedir={tmp_path}", "--expname=t", "--random_seed=1", *often]
+    arguments = [*BLENDER, *SHAPES, f"--basedir={tmp_path}", "--expname=t", "--random_seed=1", *often]
     try:
         assert run(*arguments, f"--N_iters={WARM_UP_STEPS + STEPS + 1}").code == 0
     finally:
@@ -100,7 +99,7 @@ def test_rendering_does_not_grow(tmp_path, monkeypatch):
         seen[len(seen)] = Held.now()
         return image(self, *args, **kwargs)
 
-    arguments = [*BLENDER, *LARGER, f"--basedir={tmp_path}", "--expname=t", "--random_seed=1", "--i_img=0"]
+    arguments = [*BLENDER, *SHAPES, f"--basedir={tmp_path}", "--expname=t", "--random_seed=1", "--i_img=0"]
     assert run(*arguments, "--N_iters=1").code == 0
     monkeypatch.setattr(Renderer, "image", sampled)
     path = poses.orbit_path(FRAMES).astype(np.float32)

@@ -24,18 +24,18 @@ from nerf_tf.train import diagnosis
 from nerf_tf.train.trainer import Trainer
 
 
-def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch, str]:
-    """The trainer and the batch of the step, and the tensor that the run found to be not finite.
+def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
+    """The trainer and the batch of the step.
 
     Raises:
         ValueError, OSError: run and file do not go together, or cannot be read.
     """
-    arrays = untrusted.read_npz(path, ["ndc", "first_non_finite"])
+    arrays = untrusted.read_npz(path, ["ndc"])
     values = flags.FlagValues()
     config.parse_flags(["replay_step", f"--config={run / 'args.txt'}"], values)
     try:
         trainer = build.make_trainer(values, bool(arrays["ndc"]))
-        return trainer, diagnosis.load_step(arrays, trainer), config.one_line(str(arrays["first_non_finite"]))
+        return trainer, diagnosis.load_step(arrays, trainer)
     except ValueError as error:
         raise ValueError(f"{path}: does not belong to {run / 'args.txt'} ({error})") from error
 
@@ -61,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
     try:
-        trainer, batch, recorded = restore(args.run, args.step)
+        trainer, batch = restore(args.run, args.step)
     except (ValueError, OSError) as error:
         return commandline.fail("replay_step", error)
     print(f"{args.step}: step {int(trainer.step.numpy())}, random_seed {int(trainer.seed.numpy())}")
     for line in table(trainer, batch):
         print(line)
-    print(f"first that is not finite: {diagnosis.first_non_finite(trainer, batch)} (the run found: {recorded})")
+    print(f"first that is not finite: {diagnosis.first_non_finite(trainer, batch)}")
     return 0
 
 

@@ -81,6 +81,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
         cameras = [scene.cameras[i] for i in scene.i_train]
         intrinsics = tf.constant([[c.fx, c.fy, c.cx, c.cy] for c in cameras], tf.float32)
 
+    @tf.autograph.experimental.do_not_convert  # it holds nothing to convert, and finding that out takes a second
     def make_batch(step: tf.Tensor) -> RayBatch:
         image, row, col = choose_rays(step)
         camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))

@@ -145,11 +145,11 @@ class Field:
 
     @functools.cached_property
     def _compiled_forward(self) -> Callable[..., tf.Tensor]:
-        return tf.function(lambda *args: self._forward(*args)[0], jit_compile=True)
+        return tf.function(lambda *args: self._forward(*args)[0], jit_compile=True, autograph=False)
 
     @functools.cached_property
     def _compiled_gradients(self) -> Callable[..., list[tf.Tensor]]:
-        return tf.function(self._tile_gradients, jit_compile=True)
+        return tf.function(self._tile_gradients, jit_compile=True, autograph=False)
 
     def _split(self, count: tf.Tensor, largest: int) -> tuple[tf.Tensor, tf.Tensor | int]:
         """Number of tiles for `count` points, and their size: even, so that the last is no sliver."""

@@ -79,7 +79,7 @@ def _finer(cells: np.ndarray) -> np.ndarray:
 def _densities(field: FieldFunction, box: Box, asked: np.ndarray, description: str) -> np.ndarray:
     """Raw density at the centres of those of the box's cells [n, n, n] that are `asked` about; 0 in the others."""
 
-    @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])])
+    @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])], autograph=False)
     def ask(points: tf.Tensor) -> tf.Tensor:
         # Infinity: no colour is wanted. Nor do directions matter to density.
         return field(points[:, None], tf.ones_like(points), np.inf)[:, 0, 3]

@@ -268,7 +268,7 @@ class Renderer:
     def _render_chunk(self) -> Callable[[Rays], list[tf.Tensor]]:
         settings = self.settings.deterministic()
 
-        @tf.function
+        @tf.function(autograph=False)
         def render_chunk(rays: Rays) -> list[tf.Tensor]:
             fine, coarse, z_std, _ = render_rays(self.coarse, self.fine, rays, settings)
             kept = [fine.rgb, fine.disp, fine.acc, fine.depth]

@@ -65,7 +65,22 @@ def first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
     return "none: all are finite, but too large to be squared"
 
 
-def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: bool) -> str:
+def diagnose(trainer: Trainer, batch: RayBatch, step: int) -> str:
+    """`first_non_finite` of the step that the trainer has just taken without moving its weights, or why it is unknown.
+
+    It may well be: one by one, the step's tensors take more memory than the step did.
+    """
+    following = trainer.step.numpy()
+    trainer.step.assign(step)
+    try:
+        return first_non_finite(trainer, batch)
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        return "unknown, as memory ran out on looking for it"
+    finally:
+        trainer.step.assign(following)
+
+
+def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: bool) -> None:
     """Writes the step that the trainer has just taken, without moving its weights, to an npz file.
 
     It holds all that `load_step` needs, weights included, and is read without running code.
@@ -77,20 +92,15 @@ def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: boo
         step: its number.
         ndc: the scene's.
 
-    Returns:
-        The first of the step's tensors that is not finite.
+    Raises:
+        OSError: it cannot be written.
     """
-    following = trainer.step.numpy()
-    trainer.step.assign(step)
-    found = first_non_finite(trainer, batch)
-    trainer.step.assign(following)
     arrays = {f"rays_{name}": tensor.numpy() for name, tensor in batch.rays._asdict().items()}
     for name, field in _fields(trainer).items():
         arrays |= {f"{name}_{i:02d}": weights for i, weights in enumerate(field.mlp.get_weights())}
     arrays |= {"rgb": batch.rgb.numpy(), "seed": trainer.seed.numpy(), "step": step, "ndc": ndc}
     with complete_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, first_non_finite=found, loss_scale=_loss_scale(trainer), **arrays)
-    return found
+        np.savez_compressed(file, loss_scale=_loss_scale(trainer), **arrays)
 
 
 def load_step(arrays: dict[str, np.ndarray], trainer: Trainer) -> RayBatch:

@@ -6,6 +6,7 @@ each step and says what they mean. So a run that stops and goes on comes to the 
 
 from __future__ import annotations
 
+import glob
 import logging
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.render.outputs import make_folder, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -149,31 +151,55 @@ def _verdict(step: int, kind: str, steps: int) -> str:
     )
 
 
-def put_aside(folder: Path, summaries: Path, number: int) -> Path:
-    """Moves what training has written from a run's folder into `collapsed_{number}` there, and copies its checkpoints.
+def put_aside(folder: Path, summaries: Path, number: int, keep: Path) -> Path:
+    """Moves what training has written from a run's folder into `collapsed_{number}` there.
+
+    Done again after it was cut short anywhere, it moves what is left.
 
     Args:
         folder: the run's.
         summaries: what the run wrote for TensorBoard; becomes a run of its own, `{name}_collapsed_{number}`.
         number: of the collapse.
+        keep: the one checkpoint that stays, with which the new run begins.
 
     Returns:
         Where the files are.
+
+    Raises:
+        OSError: they cannot all be moved.
     """
     aside = folder / f"collapsed_{number}"
-    aside.mkdir(parents=True, exist_ok=True)
     patterns = (
         "model_*.npy",
         "tboard_val_imgs",
         "testset_*",
-        f"{folder.name}_spiral_*",
+        f"{glob.escape(folder.name)}_spiral_*",
         "metrics.json",
         "curve.png",
         "latest.png",
+        "checkpoints/ckpt-*",
     )
-    for path in [found for pattern in patterns for found in folder.glob(pattern)]:
-        shutil.move(path, aside / path.name)
-    if (folder / "checkpoints").is_dir():  # copied: until there is a new one, a start must find these
-        shutil.copytree(folder / "checkpoints", aside / "checkpoints", dirs_exist_ok=True)
-    shutil.move(summaries, summaries.with_name(f"{summaries.name}_collapsed_{number}"))
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path != keep]
+    moves = {path: aside / path.relative_to(folder) for path in found}
+    if summaries.exists():
+        moves[summaries] = summaries.with_name(f"{summaries.name}_collapsed_{number}")
+    try:
+        for path, target in moves.items():
+            make_folder(target.parent)
+            _move(path, target)
+        for changed in {path.parent for pair in moves.items() for path in pair}:
+            sync_folder(changed)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{aside}: what the collapsed run wrote cannot be moved there ({reason})") from error
     return aside
+
+
+def _move(path: Path, target: Path) -> None:
+    """Renames a file or a folder; into a folder that is there already, one file after the other."""
+    if path.is_dir() and target.is_dir():
+        for part in path.iterdir():
+            _move(part, target / part.name)
+        path.rmdir()
+    else:
+        shutil.move(path, target)  # copies where a link has led to another disk

@@ -91,14 +91,15 @@ class Trainer:
         if precision(coarse.mlp) == "float16":  # its range is too small for gradients as they are
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self._variables)
-        self.train_step = tf.function(self._train_step)
+        # Its branches and loops are TensorFlow's own already: to have AutoGraph look for others would take seconds.
+        self.train_step = tf.function(self._train_step, autograph=False)
 
     def resize(self, chunk: int, netchunk: int) -> None:
         """Takes less, or more, at once from the next step on. The results are the same."""
         self.rendering = dataclasses.replace(self.rendering, chunk=chunk)
         self.coarse = dataclasses.replace(self.coarse, netchunk=netchunk)
         self.fine = self.fine and dataclasses.replace(self.fine, netchunk=netchunk)
-        self.train_step = tf.function(self._train_step)
+        self.train_step = tf.function(self._train_step, autograph=False)
 
     def become(self, other: Trainer, restarts: int) -> None:
         """Takes the weights, the optimizer's state, step and seed of a trainer of equal networks.
