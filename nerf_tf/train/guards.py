@@ -15,7 +15,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.render.outputs import make_folder, sync_folder
+from nerf_tf.files import make_folder, sync_folder
 
 logger = logging.getLogger(__name__)
 
