@@ -284,7 +284,7 @@ def test_whoever_stops_a_run_loses_nothing(histories, launcher):
     assert "goes on at step 10" in log.read_text()
     assert "saved at" not in log.read_text()
     left = contents(stopped / "checkpoints")
-    unfinished = {name for name in left if name.startswith(".ckpt-")}
+    unfinished = {name for name in left if ".unfinished-" in name}
     assert unfinished
     assert {name: left[name] for name in left.keys() - unfinished} == before
 
