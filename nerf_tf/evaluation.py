@@ -155,9 +155,10 @@ def report(path: Path, about: Mapping[str, object], evaluation: Evaluation) -> N
     step = "unknown" if about["step"] is None else about["step"]
     seconds = evaluation.seconds_per_view
     logger.info(
-        "test views of %s, %dx%d%s, weights of step %s%s\n%s",
-        about["scene"], evaluation.width, evaluation.height, ", on white" if about["white_bkgd"] else "", step,
-        "" if seconds is None else f", {seconds:.2f} s per view", evaluation.table(),
+        "test views of %s, %d of %dx%d%s, weights of step %s%s\n%s",
+        about["scene"], len(evaluation.scores["psnr_8bit"]), evaluation.width, evaluation.height,
+        ", on white" if about["white_bkgd"] else "", step, "" if seconds is None else f", {seconds:.2f} s per view",
+        evaluation.table(),
     )  # fmt: skip
     files.write_text(path, json.dumps(dict(about) | evaluation.summary(), indent=2) + "\n")
     logger.info("%s", path)

@@ -231,7 +231,7 @@ def test_metrics_are_those_of_the_saved_images(interrupted):
     assert metrics["psnr_8bit"] == {"mean": pytest.approx(expected), "views": [pytest.approx(expected)]}
     assert metrics["psnr_float"]["mean"] == pytest.approx(expected, abs=0.1)
     assert (metrics["scene"], metrics["dataset_type"], metrics["expname"]) == ("blender", "blender", "t")
-    assert "test views of blender, 10x10, on white, weights of step 10, " in interrupted.second.stderr
+    assert "test views of blender, 1 of 10x10, on white, weights of step 10, " in interrupted.second.stderr
     assert f"mean{expected:12.3f}{metrics['psnr_float']['mean']:12.3f}\n" in interrupted.second.stderr
     assert "no SSIM: it needs 11 pixels a side" in interrupted.second.stderr
     assert "no LPIPS: it needs 16 pixels a side" in interrupted.second.stderr

@@ -89,7 +89,7 @@ def test_report_writes_what_it_logs(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         evaluation.report(tmp_path / "metrics.json", about, result)
     heading, *lines = caplog.messages[0].splitlines()
-    assert heading == "test views of lego, 40x30, on white, weights of step 100, 1.50 s per view"
+    assert heading == "test views of lego, 2 of 40x30, on white, weights of step 100, 1.50 s per view"
     assert [line.split() for line in lines] == [
         ["view", "PSNR", "float", "PSNR", "SSIM"],
         ["000", "20.000", "20.100", "0.5000"],
