@@ -598,4 +598,5 @@ def test_memory_does_not_grow_with_the_image(peak_memory):
         view = functools.partial(renderer.image, Camera.centred(side, side, 30.0), POSE)
         view()
         peaks[side] = peak_memory(view)
-    assert peaks[128] < 1.2 * peaks[32], peaks
+    # A picture of 16 times as many rays; TensorFlow counts memory in pieces of 256 KiB.
+    assert peaks[128] < 1.5 * peaks[32], peaks

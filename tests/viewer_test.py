@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import shutil
 import socket
 import sys
@@ -44,9 +45,14 @@ def ball(points: tf.Tensor, viewdirs: tf.Tensor, visible_above: object = None) -
     return tf.concat([3.0 * points, tf.where(inside, 20.0, -1.0)], axis=-1)
 
 
+def pale_ball(points: tf.Tensor, viewdirs: tf.Tensor, visible_above: object = None) -> tf.Tensor:
+    """The same ball in other colours."""
+    return ball(points, viewdirs) * tf.constant([-1.0, -1.0, -1.0, 1.0])
+
+
 def ball_renderer(ndc: bool = False, chunk: int = 256, samples: tuple[int, int] = (16, 8)) -> Renderer:
     settings = RenderSettings(*samples, white_bkgd=True, chunk=chunk)
-    return Renderer(ball, ball, settings, *((0.0, 1.0) if ndc else (2.0, 6.0)), ndc)
+    return Renderer(pale_ball, ball, settings, *((0.0, 1.0) if ndc else (2.0, 6.0)), ndc)
 
 
 def ball_scene(ndc: bool = False) -> Scene:
@@ -331,13 +337,14 @@ class Window:
         while before != (before := self.page.look()):  # it glides on a little
             self.tab.wait_for_timeout(200)
 
-    def expected(self) -> np.ndarray:
+    def expected(self, coarse: bool = False) -> np.ndarray:
         """The renderer's own picture of what the page looks at now."""
         from refinement import camera_of, from_browser
 
         look = self.page.look()
         camera = camera_of(look.height, look.aspect, look.fov)
-        return ball_renderer().image(camera, from_browser(look.wxyz, look.position)).rgb
+        image = ball_renderer().image(camera, from_browser(look.wxyz, look.position))
+        return image.rgb0 if coarse else image.rgb
 
     def shown(self) -> np.ndarray:
         """The page's picture at the middle of each rendered pixel: no panel and no axes lie over these."""
@@ -397,3 +404,19 @@ def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
     path = load_keyframes(viewer.out / "viewer_000.json")
     np.testing.assert_allclose(path.times, [0.0, 0.2])
     np.testing.assert_allclose(path.poses[0], viewer.scene.poses[3], atol=1e-4)
+    # The other switches.
+    window.tab.get_by_text(re.compile(r"^30 × 20 pixels in \d+\.\d\d s, [\d,]+ rays/s$")).wait_for()
+    window.choose("Rows", "80")
+    window.choose("Network", "coarse")
+    wait_for(lambda: window.resembles(window.expected(coarse=True)), "the coarse network")
+    assert not window.resembles(second)
+    window.choose("Samples", "8 + 4")
+    window.tab.get_by_label("Skip empty space").click()
+    wait_for(lambda: window.page.look().quality == type(viewer.quality)(8, 4, occupancy=True), "another quality")
+    assert not window.page._all_photos.visible
+    window.tab.get_by_label("Training cameras").click()
+    wait_for(lambda: window.page._all_photos.visible, "the photos")
+    window.tab.get_by_role("button", name="Remove the last").click()
+    window.tab.get_by_role("button", name="Save keyframes").click()
+    wait_for(lambda: (viewer.out / "viewer_001.json").exists(), "one keyframe")
+    np.testing.assert_allclose(load_keyframes(viewer.out / "viewer_001.json").times, [0.0])

@@ -3,4 +3,4 @@
 # The tests on the original authors' data run when NERF_TF_REAL_DATA names the folder that holds it.
 cd "$(dirname "$0")/.."
 . tools/venv.sh dev
-exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
