@@ -67,13 +67,12 @@ def test_work_is_counted(benchmark, values):
     assert (fine["coloured"], fine["active"]) == (0.0, 0.0)
     # By hand: 63 and 16 wide layers, bottleneck 256, views 8, rgb 3, density 1.
     trunk, branch = 63 * 16 + 16 * 16 + 16, 16 * 256 + (256 + 27) * 8 + 8 * 3
-    assert benchmark.products(trainer, 0, dense=True) == (trunk, branch)
+    joined = (16 + 27) * 8 + 8 * 3
+    assert benchmark.products(trainer, 0) == (trunk, branch, joined)
     work = [{"points": 10, "coloured": 0.5, "active": 0.2}]
     assert benchmark.gigaflops(trainer, work, dense=True, training=False) == pytest.approx(2e-8 * (trunk + branch))
     assert benchmark.gigaflops(trainer, work, dense=True, training=True) == pytest.approx(6e-8 * (trunk + branch))
-    branch = (16 + 27) * 8 + 8 * 3
-    assert benchmark.products(trainer, 0, dense=False) == (trunk, branch)
-    expected = 2e-8 * (trunk + 0.5 * branch + 0.4 * (trunk + branch))
+    expected = 2e-8 * (trunk + 0.5 * branch + 0.4 * (trunk + joined))
     assert benchmark.gigaflops(trainer, work, dense=False, training=True) == pytest.approx(expected)
 
 

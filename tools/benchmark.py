@@ -35,10 +35,11 @@ from nerf_tf import build, config, files, planning
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import positional_encoding
+from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import ROW_TOLERANCE, Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.render import figures
-from nerf_tf.render.renderer import coarse_pass, fine_pass, render_rays
+from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass, render_rays
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.guards import opacities
 from nerf_tf.train.metrics import psnr
@@ -181,15 +182,16 @@ def draw_race(records: dict):
     return figure
 
 
-def products(trainer: Trainer, pass_: int, dense: bool) -> tuple[int, int]:
-    """Multiplications for one point in the trunk of a pass's network, and in its view branch."""
+def products(trainer: Trainer, pass_: int) -> tuple[int, int, int]:
+    """Multiplications for one point in the trunk of a pass's network, and in its view branch: as it is, and joined."""
     mlp = (trainer.coarse, trainer.fine)[pass_].mlp
     shapes = {layer.name: layer.kernel.shape for layer in mlp.layers if layer.weights}
     branch = [shapes.pop(name) for name in ("bottleneck", "views", "rgb") if name in shapes]
-    if branch and not dense:
+    joined = branch
+    if branch:
         (width, through), (views, outputs), rgb = branch
-        branch = [(width + views - through, outputs), rgb]  # the bottleneck and the layer behind it are one matrix
-    return sum(math.prod(shape) for shape in shapes.values()), sum(math.prod(shape) for shape in branch)
+        joined = [(width + views - through, outputs), rgb]  # the bottleneck and the layer behind it are one matrix
+    return tuple(sum(math.prod(shape) for shape in part) for part in (shapes.values(), branch, joined))
 
 
 def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
@@ -219,9 +221,11 @@ def gigaflops(trainer: Trainer, work: list[dict[str, float]], dense: bool, train
     """10^9 additions and multiplications of a step, or of rendering its rays: matrix products only."""
     total = 0.0
     for i, counted in enumerate(work):
-        trunk, branch = products(trainer, i, dense)
+        trunk, branch, joined = products(trainer, i)
         coloured, active = (1.0, 1.0) if dense else (counted["coloured"], counted["active"])
-        each = trunk + coloured * branch + (2.0 * active * (trunk + branch) if training else 0.0)
+        forward = branch if dense or precision(trainer.coarse.mlp) == "float32" else joined
+        backward = branch if dense else joined
+        each = trunk + coloured * forward + (2.0 * active * (trunk + backward) if training else 0.0)
         total += 2e-9 * counted["points"] * each
     return total
 
@@ -249,16 +253,38 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, float]:
-    """How far each engine's gradients are from dense's: of all weight tensors the largest |difference| / |dense|."""
-    found = {}
-    for engine, trainer in trainers.items():
-        found[engine] = [x.numpy() for x in tf.function(trainer.gradients)(batch)[1]]
+    """How far each engine's gradients are from dense's: of all weight tensors the largest |difference| / |dense|.
 
-    def error(gradients: list[np.ndarray]) -> float:
-        pairs = zip(gradients, found["dense"], strict=True)
+    All are asked about the same points: where a rounding error in a coarse weight moves a fine sample, by next to
+    nothing, no engine is to blame.
+    """
+    sums = dict.fromkeys(trainers, 0.0)
+    for i, part in enumerate(_split(batch, LOOK_RAYS)):
+        dense = trainers["dense"]
+        first = coarse_pass(dense.coarse, part.rays, dense.rendering, tf.constant([0, i]))
+        for engine, trainer in trainers.items():
+            found = np.array(_pass_gradients(trainer, part, first, tf.constant([0, i])), object)
+            sums[engine] = sums[engine] + found
+
+    def error(gradients: np.ndarray) -> float:
+        pairs = zip(gradients, sums["dense"], strict=True)
         return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
 
-    return {engine: error(gradients) for engine, gradients in found.items() if engine != "dense"}
+    return {engine: error(gradients) for engine, gradients in sums.items() if engine != "dense"}
+
+
+def _pass_gradients(trainer: Trainer, batch: RayBatch, first: Pass, seed: tf.Tensor) -> list[np.ndarray]:
+    """Gradients of the coarse pass's error, and of the fine pass's whose samples follow from `first`."""
+    gradients = []
+    for field in filter(None, (trainer.coarse, trainer.fine)):
+        with tf.GradientTape() as tape:
+            if field is trainer.coarse:
+                result = coarse_pass(field, batch.rays, trainer.rendering, seed)
+            else:
+                result, _ = fine_pass(field, batch.rays, first, trainer.rendering, seed)
+            loss = tf.reduce_sum(tf.square(result.rendering.rgb - batch.rgb))
+        gradients += tape.gradient(loss, [variable.value for variable in field.mlp.trainable_variables])
+    return [gradient.numpy() for gradient in gradients]
 
 
 def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, weights: str | None) -> dict:
@@ -276,7 +302,6 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         render = tf.function(lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb)
         runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
         runs[engine, "render"] = lambda render=render: render(batch.rays)
-    # Before any of them steps on, and to other random draws.
     errors = gradient_errors(trainers, batch) if "dense" in trainers else None
     peaks = {key: memory_meter.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}

@@ -151,7 +151,7 @@ def forward(
     rays: tf.Tensor,
     visible_above: tf.Tensor | None,
 ) -> tuple[tf.Tensor, Activations]:
-    """Runs the network as calling it would, up to rounding, but for the colour of what nobody sees.
+    """Runs the network as calling it would, but for the colour of what nobody sees, and in 16 bits for rounding.
 
     Args:
         mlp: the network.
@@ -166,8 +166,8 @@ def forward(
         raw [B, 4] float32, and what `backward` needs.
     """
 
-    def dense(name: str, x: tf.Tensor) -> tf.Tensor:
-        kernel, bias = _view_branch(weights) if name == "views" else weights[name]
+    def dense(name: str, x: tf.Tensor, joined: Sequence[tf.Tensor] | None = None) -> tf.Tensor:
+        kernel, bias = weights[name] if joined is None else joined
         return mlp.get_layer(name).activation(tf.nn.bias_add(tf.matmul(x, kernel), bias))
 
     dtype = weights["trunk_0"][0].dtype
@@ -184,7 +184,13 @@ def forward(
         coloured = tf.where(sigma[:, 0] > visible_above)[:, 0]
         h, rays = tf.gather(h, coloured), tf.gather(rays, coloured)
     viewdirs = tf.gather(tf.cast(viewdirs, dtype), rays)
-    views = dense("views", tf.concat([h, viewdirs], axis=-1))
+    joined = None
+    if dtype == tf.float32:
+        # As rounding opens or shuts a ReLU here and there, only the same products give the same gradients to 1e-5.
+        h = dense("bottleneck", h)
+    else:
+        joined = _view_branch(weights)
+    views = dense("views", tf.concat([h, viewdirs], axis=-1), joined)
     rgb = tf.cast(dense("rgb", views), tf.float32)
     if coloured is not None:
         rgb = tf.scatter_nd(coloured[:, None], rgb, tf.stack([tf.shape(sigma, tf.int64)[0], 3]))
