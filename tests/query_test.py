@@ -139,6 +139,17 @@ def test_no_tile_exceeds_netchunk_and_only_rows_with_a_gradient_come_again(field
         assert points <= sum(sizes) < points + len(sizes)
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-8), ("bfloat16", 1e-5), ("float16", 1e-5)])
+def test_what_rounding_would_lose_is_left_out(batch, precision, tolerance, tile_sizes):
+    field = Field(build_mlp(VIEWS, 1, precision), VIEWS, 1)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(field(*batch[:2]) * batch[2])
+    tile_sizes.clear()
+    tape.gradient(loss, field.mlp.trainable_variables[0].value)
+    assert sum(tile_sizes) == active_rows(batch[2], tolerance)
+    assert active_rows(batch[2], 1e-5) < active_rows(batch[2], 1e-8)
+
+
 @pytest.mark.parametrize("netchunk", [RAYS * SAMPLES, 10**9])
 def test_where_all_points_fit_nothing_is_evaluated_again(field, batch, netchunk, tile_sizes):
     tiled = dataclasses.replace(field, netchunk=netchunk)

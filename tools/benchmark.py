@@ -36,7 +36,7 @@ from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import precision
-from nerf_tf.field.query import ROW_TOLERANCE, Field
+from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.render import figures
 from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass, render_rays
@@ -207,8 +207,8 @@ def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
         sizes = [np.abs(gradient).max(-1) for gradient in tape.gradient(loss, [result.raw for result in passes])]
         counts.append(
             [
-                (size.size, np.mean(result.rendering.weights > 0), np.mean(size > ROW_TOLERANCE * size.max()))
-                for size, result in zip(sizes, passes, strict=True)
+                (size.size, np.mean(result.rendering.weights > 0), np.mean(size > field.tolerance * size.max()))
+                for size, result, field in zip(sizes, passes, (trainer.coarse, trainer.fine), strict=False)
             ]
         )
     return [
@@ -312,13 +312,13 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         if "float32" in trainers:
             same.append(timed(runs["float32", "train"]))
             fresh.append(timed(lambda: trainers["float32"].train_step(next(stream)).loss))
-    work = count_work(trainers[args.engines[0]], batch)
-    result = {"work": work, "engines": {}}
+    works = {engine: count_work(trainer, batch) for engine, trainer in trainers.items()}
+    result = {"work": works[args.engines[0]], "engines": {}}
     if errors is not None:
         result["gradient_error"] = errors
     for (engine, kind), seconds in times.items():
         median = statistics.median(seconds)
-        flops = gigaflops(trainers[engine], work, engine == "dense", kind == "train")
+        flops = gigaflops(trainers[engine], works[engine], engine == "dense", kind == "train")
         result["engines"].setdefault(engine, {})[kind] = {
             "seconds": seconds,
             "median_seconds": median,
