@@ -532,7 +532,7 @@ def test_progress_without_a_server(forward_facing):
     folder = forward_facing[0] / "f"
     assert png(folder / "curve.png").shape == (504, 1320, 4)
     latest = png(folder / "latest.png")
-    tiles = [latest[pictures.CAPTION :, i * (16 + pictures.GAP) :][:, :16] for i in range(4)]
+    tiles = [latest[pictures.CAPTION : -pictures.CAPTION, i * (16 + pictures.GAP) :][:, :16] for i in range(4)]
     assert [tile.shape for tile in tiles] == [(12, 16, 3)] * 4
     np.testing.assert_array_equal(tiles[1], png(folder / "tboard_val_imgs" / "000002.png"))
     photos = [png(SCENES / "llff" / "images_2" / name)[..., :3] for name in ("im00.png", "im08.png")]

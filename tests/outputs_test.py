@@ -167,12 +167,13 @@ def test_side_by_side(tmp_path):
     outputs.write_side_by_side(tmp_path / "latest.png", photo, image, "step 7")
     assert names(tmp_path) == ["latest.png"]
     row = np.asarray(PILImage.open(tmp_path / "latest.png"))
-    assert row.shape == (pictures.CAPTION + 40, 4 * 60 + 3 * pictures.GAP, 3)
-    tiles = [row[pictures.CAPTION :, i * (60 + pictures.GAP) :][:, :60] for i in range(4)]
+    assert row.shape == (2 * pictures.CAPTION + 40, 4 * 60 + 3 * pictures.GAP, 3)
+    tiles = [row[pictures.CAPTION : -pictures.CAPTION, i * (60 + pictures.GAP) :][:, :60] for i in range(4)]
     np.testing.assert_array_equal(tiles[0], outputs.to_8bit(photo))
     np.testing.assert_array_equal(tiles[1], outputs.to_8bit(image.rgb))
     np.testing.assert_array_equal(tiles[3], pictures.coloured(image.acc))
-    assert (row[: pictures.CAPTION] < 128).any(), "words"
+    assert (row[: pictures.CAPTION] < 128).any(), "names"
+    assert (row[-pictures.CAPTION :] < 128).any(), "the caption"
 
 
 # Video

@@ -21,7 +21,7 @@ MAGMA = np.array(
 SOLID = 0.5
 INK = (34, 40, 49)
 GAP = 4  # pixels between pictures in a row
-CAPTION = 22  # pixels above them
+CAPTION = 22  # pixels above them, and below
 
 
 def coloured(levels: np.ndarray) -> np.ndarray:
@@ -61,14 +61,14 @@ def shown_range(values: Iterable[np.ndarray]) -> tuple[float, float]:
 
 
 def side_by_side(pictures: dict[str, np.ndarray], caption: str = "") -> np.ndarray:
-    """8-bit pictures [H, W, 3] in a row [CAPTION + H, ..., 3], each below its name, `caption` behind the last name."""
+    """8-bit pictures [H, W, 3] in a row [CAPTION + H, ..., 3], each below its name; a caption adds CAPTION below them."""
     height, width = next(iter(pictures.values())).shape[:2]
-    row = PILImage.new("RGB", (len(pictures) * (width + GAP) - GAP, CAPTION + height), "white")
+    below = CAPTION if caption else 0
+    row = PILImage.new("RGB", (len(pictures) * (width + GAP) - GAP, CAPTION + height + below), "white")
     draw, font = ImageDraw.Draw(row), ImageFont.load_default(13)
     for i, (name, pixels) in enumerate(pictures.items()):
         row.paste(PILImage.fromarray(pixels), (i * (width + GAP), CAPTION))
         # Where pictures are too narrow for words, only the first name is whole.
         draw.text((i * (width + GAP) + 2, 3), name, INK, font)
-    if caption:
-        draw.text((row.width - 2, 3), caption, INK, font, anchor="ra")
+    draw.text((2, CAPTION + height + 3), caption, INK, font)
     return np.asarray(row)
