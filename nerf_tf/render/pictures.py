@@ -61,7 +61,7 @@ def shown_range(values: Iterable[np.ndarray]) -> tuple[float, float]:
 
 
 def side_by_side(pictures: dict[str, np.ndarray], caption: str = "") -> np.ndarray:
-    """8-bit pictures [H, W, 3] in a row [CAPTION + H, ..., 3], each below its name; a caption adds CAPTION below them."""
+    """8-bit pictures [H, W, 3] in a row [CAPTION + H, ..., 3], below their names; a caption adds CAPTION under them."""
     height, width = next(iter(pictures.values())).shape[:2]
     below = CAPTION if caption else 0
     row = PILImage.new("RGB", (len(pictures) * (width + GAP) - GAP, CAPTION + height + below), "white")
