@@ -133,17 +133,29 @@ class OccupiedField:
         self, points: tf.Tensor, viewdirs: tf.Tensor, visible_above: tf.Tensor | float | None = None
     ) -> tf.Tensor:
         """Raw colour and density [R, S, 4], as `FieldFunction` says; `visible_above` is a scalar or None."""
+        samples = points.shape[1]
+        segments = -(-samples // SEGMENT)
         # The last sample's interval is infinite, but nothing comes behind it.
         intervals = tf.pad(tf.norm(points[:, 1:] - points[:, :-1], axis=-1), [[0, 0], [0, 1]])  # [R, S]
-        optical_depth, parts = tf.zeros_like(intervals[:, 0]), []
-        for first in range(0, points.shape[1], SEGMENT):
-            part = slice(first, first + SEGMENT)
+
+        def in_segments(values: tf.Tensor) -> tf.Tensor:
+            values = tf.pad(values, [[0, 0], [0, segments * SEGMENT - samples]] + [[0, 0]] * (len(values.shape) - 2))
+            return tf.reshape(values, [-1, segments, SEGMENT, *values.shape[2:]])
+
+        points, intervals, wanted = map(in_segments, (points, intervals, self.is_occupied(points)))
+
+        # A loop of the graph, for unrolled it takes several seconds to trace.
+        def add_segment(i: tf.Tensor, optical_depth: tf.Tensor, parts: tf.TensorArray):
             spent = optical_depth > -np.log(LEAST_TRANSMITTANCE)
-            wanted = self.is_occupied(points[:, part]) & ~spent[:, None]
-            raw = self._ask(points[:, part], viewdirs, wanted, visible_above)
-            optical_depth += tf.reduce_sum(tf.nn.relu(raw[..., 3]) * intervals[:, part], axis=-1)
-            parts.append(raw)
-        return tf.concat(parts, axis=1)
+            raw = self._ask(points[:, i], viewdirs, wanted[:, i] & ~spent[:, None], visible_above)
+            optical_depth += tf.reduce_sum(tf.nn.relu(raw[..., 3]) * intervals[:, i], axis=-1)
+            return i + 1, optical_depth, parts.write(i, raw)
+
+        parts = tf.TensorArray(tf.float32, segments, element_shape=[points.shape[0], SEGMENT, 4])
+        start = (0, tf.zeros_like(intervals[:, 0, 0]), parts)
+        _, _, parts = tf.while_loop(lambda i, *_: i < segments, add_segment, start, parallel_iterations=1)
+        raw = tf.transpose(parts.stack(), [1, 0, 2, 3])  # [R, segments, SEGMENT, 4]
+        return tf.reshape(raw, [-1, segments * SEGMENT, 4])[:, :samples]
 
     def _ask(self, points: tf.Tensor, viewdirs: tf.Tensor, wanted: tf.Tensor, visible_above) -> tf.Tensor:
         """Raw [R, S, 4] where `wanted` [R, S] says so; elsewhere zeros, so no density."""
