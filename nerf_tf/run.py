@@ -140,7 +140,7 @@ class Run:
             folder = self.folder / f"renderonly_path_{self.start:06d}"
             images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
             frames = outputs.write_views(folder, images, self.values.save_arrays)
-        videos = {"": frames.rgb, "_disp": frames.grey_disp, "_depth": frames.depth, "_acc": frames.acc}
+        videos = {"": frames.rgb, "_disp": frames.disp, "_depth": frames.depth, "_acc": frames.acc}
         for kind, video in videos.items():
             outputs.write_video(folder / f"video{kind}.mp4", video, self.values.fps)
         logger.info("%s", folder)

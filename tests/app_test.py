@@ -30,7 +30,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.options import OPTIONS
-from nerf_tf.render import occupancy, outputs, pictures
+from nerf_tf.render import occupancy, pictures
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.metrics import ssim
 
@@ -428,8 +428,7 @@ def test_render_keyframes_at_any_rate(interrupted, tmp_path):
         np.testing.assert_array_equal(png(a), png(b))  # first and last keyframe, whatever lies between
 
 
-def test_colour_and_grey_videos(interrupted, tmp_path):
-    """What has a map of colours is coloured; disparity is grey, as the original's."""
+def test_videos_of_disparity_depth_and_opacity(interrupted, tmp_path):
     np.save(tmp_path / "poses.npy", poses.orbit_path(2))
     path = ["--render_only", f"--render_path_file={tmp_path / 'poses.npy'}", "--expname=colour"]
     assert (
@@ -438,12 +437,13 @@ def test_colour_and_grey_videos(interrupted, tmp_path):
     )
     folder = interrupted.basedir / "colour" / "renderonly_path_000012"
     arrays = [dict(np.load(folder / f"{i:03d}.npz")) for i in range(2)]
+    accs = [view["acc"] for view in arrays]
+    away, close = pictures.shown_range(map(pictures.solid_values, [view["disp"] for view in arrays], accs))
     depths = [pictures.expected_depth(view["depth"], view["acc"]) for view in arrays]
-    near, far = pictures.shown_range(map(pictures.solid_values, depths, [view["acc"] for view in arrays]))
-    for i in range(2):
-        acc = arrays[i]["acc"]
+    near, far = pictures.shown_range(map(pictures.solid_values, depths, accs))
+    for i, acc in enumerate(accs):
         expected = {
-            "video_disp.mp4": outputs.normalised_disparity([view["disp"] for view in arrays])[i][..., None],
+            "video_disp.mp4": pictures.false_colours(arrays[i]["disp"], acc, dark=away, light=close),
             "video_depth.mp4": pictures.false_colours(depths[i], acc, dark=far, light=near),
             "video_acc.mp4": pictures.coloured(acc),
         }

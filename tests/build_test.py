@@ -4,20 +4,74 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config
-from nerf_tf.render.occupancy import Occupancy
+from nerf_tf import build, config, planning
+from nerf_tf.field.query import Field
+from nerf_tf.geometry.rays import image_rays
+from nerf_tf.render.occupancy import Occupancy, OccupiedField
 
-SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
-FLAGS = ["--dataset_type=blender", f"--datadir={SCENE}", "--expname=x", "--netdepth=1", "--netwidth=8"]
+SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
+
+
+def flag_values(*words: str, kind: str = "blender") -> flags.FlagValues:
+    values = flags.FlagValues()
+    own = [f"--dataset_type={kind}", f"--datadir={SCENES / kind}", "--expname=x", "--netdepth=1", "--netwidth=8"]
+    config.parse_flags(["test", *own, *words], values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("flag", "gpu", "compiled"),
+    [("auto", True, True), ("auto", False, False), ("true", False, True), ("false", True, False)],
+)
+def test_xla_compiles_on_a_gpu_or_when_told_to(monkeypatch, flag, gpu, compiled):
+    monkeypatch.setattr(planning, "has_gpu", lambda: gpu)
+    trainer = build.make_trainer(flag_values(f"--jit_compile={flag}", "--N_importance=4"), ndc=False, seed=0)
+    assert (trainer.coarse.compiled, trainer.fine.compiled) == (compiled, compiled)
+
+
+def test_without_occupancy_the_networks_themselves_are_asked(tmp_path):
+    parts = []
+    for words in ([], ["--occupancy"]):
+        values = flag_values("--N_importance=4", f"--basedir={tmp_path}", *words)
+        scene = build.load_scene(values)
+        trainer = build.make_trainer(values, scene.ndc, seed=0)
+        parts.append((trainer, build.make_renderer(values, scene, trainer)))
+    (trainer, exact), (_, fast) = parts
+    assert exact.prepare is None
+    for field, network in ((exact.coarse, trainer.coarse), (exact.fine, trainer.fine)):
+        assert type(field) is Field
+        assert field.mlp is network.mlp
+    assert [type(field) for field in (fast.coarse, fast.fine)] == [OccupiedField, OccupiedField]
+
+
+@pytest.mark.parametrize("kind", ["blender", "llff"])
+def test_the_box_of_the_grids_holds_all_that_cameras_see_and_little_more(kind):
+    values = flag_values("--factor=1", kind=kind)
+    scene = build.load_scene(values)
+    assert scene.ndc == (kind == "llff")
+    box = build.ray_box(scene)
+    views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], pose) for pose in scene.render_poses)]
+    points = []
+    for camera, pose in views:
+        rays = image_rays(camera, pose, scene.near, scene.far, scene.ndc)
+        points += [rays.origins + t * rays.directions for t in np.linspace(scene.near, scene.far, 5)]
+    points = np.concatenate(points)
+    assert (points >= box.lower).all()
+    assert (points <= box.upper).all()
+    # The last pixel's corner is a pixel further out than its ray.
+    np.testing.assert_allclose(points.min(axis=0), box.lower, atol=0.1 * (box.upper - box.lower).max())
+    np.testing.assert_allclose(points.max(axis=0), box.upper, atol=0.1 * (box.upper - box.lower).max())
+    if scene.ndc:
+        np.testing.assert_allclose([box.lower[2], box.upper[2]], [-1.0, 1.0], atol=0.01)
 
 
 def test_grids_are_built_in_tiles_of_the_plan(tmp_path, monkeypatch):
-    values = flags.FlagValues()
-    words = ["--netchunk=auto", "--memory_budget_mb=200", "--occupancy", f"--basedir={tmp_path}"]
-    config.parse_flags(["test", *FLAGS, *words], values)
+    values = flag_values("--netchunk=auto", "--memory_budget_mb=200", "--occupancy", f"--basedir={tmp_path}")
     scene = build.load_scene(values)
     renderer = build.make_renderer(values, scene, build.make_trainer(values, scene.ndc, seed=0))
     found = []

@@ -134,19 +134,21 @@ def test_film_gives_back_each_view_however_often(tmp_path):
             np.testing.assert_array_equal(film.rgb[i], outputs.to_8bit(images[i].rgb))
             np.testing.assert_array_equal(film.grey_disp[i], greys[i])
             np.testing.assert_array_equal(film.acc[i], pictures.coloured(outputs.to_8bit(images[i].acc) / 255.0))
-    assert [frame.shape for frame in film.depth] == [(3 + i, 5, 3) for i in range(4)]
+    for frames in (film.depth, film.disp):
+        assert [frame.shape for frame in frames] == [(3 + i, 5, 3) for i in range(4)]
     assert names(tmp_path / "new") == [], "a file that a crash could leave behind"
 
 
-def test_film_colours_depth_over_the_whole_path(tmp_path):
+def test_film_colours_depth_and_disparity_over_the_whole_path(tmp_path):
     near, far = np.full([40, 50], 2.0, np.float32), np.full([40, 50], 6.0, np.float32)
     solid, thin = np.ones_like(near), np.full_like(near, 0.25)
     film = outputs.Film(tmp_path)
     for depth, acc in ((near, solid), (far, solid), (far + 100, 0 * solid), (near, thin)):
-        film.append(Image(np.zeros([40, 50, 3], np.float32), depth, acc, depth * acc))
-    for frame, colour in zip(film.depth, ([252, 253, 191], [0, 0, 4], [0, 0, 0], [63, 63, 48]), strict=True):
+        film.append(Image(np.zeros([40, 50, 3], np.float32), 1.0 / depth, acc, depth * acc))
+    for number, colour in enumerate(([252, 253, 191], [0, 0, 4], [0, 0, 0], [63, 63, 48])):
         # The last is near as well, as the weights say little of what stopped a ray, but three quarters see through.
-        np.testing.assert_allclose(frame.reshape(-1, 3), np.tile(colour, [2000, 1]), atol=1)
+        for frame in (film.depth[number], film.disp[number]):
+            np.testing.assert_allclose(frame.reshape(-1, 3), np.tile(colour, [2000, 1]), atol=1)
 
 
 def test_film_takes_no_memory_for_its_views(tmp_path):
@@ -157,8 +159,8 @@ def test_film_takes_no_memory_for_its_views(tmp_path):
         film.append(image)
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    # A few depths of each view, for the range of the colours.
-    assert kept < 30 * (4 * outputs.Film.SAMPLES + 2000) < 0.1 * 30 * image.disp.nbytes
+    # A few disparities and depths of each view, for the range of the colours.
+    assert kept < 30 * (2 * 4 * outputs.Film.SAMPLES + 2000) < 0.15 * 30 * image.disp.nbytes
     assert len(film.rgb) == 30
 
 

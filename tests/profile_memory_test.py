@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import json
 import sys
@@ -14,8 +15,9 @@ import tensorflow as tf
 from absl import flags
 from PIL import Image
 
-from nerf_tf import config
+from nerf_tf import build, config, planning
 from nerf_tf.field.mlp import build_mlp
+from nerf_tf.render import memory
 from nerf_tf.render.renderer import render_rays
 from nerf_tf.train import tf1_weights
 
@@ -125,6 +127,60 @@ def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(memory_cell, 
         return measured
 
     assert peak(8192) > 2 * peak(1024)
+
+
+# The paper's networks, and enough points that the allocator counts all that matters.
+PAPER = {"N_samples": 64, "N_importance": 64, "netwidth": 256, "netwidth_fine": 256}
+TRAINED = [{"mode": "train", "rays": 256, "chunk": 256, "netchunk": netchunk} for netchunk in (4096, 8192, 16384)]
+PREDICTED = [
+    *TRAINED,
+    {"mode": "train", "rays": 256, "chunk": 256, "netchunk": 16384, "precision": "bfloat16"},
+    {"mode": "render", "rays": 1024, "chunk": 1024, "netchunk": 16384},
+    {"mode": "render", "rays": 1024, "chunk": 1024, "netchunk": 16384, "precision": "bfloat16"},
+]
+
+
+@pytest.fixture(scope="module")
+def paper_peak():
+    """Measures a cell of the paper's networks and asks the planner, each once; in MB, both."""
+
+    @functools.cache
+    def peaks(memory_cell, memory_meter, **changes) -> tuple[float, float]:
+        cell = a_cell(memory_cell, **PAPER | changes)
+        values = flags.FlagValues()
+        config.parse_flags(["test", "--expname=test", "--dataset_type=blender", "--use_viewdirs"], values)
+        values["random_seed"].value = 0
+        trainer = memory_cell.built_trainer(cell, values, "worst", ndc=False)
+        rays = memory_cell.made_up_rays(values, False, cell.rays)
+        measured, _ = memory_meter.measure(memory_cell.work_of(cell, trainer, rays))
+        return measured, memory_cell.predicted_mb(cell, trainer)
+
+    return peaks
+
+
+@pytest.mark.parametrize("cell", PREDICTED, ids=lambda cell: " ".join(str(value) for value in cell.values()))
+def test_the_planner_predicts_what_is_measured(paper_peak, memory_cell, memory_meter, counted, cell):
+    measured, predicted = paper_peak(memory_cell, memory_meter, **cell)
+    assert 0.8 * measured < predicted < 1.2 * measured
+
+
+def test_the_measured_peak_is_linear_in_netchunk(paper_peak, memory_cell, memory_meter, counted):
+    small, middle, large = (paper_peak(memory_cell, memory_meter, **cell)[0] for cell in TRAINED)
+    assert (large - middle) / (middle - small) == pytest.approx(2.0, rel=0.2)
+
+
+@pytest.mark.parametrize("mode", ["train", "render"])
+def test_a_chosen_plan_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted, mode):
+    values = flag_values("--netdepth=8", "--netdepth_fine=8", "--N_samples=64", "--N_importance=64")
+    trainer = build.make_trainer(values, False)
+    work = planning.workload(trainer, mode == "train", 1024)
+    budget = work.resident + 120e6
+    chosen = memory.plan(work, budget, None, None)
+    assert chosen.netchunk < memory.LARGEST_TILE or chosen.chunk < 1024  # something had to give
+    rays = min(1024, 4 * chosen.chunk) if mode == "train" else chosen.chunk
+    cell = {"mode": mode, "rays": rays, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
+    measured, _ = paper_peak(memory_cell, memory_meter, **cell)
+    assert 0.5 * 120 < measured <= 120
 
 
 @pytest.mark.parametrize("retraw", [False, True])

@@ -286,14 +286,14 @@ def test_netchunk_bounds_memory(peak_memory, backward):
 # Precision and XLA
 
 
-@pytest.mark.parametrize("netchunk", [1000, 10**9])
+@pytest.mark.parametrize(("netchunk", "compiled"), [(1000, False), (10**9, False), (1000, True)])
 @pytest.mark.parametrize(("precision", "relative"), [("bfloat16", 4e-2), ("float16", 1.5e-2)])
-def test_half_size_values_stay_inside(netchunk, precision, relative):
+def test_half_size_values_stay_inside(netchunk, compiled, precision, relative):
     rng = np.random.default_rng(2)
     viewdirs, upstream = rng.normal(size=(64, 3)), rng.uniform(0, 1, (64, 64, 4))
     arrays = rng.normal(size=(64, 64, 3)), viewdirs / np.linalg.norm(viewdirs, axis=-1, keepdims=True), upstream
     many = [tf.constant(array, tf.float32) for array in arrays]
-    half = Field(build_mlp(VIEWS, 1, precision), VIEWS, netchunk)
+    half = Field(build_mlp(VIEWS, 1, precision), VIEWS, netchunk, compiled=compiled)
     exact = Field(build_mlp(VIEWS, 1), VIEWS, netchunk)
     raw, gradients = tf.function(evaluate)(half, half, *many)
     expected_raw, expected_gradients = expected_of(exact, *many)

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nerf_tf import build, config, evaluation, files, untrusted
 from nerf_tf.data import images
-from nerf_tf.render import outputs, pictures
+from nerf_tf.render import pictures
 from nerf_tf.train import metrics
 
 COLUMNS = ("photograph", "render", "disparity")
@@ -124,12 +124,12 @@ def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarr
 
 
 def draw_path(frames: Sequence[Frame]) -> Image.Image:
-    """A column for each frame: colour, disparity in grey, depth and opacity in colours, scaled over all of them."""
-    greys = outputs.normalised_disparity([frame.disp for frame in frames])
+    """A column for each frame: colour, and disparity, depth and opacity in the colours of videos, over all frames."""
+    away, close = pictures.shown_range(pictures.solid_values(frame.disp, frame.acc) for frame in frames)
     near, far = pictures.shown_range(pictures.solid_values(frame.depth, frame.acc) for frame in frames)
     rows = {
         "rgb": [frame.render for frame in frames],
-        "disparity": [np.repeat(grey[..., None], 3, axis=-1) for grey in greys],
+        "disparity": [pictures.false_colours(frame.disp, frame.acc, dark=away, light=close) for frame in frames],
         "depth": [pictures.false_colours(frame.depth, frame.acc, dark=far, light=near) for frame in frames],
         "opacity": [pictures.coloured(frame.acc) for frame in frames],
     }

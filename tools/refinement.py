@@ -160,13 +160,13 @@ def picture(image: Image, shown: str, near: float, far: float) -> np.ndarray:
     """The 8-bit picture [H, W, 3] of a view, in the colours of videos.
 
     Args:
-        shown: one of `SHOWN`. Depth has the colours of videos: light is near, black is empty.
+        shown: one of `SHOWN`. Of disparity and depth, light is near and black is empty.
         near, far: range of depth.
     """
     if shown == "rgb":
         return outputs.to_8bit(image.rgb)
     if shown == "disparity":
-        return outputs.normalised_disparity([image.disp])[0][..., None].repeat(3, axis=-1)
+        return outputs.coloured_disparity(image)
     if shown == "opacity":
         return pictures.coloured(image.acc)
     depth = pictures.expected_depth(image.depth, image.acc)
@@ -175,4 +175,4 @@ def picture(image: Image, shown: str, near: float, far: float) -> np.ndarray:
 
 def frames(film: outputs.Film, shown: str) -> outputs.Frames:
     """The frames of a video, one of `SHOWN`."""
-    return {"rgb": film.rgb, "disparity": film.grey_disp, "depth": film.depth, "opacity": film.acc}[shown]
+    return {"rgb": film.rgb, "disparity": film.disp, "depth": film.depth, "opacity": film.acc}[shown]

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("viewer")
 
-# Rays between two looks at what the browser wants: half a second's work on two cores.
-CPU_CHUNK, GPU_CHUNK = 512, 4096
+# Rays between two looks at what the browser wants: half a second's work on two cores, or less where most is skipped.
+CPU_CHUNK, CPU_CHUNK_OCCUPANCY, GPU_CHUNK = 512, 2048, 4096
 SECONDS_TO_SETTLE = 0.1
 
 
@@ -138,6 +138,13 @@ def check_address(host: str, port: int) -> None:
         raise OSError(f"cannot serve {host}:{port} ({error}); give another --port or --host") from error
 
 
+def chunk(quality: Quality) -> int:
+    """How many rays a renderer of the viewer takes at a time."""
+    if tf.config.list_physical_devices("GPU"):
+        return GPU_CHUNK
+    return CPU_CHUNK_OCCUPANCY if quality.occupancy else CPU_CHUNK
+
+
 def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
     """The viewer of what the flags name, which writes to `out`, or to the run's folder.
 
@@ -149,7 +156,7 @@ def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
 
     def renderer(quality: Quality) -> Renderer:
         own = copy.deepcopy(values)
-        own["chunk"].value = GPU_CHUNK if tf.config.list_physical_devices("GPU") else CPU_CHUNK
+        own["chunk"].value = chunk(quality)
         for name in ("N_samples", "N_importance", "occupancy"):
             own[name].value = getattr(quality, name)
         made = build.make_renderer(own, scene, trainer)

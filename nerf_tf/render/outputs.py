@@ -49,6 +49,12 @@ def normalised_disparity(disps: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [grey_disparity(disp, largest) for disp in disps]
 
 
+def coloured_disparity(image: Image) -> np.ndarray:
+    """8-bit colours [H, W, 3] of a view's disparity over its own range: light is near, black is empty."""
+    far, near = pictures.shown_range([pictures.solid_values(image.disp, image.acc)])
+    return pictures.false_colours(image.disp, image.acc, dark=far, light=near)
+
+
 class Frames(Sequence[np.ndarray]):
     """Frames that are made when they are asked for."""
 
@@ -71,7 +77,7 @@ class Film:
     """
 
     PIXEL = np.dtype([("rgb", np.uint8, 3), ("acc", np.uint8), ("disp", np.float32), ("depth", np.float32)])
-    SAMPLES = 2**12  # depths of a view, evenly spread, that count for the range of colours
+    SAMPLES = 2**12  # pixels of a view, evenly spread, that count for the range of colours
 
     def __init__(self, folder: Path):
         """Makes the file in `folder`, where there is room for frames; it is gone with this object.
@@ -86,7 +92,7 @@ class Film:
         self._folder = folder
         weakref.finalize(self, self._file.close)
         self._shapes: list[tuple[int, tuple[int, ...]]] = []
-        self._largest_disparity, self._depths = 0.0, []
+        self._largest_disparity, self._disparities, self._depths = 0.0, [], []
 
     def append(self, image: Image) -> np.ndarray:
         """Keeps a view, and returns its colours in 8 bits [H, W, 3].
@@ -103,8 +109,9 @@ class Film:
                 left = left[self._file.write(left) :]
         self._shapes.append((place, pixels.shape))
         self._largest_disparity = max(self._largest_disparity, largest_disparity(image.disp))
-        depths = pictures.solid_values(pixels["depth"], image.acc)
-        self._depths.append(depths[:: -(-depths.size // self.SAMPLES) or 1].copy())
+        for values, seen in ((pixels["disp"], self._disparities), (pixels["depth"], self._depths)):
+            solid = pictures.solid_values(values, image.acc)
+            seen.append(solid[:: -(-solid.size // self.SAMPLES) or 1].copy())
         return pixels["rgb"]
 
     def _pixels(self, i: int) -> np.ndarray:
@@ -122,12 +129,20 @@ class Film:
 
     @property
     def grey_disp(self) -> Frames:
-        """8-bit disparity maps [H, W], scaled together as by `normalised_disparity`."""
+        """8-bit disparity maps [H, W], scaled together as by `normalised_disparity`, which is the original's way."""
         return self._frames(lambda pixels: grey_disparity(pixels["disp"], self._largest_disparity))
 
     @property
+    def disp(self) -> Frames:
+        """8-bit colours [H, W, 3] of disparity: light is near, black is empty, see `pictures.false_colours`."""
+        far, near = pictures.shown_range(self._disparities)
+        return self._frames(
+            lambda pixels: pictures.false_colours(pixels["disp"], pixels["acc"] / 255.0, dark=far, light=near)
+        )
+
+    @property
     def depth(self) -> Frames:
-        """8-bit colours [H, W, 3] of depth: light is near, black is empty, see `pictures.false_colours`."""
+        """8-bit colours [H, W, 3] of depth, likewise."""
         near, far = pictures.shown_range(self._depths)
         return self._frames(
             lambda pixels: pictures.false_colours(pixels["depth"], pixels["acc"] / 255.0, dark=far, light=near)
@@ -174,11 +189,10 @@ def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> Fil
 
 def write_side_by_side(path: Path, photo: np.ndarray, image: Image, caption: str) -> None:
     """Writes a photo [H, W, 3], its render, disparity and opacity in a row, as a PNG."""
-    low, high = pictures.shown_range([pictures.solid_values(image.disp, image.acc)])
     tiles = {
         "photo": to_8bit(photo),
         "render": to_8bit(image.rgb),
-        "disparity": pictures.false_colours(image.disp, image.acc, dark=low, light=high),
+        "disparity": coloured_disparity(image),
         "opacity": pictures.coloured(image.acc),
     }
     write_png(path, pictures.side_by_side(tiles, caption))
