@@ -135,10 +135,12 @@ def test_netchunk_does_not_matter_beyond_the_points_there_are(work):
 
 
 @every_kind
-def test_values_of_half_the_size_take_less(work):
+def test_values_of_half_the_size_take_less_in_training_and_no_more_in_rendering(work):
     full, half = (dataclasses.replace(work, value_bytes=size) for size in (4, 2))
+    weights = work.coarse.weights + (work.fine.weights if work.fine else 0)
     for chunk, netchunk in ((32768, 16384), (1000, 65536), (1000, 4096)):
-        assert predict(half, chunk, netchunk) < predict(full, chunk, netchunk)
+        more = predict(half, chunk, netchunk) - predict(full, chunk, netchunk)
+        assert more < 0 if work.training else more <= 2 * weights  # the copies to compute with
 
 
 @every_kind

@@ -343,8 +343,8 @@ def test_contact_sheet_of_a_path(tool, tmp_path, capsys, monkeypatch):
     assert sheet.shape == (4 + 4 * 16, 86 + 3 * 20, 3)
     rows = [sheet[4 + 16 * row + 6, [86 + 20 * column + 8 for column in range(3)]] for row in range(4)]
     np.testing.assert_array_equal(rows[0], [[0, 0, 0], [80, 0, 0], [160, 0, 0]])  # frames 0, 2 and 4
-    np.testing.assert_array_equal(rows[1][:, 0], [255, 85, 51])
-    assert rows[2].sum(axis=-1)[0] > rows[2].sum(axis=-1)[1] > rows[2].sum(axis=-1)[2]  # near is light
+    for row in rows[1:3]:
+        assert row.sum(axis=-1)[0] > row.sum(axis=-1)[1] > row.sum(axis=-1)[2]  # near is light
     assert np.ptp(rows[3], axis=0).max() == 0
     (folder / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert contact_sheet.main(["--run", str(tmp_path), "--path"]) == 1

@@ -27,6 +27,10 @@ BRANCH_ROOM = 1.25
 # Layers' outputs in the backward pass besides those kept, by bytes of a value: gathered rows, and the gradients on
 # either side of a layer.
 BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
+# What a layer of 16 bits adds up in, values of 4 bytes for each unit: oneDNN takes room for the sums of a whole tile, just
+# more than a power of two of it, and the allocator rounds that up. On a GPU products are added up in registers; there
+# the prediction is that much too careful. In training it is part of what `BACKWARD_LAYERS` counts.
+SUMS_OF_PRODUCTS = 1.5
 # Copies of all weights in training: the sums of their gradients, and what is added to them.
 GRADIENT_COPIES = 2.0
 # What is measured is at most so much more than predicted; a plan has to fit all the same.
@@ -145,7 +149,8 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
         tile = encoded + (width * (network.depth + BACKWARD_LAYERS[size]) + branch) * size
         each = TRAINED_SAMPLE
     else:
-        trunk = encoded + (2 * width + network.points) * size  # around the skip
+        trunk = (2 * width + network.points) * size  # around the skip
+        trunk += encoded if size == FLOAT else SUMS_OF_PRODUCTS * width * FLOAT
         branch = BRANCH_ROOM * (2 * width + network.viewdirs) * size if network.viewdirs else 0
         tile = max(trunk, branch)
         each = RENDERED_SAMPLE
