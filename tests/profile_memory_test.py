@@ -129,15 +129,11 @@ def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(memory_cell, 
     assert peak(8192) > 2 * peak(1024)
 
 
-# The paper's networks, and enough points that the allocator counts all that matters.
+# The paper's networks, and enough points that the allocator counts all that matters. What rendering takes depends on
+# what the allocator handed out and got back before: that is measured in fresh processes, below.
 PAPER = {"N_samples": 64, "N_importance": 64, "netwidth": 256, "netwidth_fine": 256}
 TRAINED = [{"mode": "train", "rays": 256, "chunk": 256, "netchunk": netchunk} for netchunk in (4096, 8192, 16384)]
-PREDICTED = [
-    *TRAINED,
-    {"mode": "train", "rays": 256, "chunk": 256, "netchunk": 16384, "precision": "bfloat16"},
-    {"mode": "render", "rays": 1024, "chunk": 1024, "netchunk": 16384},
-    {"mode": "render", "rays": 1024, "chunk": 1024, "netchunk": 16384, "precision": "bfloat16"},
-]
+IN_BFLOAT16 = {"mode": "train", "rays": 256, "chunk": 256, "netchunk": 16384, "precision": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +154,8 @@ def paper_peak():
     return peaks
 
 
-@pytest.mark.parametrize("cell", PREDICTED, ids=lambda cell: " ".join(str(value) for value in cell.values()))
-def test_the_planner_predicts_what_is_measured(paper_peak, memory_cell, memory_meter, counted, cell):
+@pytest.mark.parametrize("cell", [*TRAINED, IN_BFLOAT16], ids=lambda cell: " ".join(map(str, cell.values())))
+def test_the_planner_predicts_what_training_takes(paper_peak, memory_cell, memory_meter, counted, cell):
     measured, predicted = paper_peak(memory_cell, memory_meter, **cell)
     assert 0.8 * measured < predicted < 1.2 * measured
 
@@ -169,18 +165,52 @@ def test_the_measured_peak_is_linear_in_netchunk(paper_peak, memory_cell, memory
     assert (large - middle) / (middle - small) == pytest.approx(2.0, rel=0.2)
 
 
-@pytest.mark.parametrize("mode", ["train", "render"])
-def test_a_chosen_plan_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted, mode):
-    values = flag_values("--netdepth=8", "--netdepth_fine=8", "--N_samples=64", "--N_importance=64")
-    trainer = build.make_trainer(values, False)
-    work = planning.workload(trainer, mode == "train", 1024)
-    budget = work.resident + 120e6
-    chosen = memory.plan(work, budget, None, None)
-    assert chosen.netchunk < memory.LARGEST_TILE or chosen.chunk < 1024  # something had to give
-    rays = min(1024, 4 * chosen.chunk) if mode == "train" else chosen.chunk
-    cell = {"mode": mode, "rays": rays, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
+def paper_work(training: bool, rays: int, precision: str = "float32") -> memory.Workload:
+    """A step or a chunk of the paper's networks, as the program describes it to the planner."""
+    sizes = ["--netdepth=8", "--netdepth_fine=8", "--N_samples=64", "--N_importance=64"]
+    trainer = build.make_trainer(flag_values(*sizes, f"--mixed_precision={precision}"), False)
+    return planning.workload(trainer, training, rays)
+
+
+def test_a_chosen_plan_of_training_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted):
+    work = paper_work(True, 256)
+    chosen = memory.plan(work, work.resident + 120e6, None, None)
+    assert chosen.netchunk < memory.LARGEST_TILE
+    cell = {"mode": "train", "rays": 256, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
     measured, _ = paper_peak(memory_cell, memory_meter, **cell)
     assert 0.5 * 120 < measured <= 120
+
+
+def in_processes(tool, out: Path, **lists: object) -> list[dict[str, str]]:
+    """What the program measures for these lists, with the paper's networks."""
+    words = [f"--{name}={value}" for name, value in lists.items()]
+    assert tool.main([*words, "--retraw=0", "--use_viewdirs", "--out", str(out)]) == 0
+    return read(out / "profile.csv")
+
+
+@pytest.mark.long
+def test_the_planner_predicts_what_is_measured(tool, counted, tmp_path):
+    both = {"precisions": "float32,bfloat16", "netchunks": "4096,16384,65536"}
+    rows = in_processes(tool, tmp_path / "render", modes="render", samples="64+64", chunks="1024,8192", **both)
+    rows += in_processes(tool, tmp_path / "train", modes="train", samples="64+64", rays="1024", **both)
+    rows += in_processes(tool, tmp_path / "wide", modes="train", samples="64+128", rays="4096", netchunks="16384")
+    rows += in_processes(tool, tmp_path / "narrow", modes="train,render", netwidths="128", netchunks="65536")
+    assert len(rows) >= 20
+    off = [row for row in rows if not 0.8 < float(row["ratio"]) < 1.2]
+    assert len(off) <= 2  # and those among the smallest: the allocator hands out whole pieces
+    assert all(float(row["ratio"]) > 0.8 and float(row["measured_mb"]) < 40 for row in off)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["train", "render"])
+def test_a_chosen_plan_stays_within_its_budget(tool, counted, tmp_path, mode, precision):
+    for budget in (30, 60, 120, 240):
+        work = paper_work(mode == "train", 1024, precision)
+        chosen = memory.plan(work, work.resident + budget * 1e6, None, None)
+        lists = {"modes": mode, "samples": "64+64", "precisions": precision, "chunks": chosen.chunk}
+        (row,) = in_processes(tool, tmp_path / str(budget), **lists, netchunks=chosen.netchunk, rays=1024)
+        assert float(row["measured_mb"]) <= budget
 
 
 @pytest.mark.parametrize("retraw", [False, True])
