@@ -47,8 +47,7 @@ class Memory:
             budget = PLANNED_PART * memory.free_memory()
         else:
             budget = math.inf
-        largest_tile = memory.LARGEST_GPU_TILE if has_gpu() else memory.LARGEST_TILE
-        self.plan = memory.plan(self.work, budget, chunk, netchunk, largest_tile)
+        self.plan = self._plan_within(budget, chunk, netchunk)
         logger.info("%s", self)
 
     def __str__(self) -> str:
@@ -63,12 +62,24 @@ class Memory:
         reason = f"out of memory ({failed_allocation(error)}) with {self}"
         smaller = memory.smaller(self.work, self.plan, **self._auto)
         if smaller is None:
-            smaller = memory.smaller(self.work, self.plan, halve_chunk=True, halve_netchunk=True)
-            proposal = memory.in_words(self.work, smaller) if smaller else "lower N_samples or netwidth"
-            raise OutOfMemory(f"{reason}. What may fit: {proposal}; --chunk auto --netchunk auto finds what does")
+            raise OutOfMemory(
+                f"{reason}. What may fit: {self._half_of_it()}; --chunk auto --netchunk auto finds what does"
+            )
         self.plan = smaller
         logger.warning("%s; going on with %s", reason, self)
         return smaller
+
+    def _half_of_it(self) -> str:
+        """The best plan in half of the memory that the one in force takes, in words."""
+        budget = self.work.resident + memory.MARGIN * self.plan.predicted / 2
+        try:
+            return memory.in_words(self.work, self._plan_within(budget, None, None))
+        except ValueError:
+            return "lower N_samples or netwidth"
+
+    def _plan_within(self, budget: float, chunk: int | None, netchunk: int | None) -> memory.Plan:
+        largest_tile = memory.LARGEST_GPU_TILE if has_gpu() else memory.LARGEST_TILE
+        return memory.plan(self.work, budget, chunk, netchunk, largest_tile)
 
 
 def workload(trainer: Trainer, training: bool, rays: int) -> memory.Workload:

@@ -620,7 +620,7 @@ def run_short_of_memory(megabytes: int, *arguments: object) -> Result:
 def test_running_out_of_memory_says_what_would_fit(tmp_path):
     result = run_short_of_memory(950, *BLENDER, *MANY, f"--basedir={tmp_path}", "--expname=x")
     in_force = r"out of memory \(OOM when allocating tensor.*chunk 32768, netchunk 2000000, predicted peak"
-    proposal = r".*What may fit: .*chunk 150, netchunk 1000000.*--chunk auto --netchunk auto"
+    proposal = r".*What may fit: .*chunk 300, netchunk 16384, predicted peak.*--chunk auto --netchunk auto"
     assert_one_line(result, 1, in_force + proposal)
 
 
@@ -633,6 +633,7 @@ def test_auto_takes_half_when_memory_runs_out_and_goes_on(tmp_path):
     assert halved == [("150", "2000000")]
     assert result.steps("x") == [0]
     assert pair(0) <= files_in(tmp_path / "x")
+    assert run(*BLENDER, *MANY, "--N_iters=2", f"--basedir={tmp_path}", "--expname=x").steps("x") == [1]  # none is lost
 
 
 def test_a_plan_is_made_and_told(tmp_path):

@@ -245,20 +245,23 @@ def test_the_error_is_one_line_that_says_what_would_fit(work):
 
 
 @every_kind
-def test_giving_way_halves_what_it_may_and_never_takes_more(work):
+def test_giving_way_halves_what_it_may_until_it_takes_less(work):
     start = plan(work, math.inf, None, None)
     for halve_chunk, halve_netchunk in ((True, False), (False, True), (True, True)):
         current, steps = start, 0
-        # Below that no tile holds a ray.
-        while current.netchunk >= 2 * work.samples and current.chunk > 1:
-            following = smaller(work, current, halve_chunk, halve_netchunk)
-            assert following.chunk == (current.chunk // 2 if halve_chunk else current.chunk)
-            assert following.netchunk == (current.netchunk // 2 if halve_netchunk else current.netchunk)
-            assert following.predicted == predict(work, following.chunk, following.netchunk)
-            assert following.predicted <= current.predicted
+        while following := smaller(work, current, halve_chunk, halve_netchunk):
+            assert following.predicted == predict(work, following.chunk, following.netchunk) < current.predicted
+            for before, after, halved in zip(
+                dataclasses.astuple(current),
+                dataclasses.astuple(following),
+                (halve_chunk, halve_netchunk),
+                strict=False,
+            ):
+                halvings = {max(1, before // 2**i) for i in range(1, 20)}
+                assert after in halvings if halved else after == before
             current, steps = following, steps + 1
         assert steps > 3
-        assert current.predicted < start.predicted
+        assert smaller(work, current, halve_chunk, halve_netchunk) is None
 
 
 def test_nothing_gives_way_where_nothing_may_or_is_left():
@@ -266,8 +269,16 @@ def test_nothing_gives_way_where_nothing_may_or_is_left():
     assert smaller(TRAINING, current, halve_chunk=False, halve_netchunk=False) is None
     assert smaller(TRAINING, Plan(1, 1, 0), halve_chunk=True, halve_netchunk=True) is None
     assert smaller(TRAINING, Plan(1, 4096, 0), halve_chunk=True, halve_netchunk=False) is None
-    # Of a chunk that no batch fills, half is no less.
-    assert smaller(TRAINING, Plan(10**6, 4096, 0), halve_chunk=True, halve_netchunk=False).chunk == 2048
+
+
+def test_what_makes_no_difference_is_halved_on():
+    # A tile of 4096 points takes 21 rays of 192 samples, whatever the chunk.
+    assert smaller(TRAINING, Plan(10**6, 4096, 0), halve_chunk=True, halve_netchunk=False).chunk == 16
+    # Tiles without room for a ray's samples would have all 4096 rays worked on at once.
+    assert predict(TRAINING, 4096, 128) > 10 * predict(TRAINING, 4096, 256)
+    assert smaller(TRAINING, Plan(4096, 256, 0), halve_chunk=False, halve_netchunk=True) is None
+    both = smaller(TRAINING, Plan(4096, 256, 0), halve_chunk=True, halve_netchunk=True)
+    assert both.predicted < predict(TRAINING, 4096, 256)
 
 
 @every_kind

@@ -27,9 +27,9 @@ BRANCH_ROOM = 1.25
 # Layers' outputs in the backward pass besides those kept, by bytes of a value: gathered rows, and the gradients on
 # either side of a layer.
 BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
-# What a layer of 16 bits adds up in, values of 4 bytes for each unit: oneDNN takes room for the sums of a whole tile, just
-# more than a power of two of it, and the allocator rounds that up. On a GPU products are added up in registers; there
-# the prediction is that much too careful. In training it is part of what `BACKWARD_LAYERS` counts.
+# What a layer of 16 bits adds up in, values of 4 bytes for each unit: oneDNN takes room for the sums of a whole tile,
+# and the allocator rounds that up. On a GPU products are added up in registers; there the prediction is that much too
+# careful. In training it is part of what `BACKWARD_LAYERS` counts.
 SUMS_OF_PRODUCTS = 1.5
 # Copies of all weights in training: the sums of their gradients, and what is added to them.
 GRADIENT_COPIES = 2.0
@@ -189,15 +189,20 @@ def plan(
 
 
 def smaller(work: Workload, current: Plan, halve_chunk: bool, halve_netchunk: bool) -> Plan | None:
-    """The plan to try when memory ran out under the current one; None when there is nothing left to halve."""
+    """The plan to try when memory ran out under the current one: what may change is halved until it takes less.
+
+    One halving need not be enough: half of a chunk that the rays do not fill is no less, and tiles that no longer hold
+    a ray with all its samples take more, as training then works on a whole chunk. None when nothing takes less.
+    """
     chunk, netchunk = min(current.chunk, work.rays), current.netchunk
-    if halve_chunk:
-        chunk = max(1, chunk // 2)
-    if halve_netchunk:
-        netchunk = max(1, netchunk // 2)
-    if (chunk, netchunk) == (min(current.chunk, work.rays), current.netchunk):
-        return None
-    return Plan(chunk, netchunk, predict(work, chunk, netchunk))
+    before = predict(work, chunk, netchunk)
+    while (halve_chunk and chunk > 1) or (halve_netchunk and netchunk > 1):
+        chunk = max(1, chunk // 2) if halve_chunk else chunk
+        netchunk = max(1, netchunk // 2) if halve_netchunk else netchunk
+        predicted = predict(work, chunk, netchunk)
+        if predicted < before:
+            return Plan(chunk, netchunk, predicted)
+    return None
 
 
 def in_words(work: Workload, plan: Plan) -> str:

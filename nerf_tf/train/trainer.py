@@ -131,8 +131,9 @@ class Trainer:
             self.optimizer.apply(gradients, self._variables)
 
         tf.cond(bad, lambda: None, apply)
-        self.step.assign_add(1)
-        self.counts.assign(guards.count(self.counts, bad, losses[-1], opacity, batch.rgb))
+        with tf.control_dependencies([bad]):  # a step that runs out of memory is taken again, and counts once
+            self.step.assign_add(1)
+            self.counts.assign(guards.count(self.counts, bad, losses[-1], opacity, batch.rgb))
         psnr0 = mse_to_psnr(losses[0]) if len(losses) > 1 else None
         return StepResult(loss, mse_to_psnr(losses[-1]), psnr0, learning_rate, sigma, tf.identity(self.counts))
 
