@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -144,7 +145,7 @@ def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
     for coarse in (False, True):
         seen = refinement.of_network(image, coarse)
         rgb, disp, acc = (image.rgb0, image.disp0, image.acc0) if coarse else (image.rgb, image.disp, image.acc)
-        shown = {name: refinement.picture(seen, name, 2.0, 6.0) for name in refinement.SHOWN}
+        shown = {name: refinement.picture(seen, name) for name in refinement.SHOWN}
         assert {(found.shape, found.dtype) for found in shown.values()} == {((20, 20, 3), np.dtype(np.uint8))}
         np.testing.assert_array_equal(shown["rgb"], (255 * np.clip(rgb, 0, 1)).astype(np.uint8))
         far, near = np.percentile(disp[acc > 0.5], [1, 99])
@@ -152,13 +153,40 @@ def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
         np.testing.assert_allclose(shown["disparity"].astype(int), colours, atol=1)
         np.testing.assert_array_equal(shown["opacity"], pictures.coloured(acc))
         assert shown["depth"][0, 0].tolist() == [0, 0, 0]  # nothing there
-        front = pictures.coloured(np.float64((6.0 - 3.0) / 4.0))  # the ball's, 3 away, up to a sample's distance
-        np.testing.assert_allclose(shown["depth"][10, 10], front, atol=25)
+        light = shown["depth"].sum(axis=-1)
+        assert light[10, 10] > 0.9 * 255 * 2  # the ball's front
+        assert light[10, 10] > light[acc > 0.9].min() + 200
         film = outputs.Film(tmp_path)
         film.append(seen)
         np.testing.assert_array_equal(refinement.frames(film, "rgb")[0], shown["rgb"])
         for name in ("disparity", "opacity"):  # a film keeps opacity in 8 bits
             assert np.abs(refinement.frames(film, name)[0].astype(int) - shown[name]).max() <= 3
+
+
+def test_rays_begin_and_end_as_in_training_however_far_the_camera_is(tool):
+    refinement, scene = tool("refinement"), ball_scene()
+    assert refinement.ray_range(scene, 2.0, 6.0, scene.poses[1, :, 3]) == pytest.approx((2.0, 6.0), abs=1e-5)
+    assert refinement.ray_range(scene, 2.0, 6.0, np.array([0.0, 0.0, 11.0])) == pytest.approx((9.0, 13.0), abs=1e-5)
+    assert refinement.ray_range(scene, 2.0, 6.0, np.array([1.5, 0.0, 0.0])) == pytest.approx((0.06, 3.5), abs=1e-5)
+    assert refinement.ray_range(ball_scene(ndc=True), 0.0, 1.0, np.full(3, 9.0)) == (0.0, 1.0)
+    parallel = dataclasses.replace(scene, poses=np.repeat(scene.poses[:1], 4, axis=0))
+    assert refinement.ray_range(parallel, 2.0, 6.0, np.full(3, 9.0)) == (2.0, 6.0)
+    # From three times as far through a lens three times as long the ball is what it was, but for perspective.
+    far_away = scene.poses[0] * np.array([1.0, 1.0, 1.0, 3.0], np.float32)
+    (*_, _) = (view := refinement.View(ball_renderer(), scene, Camera.centred(30, 30, 180.0), far_away)).refine()
+    cover = view.image().acc
+    assert cover[15, 15] > 0.99
+    assert cover.mean() == pytest.approx(np.pi * 15.0**2 / 900.0, rel=0.1)
+
+
+def test_distances_say_where_a_view_ends(tool):
+    refinement, scene = tool("refinement"), ball_scene()
+    view = refinement.View(ball_renderer(samples=(64, 64)), scene, Camera.centred(30, 30, 40.0), scene.poses[0])
+    for _ in view.refine():
+        distances = view.distances(view.image())
+        assert distances.shape == view.image().acc.shape
+        assert distances[0, 0] == np.inf
+        assert distances[distances.shape[0] // 2, distances.shape[1] // 2] == pytest.approx(3.0, abs=0.1)
 
 
 def test_fewer_samples_are_still_enough_to_render(tool):
@@ -354,6 +382,18 @@ class Window:
         with Photo.open(self.viewer.out / "shot.png") as photo:
             return np.asarray(photo.convert("RGB"))[4::8, 4::8][10:60, 10:70] / 255.0
 
+    def shows_all_from(self, position: np.ndarray) -> bool:
+        view = self.page._view
+        return view.rendered == 80 * 120 and np.allclose(view.c2w[:, 3], position, atol=1e-3)
+
+    def middle(self) -> np.ndarray:
+        """The pixels around the page's centre."""
+        self.tab.screenshot(path=self.viewer.out / "shot.png")
+        with Photo.open(self.viewer.out / "shot.png") as photo:
+            pixels = np.asarray(photo.convert("RGB")) / 255.0
+        row, column = pixels.shape[0] // 2, pixels.shape[1] // 2
+        return pixels[row - 16 : row + 16, column - 16 : column + 16]
+
     def resembles(self, expected: np.ndarray) -> bool:
         return float(np.mean(np.square(self.shown() - expected[10:60, 10:70]))) < 1e-3  # 30 dB
 
@@ -422,3 +462,46 @@ def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
     window.tab.get_by_role("button", name="Save keyframes").click()
     wait_for(lambda: (viewer.out / "viewer_001.json").exists(), "one keyframe")
     np.testing.assert_allclose(load_keyframes(viewer.out / "viewer_001.json").times, [0.0])
+
+
+def test_photos_stand_in_front_of_the_scene_and_behind_it(tool, browser, ball_viewer, monkeypatch):
+    monkeypatch.setattr(tool("viewer_page"), "PHOTO_SIZE", 0.2)
+    viewer, address = ball_viewer
+    window = Window(viewer, browser, address)
+    photo = viewer.scene.poses[0, :, 3]
+    # Three times as far away as training cameras: the ball is there all the same.
+    camera = window.page._client.camera
+    for towards, hidden in ((-3.0, True), (2.0, False)):
+        camera.position, camera.look_at = towards * photo, np.zeros(3)
+        wait_for(lambda at=towards * photo: window.shows_all_from(at), "the picture")
+        window.tab.wait_for_timeout(500)
+        without = window.middle()
+        assert np.abs(without - 1.0).max() > 0.3  # not the background
+        window.tab.get_by_label("Training cameras").click()
+        window.tab.wait_for_timeout(1000)
+        change = np.abs(window.middle() - without).mean()
+        assert change < 0.02 if hidden else change > 0.1
+        window.tab.get_by_label("Training cameras").click()
+        window.tab.wait_for_timeout(500)
+
+
+def test_a_video_is_finished_though_the_browser_has_gone(browser, ball_viewer):
+    viewer, address = ball_viewer
+    window = Window(viewer, browser, address)
+    window.choose("Rows", "20")
+    for _ in range(2):
+        window.tab.get_by_role("button", name="Add keyframe").click()
+    window.tab.get_by_label("Seconds between").fill("0.2")
+    wait_for(lambda: window.page.look().height == 20, "fewer rows")
+    renderer = viewer.renderer(viewer.quality)
+    renderer.may_go_on.clear()
+    window.tab.get_by_role("button", name="Save and render video").click()
+    wait_for(lambda: viewer.filming, "the video to begin")
+    window.tab.get_by_role("button", name="Save and render video").click()
+    window.tab.get_by_text("a video is being rendered: wait for it, or stop it").wait_for()
+    window.tab.close()
+    wait_for(lambda: not viewer.pages, "the browser to be forgotten")
+    renderer.may_go_on.set()
+    wait_for(lambda: viewer.filming is None, "the video")
+    assert len(imageio.mimread(viewer.out / "viewer_000.mp4")) == 7
+    assert not (viewer.out / "viewer_001.json").exists()

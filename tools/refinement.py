@@ -10,11 +10,14 @@ import numpy as np
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.depth import surface
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.render import outputs, pictures
 from nerf_tf.render.renderer import Image, Renderer
 
 SHOWN = ("rgb", "disparity", "depth", "opacity")
+# Of the far end of rays: as near as the near end comes to a camera that goes closer than training cameras did.
+NEAREST = 0.01
 
 
 def from_browser(wxyz: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -53,6 +56,24 @@ def camera_of(height: int, aspect: float, fov: float) -> Camera:
     return Camera.centred(height, max(1, round(height * aspect)), 0.5 * height / np.tan(0.5 * fov))
 
 
+def ray_range(scene: Scene, near: float, far: float, position: np.ndarray) -> tuple[float, float]:
+    """Where rays from a position [3] begin and end: as in training, where training cameras stand.
+
+    A camera farther from what they look at than any of them sees it from there all the same, so the range moves along
+    with it; nearer likewise. NDC has one range for all.
+    """
+    if scene.ndc:
+        return near, far
+    try:
+        centre = pose_maths.nearest_point_to_axes(scene.poses[scene.i_train].astype(np.float64))
+    except ValueError:  # they look at nothing in common
+        return near, far
+    distances = np.linalg.norm(scene.poses[scene.i_train][:, :, 3] - centre, axis=-1)
+    distance = float(np.linalg.norm(position - centre))
+    farther = distance - float(np.clip(distance, distances.min(), distances.max()))
+    return max(near + farther, min(near, NEAREST * far)), far + farther
+
+
 def strides(height: int, width: int, count: int) -> list[int]:
     """Steps between pixels of ever finer grids, down to 1; the first has at most `count` pixels, each holds the last's.
 
@@ -78,6 +99,7 @@ class View:
     def __init__(self, renderer: Renderer, scene: Scene, camera: Camera, c2w: np.ndarray):
         self.camera, self.c2w = camera, c2w
         self.seconds, self.rendered = 0.0, 0
+        self._range = ray_range(scene, renderer.near, renderer.far, c2w[:, 3])
         self._renderer, self._scene = renderer, scene
         self._buffers: list[np.ndarray | None] | None = None
         self._known = np.zeros([camera.height, camera.width], bool)
@@ -100,7 +122,7 @@ class View:
         start = time.perf_counter()
         # Always as many, so that all grids and all sizes of view share one graph.
         padded = np.pad(pixels, (0, self._renderer.settings.chunk - len(pixels)), mode="edge")
-        results = render_pixels(self._renderer, self._scene, self.camera, self.c2w, padded)
+        results = render_pixels(self._renderer, self._scene, self.camera, self.c2w, padded, *self._range)
         if self._buffers is None:
             count = self._known.size
             self._buffers = [None if r is None else np.zeros([count, *r.shape[1:]], np.float32) for r in results]
@@ -128,15 +150,25 @@ class View:
 
         return Image(*(None if buffer is None else grid(buffer) for buffer in self._buffers))
 
+    def distances(self, image: Image) -> np.ndarray:
+        """How far along the optical axis the pixels of `image` end; infinite where they meet nothing."""
+        stride, camera = self._stride, self.camera
+        height, width = image.acc.shape
+        intrinsics = (value / stride for value in (camera.fx, camera.fy, camera.cx, camera.cy))
+        found = surface(Camera(height, width, *intrinsics), self.c2w, image.depth, image.acc, self._scene.ndc)
+        return np.nan_to_num(found.along_z, nan=np.inf)
 
-def render_pixels(renderer: Renderer, scene: Scene, camera: Camera, c2w: np.ndarray, pixels: np.ndarray) -> Image:
+
+def render_pixels(
+    renderer: Renderer, scene: Scene, camera: Camera, c2w: np.ndarray, pixels: np.ndarray, near: float, far: float
+) -> Image:
     """Renders R pixels of a view, counted along rows from the top left; the fields of the result are [R, ...].
 
     Under NDC the scene's own camera says what the coordinates are, whatever the view's field of view, and what looks
     away from the scene, where there are none, is black.
     """
     origins, directions = pixel_rays(camera, c2w, pixels // camera.width, pixels % camera.width)
-    rays = finish_rays(scene.cameras[0], origins, directions, renderer.near, renderer.far, renderer.ndc)
+    rays = finish_rays(scene.cameras[0], origins, directions, near, far, renderer.ndc)
     image = renderer.rays(rays)
     if not renderer.ndc:
         return image
@@ -156,12 +188,12 @@ def of_network(image: Image, coarse: bool) -> Image:
     return image._replace(rgb=image.rgb0, disp=image.disp0, acc=image.acc0, depth=depth)
 
 
-def picture(image: Image, shown: str, near: float, far: float) -> np.ndarray:
+def picture(image: Image, shown: str) -> np.ndarray:
     """The 8-bit picture [H, W, 3] of a view, in the colours of videos.
 
     Args:
+        image: the view.
         shown: one of `SHOWN`. Of disparity and depth, light is near and black is empty.
-        near, far: range of depth.
     """
     if shown == "rgb":
         return outputs.to_8bit(image.rgb)
@@ -170,6 +202,7 @@ def picture(image: Image, shown: str, near: float, far: float) -> np.ndarray:
     if shown == "opacity":
         return pictures.coloured(image.acc)
     depth = pictures.expected_depth(image.depth, image.acc)
+    near, far = pictures.shown_range([pictures.solid_values(depth, image.acc)])
     return pictures.false_colours(depth, image.acc, dark=far, light=near)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import functools
 import importlib.util
 import io
 import logging
@@ -23,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +46,7 @@ logger = logging.getLogger("viewer")
 # Rays between two looks at what the browser wants: half a second's work on two cores, or less where most is skipped.
 CPU_CHUNK, CPU_CHUNK_OCCUPANCY, GPU_CHUNK = 512, 2048, 4096
 SECONDS_TO_SETTLE = 0.1
+DONE = object()
 
 
 class Viewer:
@@ -54,18 +54,29 @@ class Viewer:
 
     Attributes:
         scene: photos and cameras.
-        renderer: makes (or finds) the renderer of a quality.
         quality: the one to begin with.
         out: folder for keyframes and videos.
         pages: the open ones, by the browser's number.
+        filming: renders a chunk of the video in work at every step; None if there is none.
     """
 
     def __init__(self, scene: Scene, make_renderer: Callable[[Quality], Renderer], quality: Quality, out: Path):
         self.scene, self.quality, self.out = scene, quality, out
-        self.renderer = functools.cache(make_renderer)
         self.pages: dict[int, Page] = {}
+        self.filming: Iterator[None] | None = None
+        self._make_renderer, self._renderers = make_renderer, {}
         self._wake, self._stopped = threading.Event(), False
         self._thread = threading.Thread(target=self._render, name="render", daemon=True)
+
+    def renderer(self, quality: Quality) -> Renderer:
+        """Makes (or finds) the renderer of a quality."""
+        if quality not in self._renderers:
+            self._renderers[quality] = self._make_renderer(quality)
+        return self._renderers[quality]
+
+    def is_ready(self, quality: Quality) -> bool:
+        """Whether that need not be made."""
+        return quality in self._renderers
 
     def warm_up(self) -> float:
         """Renders first pictures, so that no page waits for their graphs; returns the seconds that one takes then."""
@@ -112,6 +123,8 @@ class Viewer:
     def _connect(self, client: viser.ClientHandle) -> None:
         # A browser begins with a camera of its own, and goes where it is told to begin a moment later.
         time.sleep(SECONDS_TO_SETTLE)
+        if client.client_id not in self._server.get_clients():
+            return  # and may be gone again
         self.pages[client.client_id] = Page(self, client)
         self.wake()
 
@@ -119,7 +132,10 @@ class Viewer:
         while not self._stopped:
             self._wake.clear()
             busy = [page.work() for page in tuple(self.pages.values())]
-            if not any(busy):
+            film = self.filming
+            if film is not None and next(film, DONE) is DONE and self.filming is film:
+                self.filming = film = None
+            if film is None and not any(busy):
                 self._wake.wait()
 
 

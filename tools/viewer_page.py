@@ -15,6 +15,7 @@ import refinement
 from nerf_tf import files
 from nerf_tf.geometry import keyframes
 from nerf_tf.render import outputs
+from nerf_tf.render.renderer import Image
 
 if TYPE_CHECKING:
     import viser
@@ -26,6 +27,8 @@ SECONDS_BETWEEN_PICTURES = 0.5  # while one grid of pixels is at work
 LARGEST_PHOTO, MOST_PHOTOS = 160, 100  # pixels of a side, and how many: for a browser's sake
 # In parts of the space that the cameras take up: how long one is drawn, and how near it may be before it is in the way.
 PHOTO_SIZE, NEAREST_PHOTO = 0.03, 0.15
+# Distances go to the browser in fixed point, and only up to here; and so coarsely, as they only say what hides a photo.
+FARTHEST, DISTANCE_PIXELS = 160.0, 40_000
 # Larger pictures are sent as JPEG, whose blurred colours do not show in them.
 LARGEST_PNG, JPEG_QUALITY = 100_000, 92
 
@@ -82,7 +85,6 @@ class Page:
         self._look: Look | None = None
         self._view: refinement.View | None = None
         self._refining: Iterator[None] = iter(())
-        self._filming: Iterator[None] = iter(())
         self._shown: tuple[str, bool] | None = None
         self._poses: list[np.ndarray] = []
         self._all_photos = client.scene.add_frame("/cameras", show_axes=False)
@@ -166,12 +168,12 @@ class Page:
         )
 
     def work(self) -> bool:
-        """Renders a chunk for the picture and one for the video; returns whether there is more to do."""
+        """Renders a chunk for the picture; returns whether there is more to do."""
         try:
             look = self.look()
             if look != self._look:
                 self._look, self._refining = look, self._refine(look)
-            refined, filmed = next(self._refining, True), next(self._filming, True)
+            refined = next(self._refining, True)
             if self._view is not None and self._shown != self._wanted():
                 self._draw()
             if not self._photos and self._view is not None:  # not before the first picture
@@ -179,10 +181,10 @@ class Page:
             self._clear_the_way(look)
         except Exception as error:  # whatever goes wrong with one page is not to stop the others
             logger.exception("rendering failed")
-            self._refining = self._filming = iter(())
+            self._refining = iter(())
             self.status.content = f"rendering failed: {' '.join(str(error).split())[:200]}"
             return False
-        return not (refined and filmed)
+        return not refined
 
     def _view_of(self, look: Look, c2w: np.ndarray) -> refinement.View:
         camera = refinement.camera_of(look.height, look.aspect, look.fov)
@@ -190,6 +192,9 @@ class Page:
 
     def _refine(self, look: Look) -> Iterator[None]:
         c2w = refinement.from_browser(look.wxyz, look.position)
+        if not self._viewer.is_ready(look.quality):
+            what = "finding empty space takes a minute, once" if look.quality.occupancy else f"{look.quality} samples"
+            self.status.content = f"preparing: {what}"
         preview = self._view_of(dataclasses.replace(look, quality=look.quality.preview()), c2w)
         next(preview.refine())
         self._view = preview
@@ -210,14 +215,27 @@ class Page:
         if self._client.client_id not in self._viewer.pages:
             return  # the browser has gone meanwhile
         self._shown = self._wanted()
-        view, (shown, coarse), scene = self._view, self._shown, self._viewer.scene
-        picture = refinement.picture(refinement.of_network(view.image(), coarse), shown, scene.near, scene.far)
-        height, width = picture.shape[:2]
-        kind = "png" if height * width <= LARGEST_PNG else "jpeg"
-        self._client.scene.set_background_image(picture, format=kind, jpeg_quality=JPEG_QUALITY)
+        view, (shown, coarse) = self._view, self._shown
+        image = refinement.of_network(view.image(), coarse)
+        height, width = image.acc.shape
+        self._client.scene.set_background_image(
+            refinement.picture(image, shown),
+            format="png" if height * width <= LARGEST_PNG else "jpeg",
+            jpeg_quality=JPEG_QUALITY,
+            depth=self._distances(view, image),
+        )
         rest = view.camera.height * view.camera.width - view.rendered
         text = f"{width} × {height} pixels in {view.seconds:.2f} s, {view.rendered / view.seconds:,.0f} rays/s"
         self.status.content = f"{text}; {rest / view.rendered * view.seconds:.0f} s to go" if rest else text
+
+    def _distances(self, view: refinement.View, image: Image) -> np.ndarray | None:
+        """What the photos in front of and behind the scene are told apart by; None where the browser cannot."""
+        distances = view.distances(image)
+        farthest_photo = np.linalg.norm(self._viewer.scene.poses[:, :, 3] - view.c2w[:, 3], axis=-1).max()
+        if max(farthest_photo, distances.max(where=np.isfinite(distances), initial=0.0)) > FARTHEST:
+            return None
+        stride = max(1, int(np.sqrt(distances.size / DISTANCE_PIXELS)))
+        return np.minimum(distances, FARTHEST)[::stride, ::stride]
 
     def _change_keyframes(self, poses: list[np.ndarray]) -> None:
         self._poses = poses
@@ -248,6 +266,9 @@ class Page:
         if len(self._poses) < 2:
             self.keyframes.content = "a video needs two keyframes or more"
             return
+        if self._viewer.filming is not None:
+            self.keyframes.content = "a video is being rendered: wait for it, or stop it"
+            return
         look, shown = self.look(), self._wanted()
         try:
             poses = keyframes.interpolate(self._path(), int(self.fps.value))
@@ -256,20 +277,33 @@ class Page:
             return
         path = self._save()
         if path is not None:
-            self._filming = self._film(look, shown, poses, int(self.fps.value), path.with_suffix(".mp4"))
+            self._viewer.filming = self._film(look, shown, poses, int(self.fps.value), path.with_suffix(".mp4"))
             self._viewer.wake()
 
     def _stop_film(self) -> None:
-        self._filming = iter(())
+        self._viewer.filming = None
         self._change_keyframes(self._poses)
 
     def _film(self, look: Look, wanted: tuple[str, bool], poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
+        """Renders a video, a chunk at every step; goes on when the browser has gone."""
         film, (shown, coarse) = outputs.Film(path.parent), wanted
-        for i, c2w in enumerate(poses):
-            self.keyframes.content = f"rendering frame {i + 1} of {len(poses)}"
-            view = self._view_of(look, c2w)
-            for _ in view.refine():
-                yield
-            film.append(refinement.of_network(view.image(), coarse))
-        outputs.write_video(path, refinement.frames(film, shown), fps)
-        self.keyframes.content = f"`{path}`" if path.exists() else "the video could not be written, see the console"
+        try:
+            for i, c2w in enumerate(poses):
+                self._tell(f"rendering frame {i + 1} of {len(poses)}")
+                view = self._view_of(look, c2w)
+                for _ in view.refine():
+                    yield
+                film.append(refinement.of_network(view.image(), coarse))
+            outputs.write_video(path, refinement.frames(film, shown), fps)
+        except Exception as error:
+            logger.exception("no %s", path)
+            self._tell(f"no video: {' '.join(str(error).split())[:200]}")
+            return
+        if path.exists():
+            logger.info("%s", path)
+        self._tell(f"`{path}`" if path.exists() else "the video could not be written, see the console")
+
+    def _tell(self, text: str) -> None:
+        """Shows how the video gets on, to a browser that is still there."""
+        if self._client.client_id in self._viewer.pages:
+            self.keyframes.content = text

@@ -114,8 +114,12 @@ def recenter(poses: np.ndarray) -> np.ndarray:
     return compose(np.linalg.inv(average)[:3], poses).astype(poses.dtype)
 
 
-def _nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
-    """The point [3] nearest, in least squares, to the optical axes of `poses` [N, 3, 4]."""
+def nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
+    """The point [3] nearest, in least squares, to the optical axes of `poses` [N, 3, 4].
+
+    Raises:
+        ValueError: the optical axes are parallel.
+    """
     directions, centres = poses[:, :3, 2:3], poses[:, :3, 3:4]
     # Takes a point to its offset from an axis: a projection, so that A^T A = A but for rounding.
     off_axis = np.eye(3) - directions @ np.swapaxes(directions, -1, -2)
@@ -129,7 +133,7 @@ def _nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
 def sphere_frame(poses: np.ndarray) -> np.ndarray:
     """The frame [3, 4] that `spherify` takes `poses` [N, 3, 4] into: the point they look at, z from there to them."""
     poses = np.asarray(poses, np.float64)[:, :3, :4]
-    origin = _nearest_point_to_axes(poses)
+    origin = nearest_point_to_axes(poses)
     z = normalise((poses[:, :, 3] - origin).mean(axis=0))
     # Any direction that is not parallel to z would do; this is the original's.
     x = normalise(np.cross([0.1, 0.2, 0.3], z))
@@ -243,7 +247,7 @@ def orbit_around(poses: np.ndarray, frames: int = 120) -> np.ndarray:
         ValueError: the optical axes are parallel.
     """
     poses = np.asarray(poses, np.float64)
-    centre = _nearest_point_to_axes(poses)
+    centre = nearest_point_to_axes(poses)
     up = np.linalg.svd(poses[:, :, 0])[2][-1]
     up = up * np.sign(np.sum(poses[:, :, 1] @ up) or 1.0)
     offsets = poses[:, :, 3] - centre
