@@ -36,7 +36,8 @@ class Evaluation:
         height, width: of all of them.
         scores: name of the measure -> its value for each view. `psnr_8bit`, `ssim` and `lpips` are those of the saved
             8-bit images, `psnr_float` of the images before rounding. What cannot be computed is absent.
-        seconds_per_view: time to render one and to write it; None where nothing was rendered.
+        seconds_per_view: median time to render one and to write it; None where nothing was rendered. The first one's
+            is longer: graphs are traced, and grids of occupancy made.
     """
 
     folder: Path
@@ -68,17 +69,17 @@ def render(
 ) -> tuple[outputs.Film, Evaluation]:
     """Writes test views as they are rendered (see `outputs.write_views`), and compares them with photos [H, W, 3]."""
     float_psnrs: list[float] = []
+    ends = [time.perf_counter()]
 
     def compared() -> Iterator[Image]:
         for image, photo in zip(images, photos, strict=True):
             float_psnrs.append(metrics.psnr(image.rgb, photo))
             yield image
+            ends.append(time.perf_counter())
 
-    start = time.perf_counter()
     frames = outputs.write_views(folder, compared(), save_arrays)
-    seconds = (time.perf_counter() - start) / len(photos)
     scores = {"psnr_float": float_psnrs} | score(frames.rgb, photos)
-    return frames, Evaluation(folder, *photos[0].shape[:2], scores, seconds)
+    return frames, Evaluation(folder, *photos[0].shape[:2], scores, float(np.median(np.diff(ends))))
 
 
 def read(folder: Path, photos: Sequence[np.ndarray]) -> Evaluation:

@@ -32,9 +32,19 @@ def load_render_poses(values: flags.FlagValues, scene: Scene) -> np.ndarray:
         return scene.poses[scene.i_test]
     poses = _scene_path(values, scene)
     if values.render_frames is not None and len(poses) not in (0, values.render_frames):
-        every = keyframes.Keyframes(np.arange(len(poses)), poses)
-        poses = keyframes.resample(every, np.linspace(0, len(poses) - 1, values.render_frames)).astype(np.float32)
+        poses = _resampled(poses, values.render_frames)
     return poses
+
+
+def _resampled(poses: np.ndarray, frames: int) -> np.ndarray:
+    """A path [M, 3, 4] in so many frames; one whose last frame is a step from the first stays a loop without a seam."""
+    steps = np.linalg.norm(np.diff(poses[:, :, 3], axis=0), axis=-1)
+    loops = len(poses) > 2 and np.linalg.norm(poses[0, :, 3] - poses[-1, :, 3]) <= 1.01 * steps.max()
+    if loops:
+        poses = np.concatenate([poses, poses[:1]])
+    every = keyframes.Keyframes(np.arange(len(poses)), poses)
+    times = np.linspace(0, len(poses) - 1, frames, endpoint=not loops)
+    return keyframes.resample(every, times).astype(np.float32)
 
 
 def _scene_path(values: flags.FlagValues, scene: Scene) -> np.ndarray:

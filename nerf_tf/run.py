@@ -58,6 +58,12 @@ def about(values: flags.FlagValues, step: int | None) -> dict[str, object]:
     return {"scene": scene, "step": step} | told
 
 
+def rendered_with(values: flags.FlagValues) -> dict[str, object]:
+    """What the scores and the speed of rendered views depend on besides the weights, for metrics.json."""
+    names = ("N_samples", "N_importance", "mixed_precision", "occupancy")
+    return {"rendered_with": {name: values[name].value for name in names}}
+
+
 class Log:
     """What training tells of itself: TensorBoard's files, and `curve.png`."""
 
@@ -153,7 +159,8 @@ class Run:
         if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
             return outputs.write_views(folder, images, save_arrays)
         frames, result = evaluation.render(folder, images, photos_of_test_views(scene), save_arrays)
-        evaluation.report(self.folder / "metrics.json", about(self.values, step), result)
+        told = about(self.values, step) | rendered_with(self.values)
+        evaluation.report(self.folder / "metrics.json", told, result)
         return frames
 
     def evaluate(self) -> None:
@@ -213,6 +220,8 @@ class Run:
                 self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
                 if values.i_img or values.i_testset:
                     unless_unwritable(log.curve.write)()
+                if values.i_img and last % values.i_img and len(self.scene.i_val):
+                    unless_unwritable(self.look_at_holdout)(last)
                 self.store.settle()
             except guards.BadSteps as error:
                 self.give_up(error)
@@ -310,13 +319,18 @@ class Run:
 
     def show_holdout(self, step: int, log: Log) -> None:
         """Renders a random validation view for TensorBoard, `tboard_val_imgs`, `latest.png` and `curve.png`."""
+        image, photo, psnr_holdout = self.look_at_holdout(step)
+        outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
+        log.holdout(step, image, photo, psnr_holdout)
+
+    def look_at_holdout(self, step: int) -> tuple[Image, np.ndarray, float]:
+        """Renders a random validation view for `latest.png`; returns it, the photo [H, W, 3] and the PSNR."""
         view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
         image, photo = self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
-        outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
         psnr_holdout = psnr(image.rgb, photo)
         caption = f"step {step}, {psnr_holdout:.2f} dB"
         outputs.write_side_by_side(self.folder / "latest.png", photo, image, caption)
-        log.holdout(step, image, photo, psnr_holdout)
+        return image, photo, psnr_holdout
 
     def render_test_set(self, step: int) -> None:
         """Renders the test views at full size into `testset_{step}`."""

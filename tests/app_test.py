@@ -352,6 +352,8 @@ def test_eval_only(interrupted):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["step"], metrics["views"], metrics["width"]) == (11, 3, 20)
     assert metrics["seconds_per_view"] > 0
+    how = metrics["rendered_with"]
+    assert (how["N_samples"], how["mixed_precision"], how["occupancy"]) == (8, "float32", False)
     rows = re.findall(r"^(\d{3}|mean)((?: +-?\d+\.\d+)+)$", result.stderr, re.MULTILINE)
     assert [title for title, _ in rows] == ["000", "001", "002", "mean"]
     # Recomputed from the files.
@@ -373,7 +375,7 @@ def test_eval_only(interrupted):
     assert (compared["step"], compared["folder"], compared["seconds_per_view"]) == (11, str(views), None)
     measures = {"psnr_8bit", "ssim", "lpips"} & set(metrics)
     assert {name: compared[name] for name in measures} == {name: metrics[name] for name in measures}
-    assert "psnr_float" not in compared
+    assert not {"psnr_float", "rendered_with"} & set(compared)
 
 
 def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path):
@@ -473,6 +475,8 @@ def test_paths_of_a_scene(tmp_path, arguments, count):
         np.testing.assert_allclose(path[[0, -1]], scene.poses[scene.i_test[[0, -1]]], atol=1e-6)
     else:
         np.testing.assert_allclose(np.linalg.norm(path[:, :, 3], axis=-1), 4.0, rtol=0.01)
+        steps = np.linalg.norm(path[:, :, 3] - np.roll(path[:, :, 3], 1, axis=0), axis=-1)
+        np.testing.assert_allclose(steps, steps.mean(), rtol=0.02)  # round and round without a seam
 
 
 def test_a_spiral_of_forward_facing_cameras():
@@ -483,7 +487,7 @@ def test_a_spiral_of_forward_facing_cameras():
     )
     np.testing.assert_array_equal(same, scene.render_poses)
     assert resampled.shape == bent.shape == (60, 3, 4)
-    np.testing.assert_allclose(resampled[[0, -1]], same[[0, -1]], atol=1e-5)
+    np.testing.assert_allclose(resampled, same[::2], atol=1e-5)
     np.testing.assert_allclose(bent[:, :, 3], same[::2, :, 3], atol=1e-5)
 
 

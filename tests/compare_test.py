@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+QUICK = {"N_samples": 64, "N_importance": 64, "mixed_precision": "bfloat16", "occupancy": True}
+
 
 @pytest.fixture
 def compare(tool) -> ModuleType:
@@ -26,7 +28,7 @@ def write_run(folder: Path, scene: str, psnr: float, kind: str = "blender", **mo
 def test_runs_of_a_scene_stand_together_and_the_paper_below_them(compare, tmp_path, capsys):
     runs = [
         write_run(tmp_path / "lego_a", "lego", 30.126, ssim={"mean": 0.9511, "views": [0.9511]}),
-        write_run(tmp_path / "toys", "toys", 27.0, seconds_per_view=None),
+        write_run(tmp_path / "toys", "toys", 27.0, seconds_per_view=None, rendered_with=QUICK),
         write_run(tmp_path / "lego_b", "lego", 31.0, lpips={"mean": 0.0501, "views": [0.0501]}),
         write_run(tmp_path / "fern", "fern", 25.0, kind="llff"),
     ]
@@ -37,7 +39,7 @@ def test_runs_of_a_scene_stand_together_and_the_paper_below_them(compare, tmp_pa
         ["lego_a", "lego", "1000", "25", "400x300", "30.13", "0.951", "1.25"],
         ["lego_b", "lego", "1000", "25", "400x300", "31.00", "0.050", "1.25"],
         ["paper", "lego", "200", "800x800", "32.54", "0.961"],
-        ["toys", "toys", "1000", "25", "400x300", "27.00"],
+        ["toys", "(bfloat16,", "occupancy)", "toys", "1000", "25", "400x300", "27.00"],
         ["fern", "fern", "1000", "25", "400x300", "25.00", "1.25"],
         ["paper", "fern", "1008x756", "25.17", "0.792"],
     ]

@@ -339,7 +339,7 @@ def test_contact_sheet_of_a_path(tool, tmp_path, capsys, monkeypatch):
         np.savez(folder / f"{i:03d}.npz", rgb=plane, disp=1 / plane, acc=np.ones_like(plane), depth=plane)
     monkeypatch.setattr(contact_sheet, "PATH_TILE_HEIGHT", 12)  # as they are
     assert contact_sheet.main(["--run", str(tmp_path), "--path", "--views", "3"]) == 0
-    sheet = np.asarray(Image.open(tmp_path / "contact_sheet.png"))
+    sheet = np.asarray(Image.open(tmp_path / "path_sheet.png"))
     assert sheet.shape == (4 + 4 * 16, 86 + 3 * 20, 3)
     rows = [sheet[4 + 16 * row + 6, [86 + 20 * column + 8 for column in range(3)]] for row in range(4)]
     np.testing.assert_array_equal(rows[0], [[0, 0, 0], [80, 0, 0], [160, 0, 0]])  # frames 0, 2 and 4

@@ -81,6 +81,11 @@ def _mean(metrics: dict, name: str) -> float | None:
 def run_row(name: str, metrics: dict) -> Row:
     """What the table says of a run."""
     height, width = metrics.get("height"), metrics.get("width")
+    how = metrics.get("rendered_with")
+    if isinstance(how, dict):  # the run's name says what was not rendered as it usually is
+        marks = [str(how.get("mixed_precision"))] if how.get("mixed_precision") != "float32" else []
+        marks += ["occupancy"] if how.get("occupancy") else []
+        name += f" ({', '.join(marks)})" if marks else ""
     row: Row = {"run": name, "scene": metrics.get("scene"), "step": metrics.get("step"), "views": metrics.get("views")}
     row["size"] = None if None in (height, width) else f"{width}x{height}"
     row |= {heading: _mean(metrics, measure) for heading, measure in MEASURES.items()}

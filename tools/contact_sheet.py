@@ -181,7 +181,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--renders", type=Path, help="folder of rendered views; the newest of the run if not given")
     parser.add_argument("--path", action="store_true", help="frames of the path instead of test views")
     parser.add_argument("--views", type=int, default=4, help="how many views, or frames of the path")
-    parser.add_argument("--out", type=Path, help="the PNG; contact_sheet.png in the run's folder if not given")
+    parser.add_argument(
+        "--out", type=Path, help="the PNG; contact_sheet.png or path_sheet.png in the run's folder if not given"
+    )
     args = parser.parse_args(argv)
     if args.views < 1:
         parser.error(f"--views {args.views}: give a positive number")
@@ -191,7 +193,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
-    out = args.out or args.run / "contact_sheet.png"
+    out = args.out or args.run / ("path_sheet.png" if args.path else "contact_sheet.png")
     try:
         if args.path:
             sheet = draw_path(read_path(args.renders or newest_path(args.run), args.views))

@@ -12,10 +12,11 @@ nerf
 last=$(ls "$run" | sed -n 's/^model_\([0-9]*\)\.npy$/\1/p' | sort | tail -n 1)
 step=$(printf %06d $((10#$last + 1)))
 [ -f "$run/renderonly_test_$step/video_disp.mp4" ] || nerf --render_only --render_test --save_arrays
-[ -f "$run/renderonly_path_$step/video_disp.mp4" ] || nerf --render_only
+[ -f "$run/renderonly_path_$step/video_disp.mp4" ] || nerf --render_only --save_arrays
 "$PYTHON" tools/plot_curve.py "$run" --out "$run/curve.png"
 echo "test views, scores:   $run/metrics.json, and with other runs: tools/compare.py"
 echo "orbit:                $run/renderonly_path_$step/video.mp4 and video_disp.mp4 (disparity)"
+"$PYTHON" tools/contact_sheet.py --run "$run" --path --views 6
 echo "loss and PSNR:        $run/curve.png"
 "$PYTHON" tools/compare.py "$run"
 "$PYTHON" tools/contact_sheet.py --run "$run" --out "$run/contact_sheet.png"
