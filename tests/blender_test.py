@@ -109,6 +109,18 @@ def test_each_split_has_its_own_angle_of_view(scene_dir):
     assert cameras[-1].fx != cameras[0].fx
 
 
+def test_what_other_programs_say_of_the_same_camera_changes_nothing(scene_dir):
+    expected = blender.load(scene_dir).cameras
+    same = {"fl_x": expected[0].fx, "fl_y": 1.005 * expected[0].fx, "cx": 10.0, "cy": 9.95, "k1": 0, "p2": 0.0, "w": 20}
+    edit(scene_dir / "transforms_train.json", lambda meta: meta.update(same))
+    edit(scene_dir / "transforms_train.json", lambda meta: meta["frames"][1].update(same))
+    assert blender.load(scene_dir).cameras == expected
+    for name, value in {"cx": 10.2, "cy": float("nan"), "fl_y": 30.0, "k1": 1e-6, "p1": -0.1}.items():
+        edit(scene_dir / "transforms_train.json", lambda meta, more={name: value}: meta.update(same | more))
+        with pytest.raises(ValueError, match=rf"transforms_train\.json has {name} "):
+            blender.load(scene_dir)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

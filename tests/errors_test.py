@@ -409,6 +409,8 @@ TABLE = [
     blender("camera_angle_x in degrees", meta(lambda m: m.update(camera_angle_x=50))),
     blender("camera_angle_x tiny", meta(lambda m: m.update(camera_angle_x=1e-9))),
     blender("camera_angle_x is text", meta(lambda m: m.update(camera_angle_x="wide"))),
+    blender("distorted camera", meta(lambda m: m.update(k1=0.01))),
+    blender("camera with another focal length", meta(lambda m: m["frames"][1].update(fl_x=99))),
     blender("no frames", meta(lambda m: m.update(frames=[]))),
     blender("frame without file_path", meta(lambda m: m["frames"][1].pop("file_path"))),
     blender("file_path is no text", frame("file_path", [1])),

@@ -24,16 +24,24 @@ NEAR, FAR = 2.0, 6.0
 LARGEST_TEXT = 2**24
 # Characters in an image's path; systems allow some hundred to some thousand, and a message quotes it.
 LONGEST_NAME = 1000
+# What other programs say of a camera in files like these. Here it has one focal length, that of `camera_angle_x`, its
+# axis meets the middle of the image, and nothing distorts it; what says otherwise by more than that part is refused.
+LENGTHS, DISTORTIONS = ("fl_x", "fl_y", "cx", "cy"), ("k1", "k2", "k3", "k4", "p1", "p2")
+TOLERANCE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """What one transforms file, `file`, says: N image paths, poses [N, 3, 4], horizontal angle of view in radians."""
+    """What one transforms file, `file`, says: N image paths, poses [N, 3, 4], horizontal angle of view in radians.
+
+    `claims` are what else it says of cameras: where, name and value.
+    """
 
     file: Path
     paths: list[Path]
     poses: np.ndarray
     angle: float
+    claims: list[tuple[str, str, float]]
 
 
 def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int = 8, white_bkgd: bool = False) -> Scene:
@@ -57,6 +65,8 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     height, width = image_files.image_size(paths[0])
     if half_res and min(height, width) < 2:
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
+    for split in splits:
+        _require_plain_cameras(split, height, width)
     images = image_files.read_images(
         paths, transform=functools.partial(_prepare, half_res=half_res, white_bkgd=white_bkgd)
     )
@@ -81,6 +91,20 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     )
 
 
+def _require_plain_cameras(split: Split, height: int, width: int) -> None:
+    """Raises ValueError if a file says of its cameras what would be ignored."""
+    focal = 0.5 * width / math.tan(0.5 * split.angle)
+    expected = dict(zip(LENGTHS, (focal, focal, 0.5 * width, 0.5 * height), strict=True))
+    for where, name, value in split.claims:
+        if name in DISTORTIONS and value != 0.0:
+            raise ValueError(f"{where} has {name} {value:g}, and cameras here have no distortion: undistort the images")
+        if name in LENGTHS and not abs(value - expected[name]) <= TOLERANCE * expected[name]:
+            raise ValueError(
+                f"{where} has {name} {value:g}, but images of {width}x{height} with this camera_angle_x have "
+                f"{expected[name]:g}: cameras here have one focal length, and their centre in the middle of the image"
+            )
+
+
 def _prepare(image: np.ndarray, half_res: bool, white_bkgd: bool) -> np.ndarray:
     """[H, W, 3 or 4] -> [h, w, 3]. Alpha is resized with the colours and only then used, as in the original."""
     if half_res:
@@ -102,9 +126,10 @@ def read_split(path: Path, stride: int = 1) -> Split:
     frames = _field(meta, "frames", str(path))
     if not (isinstance(frames, list) and frames):
         raise ValueError(f"{path}: frames must be a list of at least one view")
-    paths, poses = [], []
+    paths, poses, claims = [], [], _claims(meta, str(path))
     for index in range(0, len(frames), stride):
         where = f"{path}: frame {index}"
+        claims += _claims(frames[index], where)
         name = _field(frames[index], "file_path", where)
         if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME):
             raise ValueError(f"{where}: file_path is {reprlib.repr(name)}; it must be the path of an image")
@@ -114,7 +139,17 @@ def read_split(path: Path, stride: int = 1) -> Split:
         poses.append(untrusted.camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
     pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in range(0, len(frames), stride)])
-    return Split(path, paths, poses, angle)
+    return Split(path, paths, poses, angle, claims)
+
+
+def _claims(record: object, where: str) -> list[tuple[str, str, float]]:
+    if not isinstance(record, dict):
+        return []
+    return [
+        (where, name, untrusted.number(record[name], f"{where}: {name}"))
+        for name in LENGTHS + DISTORTIONS
+        if name in record
+    ]
 
 
 def _field(record: object, key: str, where: str) -> object:
