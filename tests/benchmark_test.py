@@ -61,18 +61,22 @@ def test_work_is_counted(benchmark, values):
         bias_variable.assign([bias])
     coarse, fine = benchmark.count_work(trainer, batch)
     assert (coarse["points"], fine["points"]) == (48 * 9, 48 * 16)
-    # Opaque at once: light reaches little but the first sample.
-    assert coarse["coloured"] > 0.1
+    # Opaque at once: light reaches little but the first sample, yet all have a density, and so a colour.
+    assert coarse["coloured"] == 1.0
     assert 1 / 9 <= coarse["active"] < 0.5
     assert (fine["coloured"], fine["active"]) == (0.0, 0.0)
     # By hand: 63 and 16 wide layers, bottleneck 256, views 8, rgb 3, density 1.
     trunk, branch = 63 * 16 + 16 * 16 + 16, 16 * 256 + (256 + 27) * 8 + 8 * 3
-    joined = (16 + 27) * 8 + 8 * 3
-    assert benchmark.products(trainer, 0) == (trunk, branch, joined)
+    joined, joined_inputs = (16 + 27) * 8 + 8 * 3, 16 * 8 + 8 * 3
+    trunk_inputs = 16 * 16 + 16
+    assert benchmark.products(trainer, 0, dense=True) == ((trunk, trunk_inputs), (branch, branch), (branch, branch))
+    assert benchmark.products(trainer, 0, dense=False)[::2] == ((trunk, trunk_inputs), (joined, joined_inputs))
     work = [{"points": 10, "coloured": 0.5, "active": 0.2}]
     assert benchmark.gigaflops(trainer, work, dense=True, training=False) == pytest.approx(2e-8 * (trunk + branch))
-    assert benchmark.gigaflops(trainer, work, dense=True, training=True) == pytest.approx(6e-8 * (trunk + branch))
-    expected = 2e-8 * (trunk + 0.5 * branch + 0.4 * (trunk + joined))
+    dense = 2e-8 * (2 * trunk + trunk_inputs + 3 * branch)
+    assert benchmark.gigaflops(trainer, work, dense=True, training=True) == pytest.approx(dense)
+    backward = trunk + trunk_inputs + joined + joined_inputs
+    expected = 2e-8 * (trunk + 0.5 * branch + 0.2 * backward)
     assert benchmark.gigaflops(trainer, work, dense=False, training=True) == pytest.approx(expected)
 
 

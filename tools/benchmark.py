@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import commandline
 import memory_meter
@@ -182,16 +182,41 @@ def draw_race(records: dict):
     return figure
 
 
-def products(trainer: Trainer, pass_: int) -> tuple[int, int, int]:
-    """Multiplications for one point in the trunk of a pass's network, and in its view branch: as it is, and joined."""
+class Products(NamedTuple):
+    """Multiplications for one point.
+
+    Attributes:
+        forward: of layers' inputs with their kernels; the products that give the kernels' gradients are as many.
+        inputs: of what gives the gradients of layers' inputs, encodings left out.
+    """
+
+    forward: int
+    inputs: int
+
+
+def products(trainer: Trainer, pass_: int, dense: bool) -> tuple[Products, Products, Products]:
+    """What a point costs in the trunk of a pass's network, and in its view branch: forward, and backward.
+
+    The tape's gradients of inputs are those of all that a layer sees, unless it sees encodings only. The engine leaves
+    out encodings, and joins the bottleneck with the layer behind it: backward always, in 16 bits forward too.
+    """
     mlp = (trainer.coarse, trainer.fine)[pass_].mlp
     shapes = {layer.name: layer.kernel.shape for layer in mlp.layers if layer.weights}
+    width = shapes["trunk_0"][1]
     branch = [shapes.pop(name) for name in ("bottleneck", "views", "rgb") if name in shapes]
     joined = branch
     if branch:
-        (width, through), (views, outputs), rgb = branch
-        joined = [(width + views - through, outputs), rgb]  # the bottleneck and the layer behind it are one matrix
-    return tuple(sum(math.prod(shape) for shape in part) for part in (shapes.values(), branch, joined))
+        (inputs, through), (views, outputs), rgb = branch
+        joined = [(inputs + views - through, outputs), rgb]  # the bottleneck has no activation: it is one matrix
+
+    def counted(layers: Sequence[tuple[int, int]], first: int = 0) -> Products:
+        inputs = sum((i if dense else min(i, width)) * o for i, o in layers[first:])
+        return Products(sum(i * o for i, o in layers), inputs)
+
+    trunk = counted(list(shapes.values()), first=1)  # the first sees encodings only
+    backward = branch if dense else joined
+    forward = backward if precision(mlp) != "float32" else branch
+    return trunk, counted(forward), counted(backward)
 
 
 def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
@@ -205,12 +230,12 @@ def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
                 passes.append(fine_pass(trainer.fine, part.rays, passes[0], trainer.rendering, seed, first)[0])
             loss = tf.add_n([tf.reduce_mean(tf.square(result.rendering.rgb - part.rgb)) for result in passes])
         sizes = [np.abs(gradient).max(-1) for gradient in tape.gradient(loss, [result.raw for result in passes])]
-        counts.append(
-            [
-                (size.size, np.mean(result.rendering.weights > 0), np.mean(size > field.tolerance * size.max()))
-                for size, result, field in zip(sizes, passes, (trainer.coarse, trainer.fine), strict=False)
-            ]
-        )
+        # What has no colour has zeros for one.
+        coloured = [np.any(result.raw[..., :3] != 0.0, axis=-1).mean() for result in passes]
+        active = [
+            np.mean(s > f.tolerance * s.max()) for s, f in zip(sizes, (trainer.coarse, trainer.fine), strict=False)
+        ]
+        counts.append([(size.size, *parts) for size, *parts in zip(sizes, coloured, active, strict=True)])
     return [
         {"points": int(points.sum()), "coloured": float(coloured.mean()), "active": float(active.mean())}
         for points, coloured, active in (np.transpose(one) for one in zip(*counts, strict=True))
@@ -221,11 +246,10 @@ def gigaflops(trainer: Trainer, work: list[dict[str, float]], dense: bool, train
     """10^9 additions and multiplications of a step, or of rendering its rays: matrix products only."""
     total = 0.0
     for i, counted in enumerate(work):
-        trunk, branch, joined = products(trainer, i)
+        trunk, branch, backward = products(trainer, i, dense)
         coloured, active = (1.0, 1.0) if dense else (counted["coloured"], counted["active"])
-        forward = branch if dense or precision(trainer.coarse.mlp) == "float32" else joined
-        backward = branch if dense else joined
-        each = trunk + coloured * forward + (2.0 * active * (trunk + backward) if training else 0.0)
+        each = trunk.forward + coloured * branch.forward
+        each += active * (sum(trunk) + sum(backward)) if training else 0.0
         total += 2e-9 * counted["points"] * each
     return total
 
@@ -313,7 +337,7 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
             same.append(timed(runs["float32", "train"]))
             fresh.append(timed(lambda: trainers["float32"].train_step(next(stream)).loss))
     works = {engine: count_work(trainer, batch) for engine, trainer in trainers.items()}
-    result = {"work": works[args.engines[0]], "engines": {}}
+    result = {"work": works[args.engines[-1]], "engines": {}}  # dense leaves nothing out
     if errors is not None:
         result["gradient_error"] = errors
     for (engine, kind), seconds in times.items():
