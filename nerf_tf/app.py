@@ -64,6 +64,9 @@ def main(argv: Sequence[str]) -> int:
     except tf.errors.ResourceExhaustedError as error:
         logger.error("nerf_tf: out of memory (%s)", planning.failed_allocation(error))
         return 1
+    except MemoryError as error:
+        logger.error("nerf_tf: out of memory (%s)", config.one_line(str(error)) or "no details")
+        return 1
     return 0
 
 

@@ -28,12 +28,14 @@ from nerf_tf.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+LONGEST_NAME = 255  # bytes, wherever anybody keeps files
+
 
 def check_folders(values: flags.FlagValues) -> None:
     """Finds out before any work is done, and without writing, whether a run's folders can be made.
 
     Raises:
-        ValueError: checkpoints in it could be written, and not read again.
+        ValueError: checkpoints in it could be written, and not read again; or the run's name is too long.
         OSError: something else has the name of one, or there is no permission to make it.
     """
     run = Path(values.basedir) / values.expname
@@ -41,6 +43,10 @@ def check_folders(values: flags.FlagValues) -> None:
     if training and "[" in str(run):
         raise ValueError(
             f"{run}: TensorFlow finds no checkpoint under a name with [ in it; give another --expname or --basedir"
+        )
+    if len(os.fsencode(run.name)) > LONGEST_NAME:
+        raise ValueError(
+            f"--expname has {len(os.fsencode(run.name))} bytes; a folder's name has {LONGEST_NAME} at most"
         )
     for folder in (run / "checkpoints", summaries_folder(run)) if training else (run,):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
@@ -68,6 +74,8 @@ def load_scene(values: flags.FlagValues) -> Scene:
         raise ValueError(f"near {near:g} is not below far {far:g}: check --near and --far")
     if values.lindisp and not scene.ndc and near <= 0:
         raise ValueError(f"--lindisp samples evenly in 1/t, which needs near > 0 (it is {near:g}): give --near")
+    if near < 0:
+        raise ValueError(f"near {near:g} is behind the cameras, which are closer to the scene than 1: give --near")
     height, width = scene.images.shape[1:3]
     logger.info(
         "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s",
@@ -169,22 +177,28 @@ def restore(values: flags.FlagValues, trainer: Trainer, store: CheckpointStore, 
     """Gives the trainer the weights that the original would start from, and where there is a checkpoint all the rest.
 
     That is `--ft_path`, or else the newest checkpoint in the run's folder, or else, in a folder that the original
-    wrote, the newest `model_*.npy`; nothing with `--no_reload`.
+    wrote, the newest `model_*.npy`; nothing with `--no_reload`. Given back as `--config`, a run's own args.txt says how
+    it began, and not where it goes on: from its checkpoint, if it has one.
     """
     newest, training = tf1_weights.newest(folder), not (values.render_only or values.eval_only)
-    if values.no_reload or (values.ft_path is None and newest is None and store.newest is None):
+    own = values.config is not None and Path(values.config).resolve() == (folder / "args.txt").resolve()
+    ft_path, no_reload = (
+        None if own and store.newest is not None and not values[name].present else values[name].value
+        for name in ("ft_path", "no_reload")
+    )
+    if no_reload or (ft_path is None and newest is None and store.newest is None):
         if not training:
             raise ValueError(f"{folder}: no weights to render; train first, or give --ft_path (without --no_reload)")
-        if newest is not None:
-            logger.warning("%s holds an earlier run, up to %s: files of equal names are replaced", folder, newest.name)
-    elif values.ft_path is None and store.newest is not None:
+        for there in filter(None, (newest, store.newest)):
+            logger.warning("%s holds an earlier run, up to %s: its files make room for this one's", folder, there.name)
+    elif ft_path is None and store.newest is not None:
         path = store.restore()
         if values.random_seed is not None:
             # A run that has started over since has another one.
             trainer.seed.assign(_next_seed(values.random_seed, int(trainer.counts.numpy()[-1])))
         logger.info("%s: goes on at step %d", path, trainer.step.numpy())
     else:
-        path = newest if values.ft_path is None else Path(values.ft_path)
+        path = newest if ft_path is None else Path(ft_path)
         trainer.step.assign(tf1_weights.step_of(path) + 1)
         load_weights(trainer, path)
         logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())

@@ -51,7 +51,7 @@ class Evaluation:
         summary: dict[str, object] = {"folder": str(self.folder), "views": len(self.scores["psnr_8bit"])}
         summary |= {"height": self.height, "width": self.width, "seconds_per_view": self.seconds_per_view}
         for name, values in self.scores.items():
-            summary[name] = {"mean": float(np.mean(values)), "views": values}
+            summary[name] = {"mean": _in_json(np.mean(values)), "views": [_in_json(value) for value in values]}
         return summary
 
     def table(self) -> str:
@@ -62,6 +62,11 @@ class Evaluation:
         for title, row in [*((f"{i:03d}", row) for i, row in enumerate(views)), ("mean", views.mean(axis=0))]:
             lines.append([title, *(_FORMATS[name].format(x) for name, x in zip(names, row, strict=True))])
         return "\n".join(f"{title:4}" + "".join(f"{cell:>12}" for cell in cells) for title, *cells in lines)
+
+
+def _in_json(value: float) -> float | None:
+    """What JSON knows: neither the infinite PSNR of equal images, nor NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def render(
@@ -161,5 +166,5 @@ def report(path: Path, about: Mapping[str, object], evaluation: Evaluation) -> N
         ", on white" if about["white_bkgd"] else "", step, "" if seconds is None else f", {seconds:.2f} s per view",
         evaluation.table(),
     )  # fmt: skip
-    files.write_text(path, json.dumps(dict(about) | evaluation.summary(), indent=2) + "\n")
+    files.write_text(path, json.dumps(dict(about) | evaluation.summary(), indent=2, allow_nan=False) + "\n")
     logger.info("%s", path)

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -83,10 +84,35 @@ def writing(path: Path) -> Iterator[None]:
 def make_folder(folder: Path) -> list[Path]:
     """Makes a folder, and those above it, unless they are there; returns what it made, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        for path in missing:
+            with contextlib.suppress(OSError):  # it was not made
+                path.rmdir()
+        raise
     for path in missing:
         sync_folder(path.parent)
     return missing
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Opens a file or folder, which waits for nobody and goes nowhere else, and returns its handle.
+
+    Raises:
+        OSError: it is a link, a pipe or a device; or it cannot be opened.
+    """
+    try:
+        handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a pipe to write to that nobody reads
+            raise
+    else:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return handle
+        os.close(handle)
+    raise OSError(f"{path}: is a link, a pipe or a device, not a file; remove it")
 
 
 def sync_file(path: Path) -> None:
@@ -150,7 +176,7 @@ def _lock(path: Path) -> int | None:
     """
     if fcntl is None:
         return None
-    handle = os.open(path, os.O_RDONLY)
+    handle = open_plain(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -84,5 +84,6 @@ def _load_poses(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
     if not len(poses) or not np.isfinite(poses).all():
         raise ValueError(f"{path}: poses must be finite numbers, and at least one")
-    pose_maths.require_rigid(poses[:, :3], [f"{path}: pose {i}" for i in range(len(poses))])
-    return poses[:, :3].astype(np.float32)
+    poses = np.stack([untrusted.camera_matrix(pose, f"{path}: pose {i}") for i, pose in enumerate(poses)])
+    pose_maths.require_rigid(poses, [f"{path}: pose {i}" for i in range(len(poses))])
+    return poses.astype(np.float32)

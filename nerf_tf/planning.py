@@ -70,12 +70,13 @@ class Memory:
         return smaller
 
     def _half_of_it(self) -> str:
-        """The best plan in half of the memory that the one in force takes, in words."""
+        """The best plan in half of the memory that the one in force takes, or one that takes less, in words."""
         budget = self.work.resident + memory.MARGIN * self.plan.predicted / 2
         try:
-            return memory.in_words(self.work, self._plan_within(budget, None, None))
+            plan = self._plan_within(budget, None, None)
         except ValueError:
-            return "lower N_samples or netwidth"
+            plan = memory.smaller(self.work, self.plan, halve_chunk=True, halve_netchunk=True)
+        return memory.in_words(self.work, plan) if plan else "lower N_samples or netwidth"
 
     def _plan_within(self, budget: float, chunk: int | None, netchunk: int | None) -> memory.Plan:
         largest_tile = memory.LARGEST_GPU_TILE if has_gpu() else memory.LARGEST_TILE

@@ -64,6 +64,10 @@ def rendered_with(values: flags.FlagValues) -> dict[str, object]:
     return {"rendered_with": {name: values[name].value for name in names}}
 
 
+# Flags that make another run of it when they change.
+DECIDING = ("dataset_type", "datadir", "half_res", "factor", "white_bkgd", "no_ndc", "spherify", "lindisp", "shape")
+
+
 class Log:
     """What training tells of itself: TensorBoard's files, and `curve.png`."""
 
@@ -138,6 +142,7 @@ class Run:
 
     def render_only(self, cameras: Sequence[Camera]) -> None:
         """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
+        files.remove_unfinished(self.folder)
         self.write_settings(replace=False)
         if self.values.render_test and self.values.render_path_file is None:
             folder = self.folder / f"renderonly_test_{self.start:06d}"
@@ -165,6 +170,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Renders the test views into `testset_{step}`, named after the weights, and compares them with the photos."""
+        files.remove_unfinished(self.folder)
         self.write_settings(replace=False)
         self.render_test_set(self.start - 1)
 
@@ -231,7 +237,9 @@ class Run:
             except Stopped as stopped:
                 if self.store.step != self.start:
                     self.store.save()
-                logger.warning("%s: %s, saved at step %d; the same command goes on", self.folder, stopped, self.start)
+                but = " without --ft_path and --no_reload" if values.ft_path or values.no_reload else ""
+                how = f"the same command{but} goes on"
+                logger.warning("%s: %s, saved at step %d; %s", self.folder, stopped, self.start, how)
                 raise
         logger.info("%s: trained to step %d", self.folder, last)
         return True
@@ -305,10 +313,24 @@ class Run:
 
     def write_settings(self, replace: bool) -> None:
         """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""
+        if replace and self.start > 0:
+            self.tell_changes()
         if replace or not (self.folder / "args.txt").exists():
             files.write_text(self.folder / "args.txt", config.args_text(self.values))
             if self.values.config is not None:
                 files.write_text(self.folder / "config.txt", config.config_text(self.values))
+
+    def tell_changes(self) -> None:
+        """Warns of what is another than when the run was started, or went on, before."""
+        try:
+            before = (self.folder / "args.txt").read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return
+        for line in sorted(set(config.args_text(self.values).splitlines()) - set(before)):
+            name = line.partition(" = ")[0]
+            was = next((old.partition(" = ")[2] for old in before if old.startswith(f"{name} = ")), None)
+            if was is not None and name in DECIDING:
+                logger.warning("%s: goes on with %s, which was %s", self.folder, line, config.one_line(was)[:100])
 
     def write_weights(self, step: int) -> None:
         """Writes the weights in the original's format."""

@@ -22,7 +22,7 @@ from numpy.lib import format as npy_format
 # Bytes in which the header of an npy file must end; numpy reads no longer ones.
 _LARGEST_HEADER = 2**14
 # Bytes of an npz file, and of its arrays: more than a photo's maps or a network's weights take.
-_LARGEST_ARCHIVE = 2**30
+_LARGEST_ARCHIVE, _LARGEST_ARRAY = 2**30, 2**28
 # Characters of a parser's own words that a message repeats; it may quote the file at length.
 _LONGEST_REASON = 300
 
@@ -142,6 +142,9 @@ def camera_matrix(value: object, name: str) -> np.ndarray:
         raise ValueError(f"{name} has shape {matrix.shape}; it must be 4x4 or 3x4")
     if not np.all(np.isfinite(matrix)):
         raise ValueError(f"{name} holds NaN or infinity")
+    if np.any(np.abs(matrix[3:, :3]) > 1e-6):
+        last = ", ".join(f"{x:g}" for x in matrix[3])
+        raise ValueError(f"{name} ends in the row {last} and not in 0, 0, 0, 1: is it transposed?")
     return matrix[:3]
 
 
@@ -178,6 +181,8 @@ def read_array(path: Path, hint: str = "") -> np.ndarray:
             if file.read(4) == b"PK\x03\x04":
                 raise ValueError("an npz archive of several arrays; save one with np.save")
             file.seek(0)
+            if path.stat().st_size > _LARGEST_ARRAY:
+                raise ValueError(f"it is larger than {_LARGEST_ARRAY} bytes")
             return _plain_array(file, path.stat().st_size, kinds="fiu")
     except ValueError as error:
         raise ValueError(f"{path}: not an npy file of plain numbers ({error})") from error

@@ -87,6 +87,7 @@ def test_the_report(benchmark, tmp_path, capsys):
     engines = case["engines"]
     assert case["gradient_error"]["float32"] <= 1e-5 < case["gradient_error"]["bfloat16"] < 0.5
     assert np.isfinite(case["pipeline_overhead"])
+    assert 0 < case["seconds_per_batch"] < engines["dense"]["train"]["median_seconds"]
     assert set(engines) == set(benchmark.ENGINES)
     for kinds in engines.values():
         for record in kinds.values():

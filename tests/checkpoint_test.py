@@ -246,6 +246,18 @@ def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, twice_saved, fres
     assert sorted(path.name for path in folder.iterdir()) == ["ckpt-2", "ckpt-3", "ckpt-4"]
 
 
+@pytest.mark.parametrize("part", ["optimizer", "coarse"])
+def test_a_checkpoint_without_a_part_does_not_fit(tmp_path, fresh, part):
+    parts = {"coarse": fresh.coarse.mlp, "fine": fresh.fine.mlp, "optimizer": fresh.optimizer, "step": fresh.step}
+    del parts[part]
+    folder = tmp_path / "checkpoints" / "ckpt-1"
+    folder.mkdir(parents=True)
+    tf.train.Checkpoint(**parts).write(str(folder / checkpoint.STATE))
+    (folder / checkpoint.SUMS).write_text("".join(f"{line}\n" for line in checkpoint._sums(folder)))
+    with pytest.raises(ValueError, match="ckpt-1: does not fit the networks"):
+        CheckpointStore(fresh, tmp_path / "checkpoints").restore()
+
+
 def test_every_flipped_bit_is_seen(tmp_path, twice_saved):
     folder = shutil.copytree(twice_saved / "ckpt-2", tmp_path / "ckpt-2")
     rng = np.random.default_rng(0)

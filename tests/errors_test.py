@@ -360,6 +360,7 @@ TABLE = [
     flag("lrate nan", "--lrate=nan"),
     flag("i_weights negative", "--i_weights=-1"),
     flag("fps 0", "--fps=0"),
+    flag("render_frames beyond an hour", "--render_frames=200000"),
     flag("factor negative", "--factor=-2", "llff"),
     flag("testskip negative", "--testskip=-1"),
     flag("random_seed negative", "--random_seed=-1"),
@@ -419,6 +420,10 @@ TABLE = [
     blender("words in a pose", frame("transform_matrix", [["a"] * 4] * 4)),
     blender("NaN in a pose", matrix(lambda pose: pose.__setitem__((0, 0), NAN))),
     blender("scaled camera", matrix(lambda pose: pose.__imul__(2))),
+    blender(
+        "transposed camera",
+        frame("transform_matrix", np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 4, 1.0]]).tolist()),
+    ),
     blender("skewed camera", matrix(lambda pose: pose.__setitem__((slice(3), 0), pose[:3, 1]))),
     blender("mirrored camera", matrix(lambda pose: pose[:3, 2].__imul__(-1))),
     blender("camera out of reach", matrix(lambda pose: pose.__setitem__((0, 3), 1e12))),
@@ -523,6 +528,7 @@ TABLE = [
     other("view that is no image", unreadable_view, OWN_VIEWS),
     # The run's own folder
     other("basedir is a file", as_file("logs"), ""),
+    other("expname too long", nothing, f"--expname={'x' * 300}"),
     other("a bracket in expname", nothing, "--expname=a[1]"),
     other("expname is a file", as_file("logs/x"), ""),
     other("checkpoints is a file", as_file("logs/x/checkpoints"), ""),

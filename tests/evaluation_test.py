@@ -82,6 +82,19 @@ def test_floats_are_scored_before_rounding(tmp_path, without_lpips):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "000.png")), frames.rgb[0])
 
 
+def test_what_json_does_not_know_is_null(tmp_path):
+    scores = {"psnr_8bit": [20.0, np.inf], "ssim": [np.nan, 0.5]}
+    about = {"scene": "lego", "step": 1, "white_bkgd": False}
+    evaluation.report(tmp_path / "metrics.json", about, evaluation.Evaluation(tmp_path, 30, 40, scores))
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert metrics["psnr_8bit"] == {"mean": None, "views": [20.0, None]}
+    assert metrics["ssim"] == {"mean": None, "views": [None, 0.5]}
+
+
 def test_report_writes_what_it_logs(tmp_path, caplog):
     scores = {"ssim": [0.5, 0.75], "psnr_8bit": [20.0, 25.0], "psnr_float": [20.1, 25.2]}
     result = evaluation.Evaluation(tmp_path / "testset_000100", 30, 40, scores, 1.5)

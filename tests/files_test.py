@@ -173,6 +173,15 @@ def test_making_a_folder_removes_what_is_left_of_earlier_attempts(tmp_path):
     assert names(tmp_path) == ["images_4", "images_8"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_what_only_has_such_a_name_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / f"{files.UNFINISHED}0")
+    (tmp_path / "diary").touch()
+    (tmp_path / f"{files.UNFINISHED}1").symlink_to(tmp_path / "diary")
+    files.remove_unfinished(tmp_path)
+    assert len(names(tmp_path)) == 3
+
+
 def no_locks(handle: int, operation: int) -> None:
     raise OSError(38, "Function not implemented")
 

@@ -157,6 +157,14 @@ def test_npy_headers(tmp_path, header, message):
         untrusted.read_array(path)
 
 
+def test_an_npy_file_of_holes(tmp_path):
+    path = tmp_path / "poses.npy"
+    path.write_bytes(npy(header_of("'<f8'", "(68719476736, 17)"), b""))
+    os.truncate(path, 2**36 * 17 * 8 + 1000)
+    with pytest.raises(ValueError, match=r"poses\.npy: not an npy file of plain numbers \(it is larger than"):
+        untrusted.read_array(path)
+
+
 def test_an_npy_header_longer_than_the_file(tmp_path):
     path = tmp_path / "poses.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + b"\xff\xff\xff\x7f" + b"{")
@@ -366,7 +374,7 @@ def test_transforms_files(scene_dir, text, message):
         ("file_path", "../../../../../../../dev/zero", "no such|cannot be opened"),
         ("file_path", None, "file_path is None"),
         ("transform_matrix", [[10**400] * 4] * 4, "not a matrix of numbers"),
-        ("transform_matrix", [[1e308] * 4] * 4, "too large to compute with"),
+        ("transform_matrix", [[1e308] * 4] * 3, "too large to compute with"),
         ("transform_matrix", [[[[[[1]]]]]], "shape"),
         ("transform_matrix", None, "shape"),
     ],

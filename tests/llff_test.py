@@ -147,6 +147,19 @@ def test_unequal_focal_lengths_warn_and_the_first_counts(scene_dir, caplog):
     assert "focal lengths run from" in caplog.text
 
 
+def test_poses_of_photos_of_another_size_warn(scene_dir, caplog):
+    llff.load(scene_dir, factor=2)
+    assert "is about photos" not in caplog.text
+
+    def enlarge(rows):
+        rows[:, [4, 9, 14]] *= 10.0
+        return rows
+
+    edit_rows(scene_dir, enlarge)
+    llff.load(scene_dir, factor=2)
+    assert "poses_bounds.npy is about photos that would be 160x120 here, and these are 16x12" in caplog.text
+
+
 def with_value(index, value):
     def change(rows):
         rows[index] = value

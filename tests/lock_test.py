@@ -97,6 +97,31 @@ def test_a_file_that_says_nothing_is_no_hindrance(tmp_path, content):
         pass
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("kind", ["link", "broken link", "pipe"])
+def test_what_is_no_file_is_neither_followed_nor_waited_for(tmp_path, kind):
+    diary = tmp_path / "diary"
+    if kind != "broken link":
+        diary.write_text("dear diary")
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / lock.NAME
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(diary)
+    with pytest.raises(OSError, match=r"run\.lock: is a link, a pipe or a device, not a file; remove it"):
+        lock.held(tmp_path / "run").__enter__()
+    assert os.path.lexists(path)
+    assert diary.exists() == (kind != "broken link")
+    assert kind == "broken link" or diary.read_text() == "dear diary"
+
+
+def test_a_folder_that_cannot_be_made_leaves_none_above_it(tmp_path):
+    with pytest.raises(OSError, match="name too long"):
+        lock.held(tmp_path / "logs" / "2026" / ("x" * 300)).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
 def no_locks(handle: int, operation: int) -> None:
     raise OSError(38, "Function not implemented")
 

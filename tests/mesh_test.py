@@ -63,7 +63,7 @@ def run_on(tool, scene: Scene, field, samples: int = 64):
 
 
 def arguments(out: Path, **changed: object) -> argparse.Namespace:
-    values = {"resolution": 40, "threshold": THRESHOLD, "bounds": None, "min_seen": 0.5, "out": out}
+    values = {"resolution": 40, "threshold": THRESHOLD, "bounds": None, "min_seen": 0.5, "min_part": 0.0, "out": out}
     return argparse.Namespace(**(values | changed))
 
 
@@ -122,6 +122,26 @@ def test_what_few_cameras_see_is_left_out_and_the_box_closes_around_the_rest(too
     assert once.vertices[:, 1].max() > 9.0
     # As many grid points went along the ball alone as along all of it.
     assert len(half.vertices) > 10 * len(once.vertices)
+
+
+def test_small_parts_can_be_left_out(tool):
+    extract_mesh = tool("extract_mesh")
+    grid = extract_mesh.make_grid(np.full(3, -1.0), np.full(3, 1.0), 41)
+    points = np.stack(np.meshgrid(*3 * [np.linspace(-1.0, 1.0, 41)], indexing="ij"), axis=-1)
+
+    def ball_at(x: float, radius: float) -> np.ndarray:
+        return THRESHOLD + 200.0 * (radius - np.linalg.norm(points - [x, 0.0, 0.0], axis=-1))
+
+    density = np.maximum(ball_at(-0.4, 0.5), ball_at(0.7, 0.15)).clip(0.0).astype(np.float32)
+    space = extract_mesh.Space(around(np.eye(4)), 0.5)
+    both, large = (extract_mesh.find_surface(density, grid, space, THRESHOLD, part) for part in (0.0, 0.2))
+    assert both.vertices[:, 0].max() > 0.8
+    assert large.vertices[:, 0].max() == pytest.approx(0.1, abs=0.02)
+    assert 0.8 * len(both.faces) < len(large.faces) < len(both.faces)
+    assert set(large.faces.reshape(-1)) == set(range(len(large.vertices)))
+    offsets = large.vertices - np.array([-0.4, 0.0, 0.0])
+    np.testing.assert_allclose(np.linalg.norm(offsets, axis=-1), 0.5, atol=0.02)
+    assert np.sum(large.normals * offsets, axis=-1).min() > 0
 
 
 def test_views_that_see_a_point(tool):
@@ -244,6 +264,7 @@ def test_extract_mesh_says_what_is_wrong_in_one_line(tool, tmp_path, capsys, mon
         (["--resolution=1"], "at least 2"),
         (["--threshold=0"], "above 0"),
         (["--min_seen=2"], "from 0 to 1"),
+        (["--min_part=0.6"], "from 0 to 0.5"),
         (["--bounds", "0", "0", "0", "1", "-1", "1"], "lower corner comes first"),
     ],
 )

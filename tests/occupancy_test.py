@@ -161,6 +161,13 @@ def test_the_file_serves_until_the_weights_change(tmp_path):
     assert path.read_bytes() != written
 
 
+def test_a_file_that_cannot_be_written_is_done_without(tmp_path, caplog):
+    air = Constant(0.0)
+    (tmp_path / "run").write_text("a file")
+    assert is_empty(updated(tmp_path / "run" / "occupancy.npz", air), air)
+    assert "occupancy.npz: cannot be written" in caplog.text
+
+
 def test_grids_follow_the_box(tmp_path):
     path, air = tmp_path / "occupancy.npz", Constant(0.0)
     updated(path, air)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 from PIL import Image
+from tensorflow.core.util import event_pb2
 
 from nerf_tf import config
 from nerf_tf.field.mlp import build_mlp
@@ -206,6 +208,30 @@ def test_what_another_program_calls_loss_is_no_matter(tmp_path):
         "psnr": [0, 3],
         "psnr_holdout": [0],
     }
+
+
+def test_event_files_that_are_none_are_left_out(tmp_path, caplog):
+    write_run(tmp_path, "run", {0: 10.0})
+    folder = tmp_path / "summaries" / "run"
+    (whole,) = folder.iterdir()
+    (folder / "events.out.tfevents.1").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "events.out.tfevents.2")
+    (folder / "events.out.tfevents.3").write_bytes(whole.read_bytes()[:30] + b"nonsense")
+    with tf.io.TFRecordWriter(str(folder / "events.out.tfevents.4")) as writer:
+        writer.write(b"no event at all")
+    with tf.io.TFRecordWriter(str(folder / "events.out.tfevents.5")) as writer:
+        event = event_pb2.Event(step=7)
+        tensor = event.summary.value.add(tag="loss").tensor
+        tensor.CopyFrom(tf.make_tensor_proto(1.0))
+        tensor.tensor_shape.dim.add(size=10**15)
+        writer.write(event.SerializeToString())
+    assert {tag: list(steps) for tag, (steps, _) in curve.History.read(folder).curves().items()} == {
+        "loss": [0],
+        "psnr": [0],
+        "psnr_holdout": [0],
+    }
+    assert "events.out.tfevents.4: left out from here on (" in caplog.text
 
 
 def test_a_curve_that_cannot_be_drawn_is_an_error_of_its_file(tmp_path, monkeypatch):

@@ -219,6 +219,7 @@ def unfit_contents() -> dict[str, bytes]:
         "plain array": plain.getvalue(),
         "structured": structured.getvalue(),
         "integers": dumped(np.zeros(3, np.int64)),
+        "beyond float32": dumped(np.full(3, 1e300)),
         "strings": dumped(np.array(["a"])),
         "complex": dumped(np.zeros(3, np.complex64)),
         "numbers": dumped(1.0, 2.0),
@@ -272,6 +273,11 @@ def test_names(tmp_path):
     for function in (tf1_weights.step_of, tf1_weights.fine_path):
         with pytest.raises(ValueError, match=r"weights\.npy: a weight file's name must end in its training step"):
             function(tmp_path / "weights.npy")
+
+
+def test_a_step_beyond_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"model_9+\.npy: no training takes so many steps"):
+        tf1_weights.step_of(tmp_path / f"model_{'9' * 20}.npy")
 
 
 def test_newest_goes_by_number_and_leaves_fine_ones_out(tmp_path):

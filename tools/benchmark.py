@@ -1,7 +1,7 @@
 """Measures the engine: how fast it trains and renders, in how much memory, next to the plain way of doing it.
 
-    python tools/benchmark.py --config configs/lego.txt --datadir nerf_synthetic/lego --ft_path model_200000.npy
-    python tools/benchmark.py --config configs/lego.txt --datadir nerf_synthetic/lego --race 15
+    python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --ft_path model_200000.npy
+    python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --race 15
 
 Every flag of the program may be given and means what it means there. The engines are
   dense     all points at once under one gradient tape, in one graph: what TensorFlow does when asked plainly
@@ -48,6 +48,7 @@ from nerf_tf.train.trainer import Trainer
 ENGINES = ("dense", "float32", "bfloat16")
 # Of validation views, to see how far training got; rendered so many at a time, every so often.
 HELD_OUT_RAYS, LOOK_RAYS, SECONDS_BETWEEN_LOOKS = 2048, 512, 60.0
+BATCHES = 100  # that are made to see how long one takes
 COLOURS = dict(zip(ENGINES, (figures.PALE, figures.BLUE, figures.ORANGE), strict=True))
 
 
@@ -352,6 +353,10 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         }
     if fresh:
         result["pipeline_overhead"] = statistics.median(fresh) / statistics.median(same) - 1.0
+        start = time.perf_counter()
+        for _ in range(BATCHES):
+            next(stream)
+        result["seconds_per_batch"] = (time.perf_counter() - start) / BATCHES
     return result
 
 
@@ -390,7 +395,10 @@ def table(report: dict) -> str:
         parts = (f"{100 * c['coloured']:.0f} % / {100 * c['active']:.0f} %" for c in case["work"])
         lines.append(f"\n{name}; samples with a colour / with a gradient, by pass: {', '.join(parts)}")
         if "pipeline_overhead" in case:
-            lines.append(f"a step with a new batch against one with the same again: {case['pipeline_overhead']:+.1%}")
+            lines.append(
+                f"a step with a new batch against one with the same again: {case['pipeline_overhead']:+.1%}; "
+                f"to make a batch, and nothing else, takes {1e3 * case['seconds_per_batch']:.1f} ms"
+            )
         for engine, error in case.get("gradient_error", {}).items():
             lines.append(f"gradients of {engine} against dense, worst tensor: {error:.1e} of its norm")
         lines.append(f"{'':17}{'s':>8}{'rays/s':>10}{'GFLOP/s':>9}{'of limit':>9}{'peak MB':>9}{'vs dense':>9}")
@@ -425,7 +433,7 @@ def draw(report: dict):
 
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = commandline.Parser("benchmark", __doc__)
+    parser = commandline.Parser("benchmark", __doc__, "%(prog)s [options] [flags of the program]")
     parser.add_argument("--engines", default=",".join(ENGINES), help="which, separated by commas (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="times that each is measured (default: 5)")
     parser.add_argument("--race", type=float, metavar="MINUTES", help="train for so long instead")

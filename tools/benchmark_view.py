@@ -1,6 +1,6 @@
 """Times the rendering of one test view: exactly, and with --occupancy.
 
-    python tools/benchmark_view.py --config configs/lego.txt --datadir nerf_synthetic/lego --ft_path model_200000.npy
+    python tools/benchmark_view.py --config configs/lego.txt --ft_path model_200000.npy
 
 Every flag of the program may be given and means what it means there. The view is rendered exactly in float32, then with
 --occupancy in float32 and in bfloat16; grids are made before the clock starts, and the table says how long that took.
@@ -111,7 +111,7 @@ def line(record: dict[str, object]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = commandline.Parser("benchmark_view", __doc__)
+    parser = commandline.Parser("benchmark_view", __doc__, "%(prog)s [options] [flags of the program]")
     parser.add_argument("--view", type=int, default=0, help="which of the test views (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")
     args, rest = parser.parse_known_args(argv)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 
 from nerf_tf import config
+
+# Imported before TensorFlow, which would otherwise begin with lines about this machine.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 def fail(program: str, reason: object, code: int = 1) -> int:

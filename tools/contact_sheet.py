@@ -30,7 +30,7 @@ COLUMNS = ("photograph", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
 PATH_TILE_HEIGHT = 100
 GAP = 14
-INK, PALE = (34, 40, 49), (120, 128, 138)
+PALE = (120, 128, 138)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def draw_path(frames: Sequence[Frame]) -> Image.Image:
     sheet = Image.new("RGB", (left + len(frames) * (width + 4), 4 + len(rows) * (height + 4)), "white")
     for row, (name, tiles) in enumerate(rows.items()):
         top = 4 + row * (height + 4)
-        ImageDraw.Draw(sheet).text((8, top + height // 2), name, INK, font, anchor="lm")
+        ImageDraw.Draw(sheet).text((8, top + height // 2), name, pictures.INK, font, anchor="lm")
         for column, tile in enumerate(tiles):
             enlarged = Image.fromarray(tile).resize((width, height), Image.Resampling.BICUBIC)
             sheet.paste(enlarged, (left + column * (width + 4), top))
@@ -157,7 +157,7 @@ def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     mean = float(np.mean([view.psnr for view in views]))
-    draw.text((GAP, GAP), title, INK, large)
+    draw.text((GAP, GAP), title, pictures.INK, large)
     draw.text((GAP, GAP + 30), f"mean PSNR {mean:.2f} dB over {len(views)} test views", PALE, small)
     low, high = pictures.shown_range(pictures.solid_values(view.disp, view.acc) for view in views)
     for row, number in enumerate(shown):
@@ -171,7 +171,7 @@ def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image
             draw.rectangle((left - 1, top - 1, left + tile[0], top + tile[1]), outline=(226, 229, 233))
             draw.text((left, top + tile[1] + 4), text, PALE, small)
             if row == 0:
-                draw.text((left, head - 22), COLUMNS[column], INK, small)
+                draw.text((left, head - 22), COLUMNS[column], pictures.INK, small)
     return sheet
 
 

@@ -14,7 +14,8 @@ Prints the file's path.
 Unless --bounds says where to look, the box is what the training cameras see from near to far, cut down to where a first
 look on a coarse grid finds something. Under NDC the grid is one in NDC, so its cells grow with distance, --bounds are
 in NDC too, and the box ends at a depth of 20 near planes. What few training cameras see, fewer than --min_seen of them,
-counts as empty: nothing kept the network from putting haze there.
+counts as empty: nothing kept the network from putting haze there. What floats about can be left out by its size: parts
+of the mesh with less than --min_part of its triangles.
 """
 
 from __future__ import annotations
@@ -161,8 +162,25 @@ def occupied_box(density: np.ndarray, grid: Grid, threshold: float) -> tuple[np.
     return grid.origin + grid.step * low, grid.origin + grid.step * high
 
 
-def find_surface(density: np.ndarray, grid: Grid, space: Space, threshold: float) -> Surface:
+def large_parts(faces: np.ndarray, vertices: int, min_part: float) -> np.ndarray:
+    """Which of the faces [F, 3] belong to a part of the mesh that has at least `min_part` of them all."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    graph = coo_matrix((np.ones(len(edges), bool), edges.T), shape=(vertices, vertices))
+    part_of_face = connected_components(graph, directed=False)[1][faces[:, 0]]
+    return np.bincount(part_of_face)[part_of_face] >= min_part * len(faces)
+
+
+def find_surface(density: np.ndarray, grid: Grid, space: Space, threshold: float, min_part: float = 0.0) -> Surface:
     """Where the density passes the threshold (marching cubes), in the data set's own coordinates.
+
+    Args:
+        density: [grid.shape].
+        grid, space: where it is.
+        threshold: density at the surface.
+        min_part: parts with less than this part of all triangles are left out.
 
     Raises:
         ValueError: it does so nowhere.
@@ -179,6 +197,9 @@ def find_surface(density: np.ndarray, grid: Grid, space: Space, threshold: float
     # by its empty side.
     density = np.minimum(density, 2 * threshold)
     indices, faces, _, _ = marching_cubes(density, threshold, gradient_direction="ascent")
+    if min_part > 0:
+        kept, faces = np.unique(faces[large_parts(faces, len(indices), min_part)], return_inverse=True)
+        indices, faces = indices[kept], faces.reshape(-1, 3)
     if space.scene.ndc:
         faces = faces[:, ::-1]  # z turns around on the way out of NDC
     points = grid.origin + grid.step * indices.astype(np.float64)
@@ -223,7 +244,7 @@ def extract(run: trained.Trained, args: argparse.Namespace) -> Surface:
         low, high = np.reshape(args.bounds, [2, 3])
     grid = make_grid(low, high, args.resolution)
     density = sample_density(run.field, grid, space, args.threshold)
-    surface = find_surface(density, grid, space, args.threshold)
+    surface = find_surface(density, grid, space, args.threshold, args.min_part)
     write_mesh(args.out, surface, vertex_colours(run.field, surface, space))
     return surface
 
@@ -246,6 +267,12 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="part of the training cameras that have to see a point; lower it where cameras look at different things "
         "(default: 0.5)",
     )
+    parser.add_argument(
+        "--min_part",
+        type=float,
+        default=0.0,
+        help="smallest part to keep, as a part of all triangles; 0.01 drops what floats about (default: 0)",
+    )
     parser.add_argument("--out", type=Path, default=Path("mesh.ply"), help="the file (default: mesh.ply)")
     args, rest = parser.parse_known_args(argv)
     if args.out.suffix not in FORMATS:
@@ -256,6 +283,8 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--threshold {args.threshold:g}: above 0, as empty space has density 0")
     if not 0 <= args.min_seen <= 1:
         parser.error(f"--min_seen {args.min_seen:g}: from 0 to 1")
+    if not 0 <= args.min_part <= 0.5:
+        parser.error(f"--min_part {args.min_part:g}: from 0 to 0.5")
     if args.bounds and not all(low < high for low, high in zip(args.bounds[:3], args.bounds[3:], strict=True)):
         parser.error("--bounds: the lower corner comes first, x0 y0 z0, and then the higher one, x1 y1 z1")
     return args, rest

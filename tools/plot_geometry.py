@@ -92,7 +92,8 @@ def picture_of_mesh(mesh, c2w: np.ndarray) -> np.ndarray:
         points, faces = trimesh.sample.sample_surface(mesh, DOTS_AT_ONCE, face_weight=pixels, seed=seed)
         corners = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
         colours = np.einsum("pc,pcx->px", corners, mesh.visual.vertex_colors[mesh.faces[faces], :3] / 255)
-        facing = np.abs(np.sum(mesh.face_normals[faces] * poses.normalise(eye - points), axis=-1, keepdims=True))
+        normals = poses.normalise(np.einsum("pc,pcx->px", corners, mesh.vertex_normals[mesh.faces[faces]]))
+        facing = np.abs(np.sum(normals * poses.normalise(eye - points), axis=-1, keepdims=True))
         canvas.draw(points, colours * (FACING + (1 - FACING) * facing), MESH_DOT)
     return canvas.image.reshape(SIDE, 2, SIDE, 2, 3).mean(axis=(1, 3))
 

@@ -134,7 +134,7 @@ def read_split(path: Path, stride: int = 1) -> Split:
         if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME):
             raise ValueError(f"{where}: file_path is {reprlib.repr(name)}; it must be the path of an image")
         # The official files leave the ending out; many programs that write this format do not.
-        paths.append(path.parent / (name if name.endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
+        paths.append(path.parent / (name if name.lower().endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
         matrix = _field(frames[index], "transform_matrix", where)
         poses.append(untrusted.camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)

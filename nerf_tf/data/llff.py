@@ -61,6 +61,7 @@ def load(
     images = image_files.read_images(paths, channels=3)
     with untrusted.blamed_on(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
+    _warn_of_other_photos(hwf / factor, *images.shape[1:3], bounds_file)
     i_train, i_test = _hold_out(poses, llffhold)
     return Scene(
         images=images,
@@ -75,6 +76,17 @@ def load(
         render_poses=render_poses.astype(np.float32),
         to_dataset=to_dataset,
     )
+
+
+def _warn_of_other_photos(hwf: np.ndarray, height: int, width: int, bounds_file: Path) -> None:
+    """Warns where the poses' file says, over the factor, another size [N, 3] than the images have."""
+    expected_height, expected_width = np.median(hwf[:, 0]), np.median(hwf[:, 1])
+    if abs(expected_height - height) > 1 + 0.02 * height or abs(expected_width - width) > 1 + 0.02 * width:
+        logger.warning(
+            "%s is about photos that would be %gx%g here, and these are %dx%d: its focal length will be wrong; make it "
+            "anew from these photos, or check --factor",
+            bounds_file, expected_width, expected_height, width, height,
+        )  # fmt: skip
 
 
 def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

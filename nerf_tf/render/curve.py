@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from nerf_tf.render import figures
 
@@ -35,22 +39,15 @@ class History:
         leaves it that is killed, is read up to there.
         """
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-        from tensorboard.util.tensor_util import make_ndarray
 
-        def number(tensor) -> float | None:
+        written = []
+        for path in filter(Path.is_file, folder.glob("*tfevents*")):
             try:
-                return float(make_ndarray(tensor))
-            except (TypeError, ValueError):  # another program's, and no scalar
-                return None
-
-        written = [
-            (event.wall_time, event.step, value.tag, found)
-            for path in folder.glob("*tfevents*")
-            for event in EventFileLoader(str(path)).Load()
-            for value in event.summary.value
-            if value.tag in TAGS and (before is None or event.step < before)
-            if (found := number(value.tensor)) is not None
-        ]
+                for event in EventFileLoader(str(path)).Load():
+                    if before is None or event.step < before:
+                        written += [(event.wall_time, event.step, *found) for found in _scalars(event)]
+            except (tf.errors.OpError, DecodeError, ValueError) as error:
+                logger.warning("%s: left out from here on (%s)", path, str(error).partition("\n")[0][:160])
         history = cls()
         for _, step, tag, found in sorted(written):
             history.add(step, **{tag: found})
@@ -69,6 +66,16 @@ class History:
             for tag, values in self._values.items()
             if values
         }
+
+
+def _scalars(event) -> Iterator[tuple[str, float]]:
+    """Tags of `TAGS` and their numbers; what another program wrote under such a name need not be one."""
+    from tensorboard.util.tensor_util import make_ndarray
+
+    for value in event.summary.value:
+        if value.tag in TAGS and all(axis.size == 1 for axis in value.tensor.tensor_shape.dim):
+            with contextlib.suppress(TypeError, ValueError):
+                yield value.tag, float(np.squeeze(make_ndarray(value.tensor)))
 
 
 def summaries_folder(run: Path) -> Path:

@@ -200,7 +200,10 @@ class Occupancy:
         if grids is None:
             names = ["occupancy, coarse", "occupancy, fine"]
             grids = [find_occupied(field, self.box, name) for field, name in zip(fields, names, strict=False)]
-            self._save(key, grids)
+            try:
+                self._save(key, grids)
+            except OSError as error:
+                logger.warning("%s; the grids are made anew the next time", error)
         for variable, grid in zip(self._grids, grids, strict=True):
             variable.assign(np.append(grid.reshape(-1), True))
         parts = ", ".join(f"{100 * (1 - grid.mean()):.1f} %" for grid in grids)

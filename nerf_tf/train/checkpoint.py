@@ -8,14 +8,17 @@ folder and sums; these are read too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
 
 import keras
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from nerf_tf.files import UNFINISHED, complete_file, complete_folder
@@ -81,7 +84,7 @@ class CheckpointStore:
                 self._checkpoint.write(str(unfinished / STATE))
                 (unfinished / SUMS).write_text("".join(f"{line}\n" for line in _sums(unfinished)), encoding="utf-8")
         except (OSError, tf.errors.OpError) as error:
-            reason = getattr(error.__cause__ or error, "strerror", None) or _first_line(error)
+            reason = getattr(error.__cause__ or error, "strerror", None) or _reason(error)
             raise OSError(f"{path}: no checkpoint ({reason}); those before it are as they were") from error
         self.path, self.step = path, int(self._trainer.step.numpy())
         whole = [path for path in self._newest_first() if _damage(path) is None]
@@ -143,7 +146,7 @@ class CheckpointStore:
                 "--config, its weights alone as --ft_path, another expname, or --no_reload to start over"
             ) from error
         # What TensorFlow makes of a cut off or overwritten piece.
-        except (tf.errors.OpError, RuntimeError, IndexError) as error:
+        except (tf.errors.OpError, RuntimeError, LookupError, DecodeError) as error:
             return _first_line(error)
         return None
 
@@ -158,7 +161,7 @@ class CheckpointStore:
             has, given = ("a", "is 0") if "fine" in parts else ("no", "is not 0")
             raise ValueError(f"it has {has} fine network, and --N_importance {given}")
         scaled = isinstance(self._trainer.optimizer, keras.optimizers.LossScaleOptimizer)
-        if ("inner_optimizer" in parts["optimizer"]) != scaled:
+        if ("inner_optimizer" in parts.get("optimizer", ())) != scaled:
             has, given = ("no", "") if scaled else ("a", "not ")
             raise ValueError(f"it has {has} loss scale, and --mixed_precision is {given}float16")
 
@@ -182,6 +185,12 @@ def _damage(path: Path) -> str | None:
 def _sums(folder: Path) -> list[str]:
     """The SHA-256 of each piece, with its name."""
     return [f"{hashlib.sha256((folder / piece).read_bytes()).hexdigest()}  {piece}" for piece in PIECES]
+
+
+def _reason(error: Exception) -> str:
+    """Why TensorFlow could not write, which it says behind all that it tried."""
+    reasons = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
+    return next((reason for reason in reasons if reason in str(error)), _first_line(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nerf_tf.files import make_folder
+from nerf_tf.files import make_folder, open_plain
 
 try:
     import fcntl
@@ -61,7 +61,7 @@ def held(folder: Path) -> Iterator[None]:
 def _take(path: Path) -> int:
     """Locks the file, writes there who holds it, and returns its handle."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = open_plain(path, os.O_RDWR | os.O_CREAT)
         try:
             locked = _lock(handle)
             if not _is_at(handle, path):  # its holder deleted it between the two lines above

@@ -85,7 +85,10 @@ def fine_path(path: str | os.PathLike) -> Path:
 
 def step_of(path: str | os.PathLike) -> int:
     """The training step in a weight file's name, 200000 for model_200000.npy; ValueError where there is none."""
-    return int(_digits_of(Path(path)))
+    digits = _digits_of(Path(path))
+    if len(digits) > 18:
+        raise ValueError(f"{path}: no training takes so many steps as its name says; name it as in model_200000.npy")
+    return int(digits)
 
 
 def newest(folder: str | os.PathLike) -> Path | None:
@@ -142,8 +145,9 @@ def _float_arrays(items: list, most: int) -> list[np.ndarray]:
         total += arrays[-1].nbytes
         if total > most:
             raise ValueError(f"it has {most} bytes, but arrays for {total}")
-        if not np.all(np.isfinite(arrays[-1])):
-            raise ValueError(f"{what} holds NaN or infinity: training that wrote it had failed")
+        with np.errstate(over="ignore"):  # of wider types, which show as infinity then
+            if not np.all(np.isfinite(arrays[-1].astype(np.float32))):
+                raise ValueError(f"{what} holds NaN or infinity: training that wrote it had failed")
     return arrays
 
 
