@@ -227,7 +227,7 @@ class Run:
                 if values.i_img or values.i_testset:
                     unless_unwritable(log.curve.write)()
                 if values.i_img and last % values.i_img and len(self.scene.i_val):
-                    unless_unwritable(self.look_at_holdout)(last)
+                    unless_unwritable(self.write_latest)(last, *self.holdout(last))
                 self.store.settle()
             except guards.BadSteps as error:
                 self.give_up(error)
@@ -341,18 +341,20 @@ class Run:
 
     def show_holdout(self, step: int, log: Log) -> None:
         """Renders a random validation view for TensorBoard, `tboard_val_imgs`, `latest.png` and `curve.png`."""
-        image, photo, psnr_holdout = self.look_at_holdout(step)
+        image, photo = self.holdout(step)
         outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
-        log.holdout(step, image, photo, psnr_holdout)
+        self.write_latest(step, image, photo)
+        log.holdout(step, image, photo, psnr(image.rgb, photo))
 
-    def look_at_holdout(self, step: int) -> tuple[Image, np.ndarray, float]:
-        """Renders a random validation view for `latest.png`; returns it, the photo [H, W, 3] and the PSNR."""
+    def holdout(self, step: int) -> tuple[Image, np.ndarray]:
+        """A random validation view of a step, and its photo [H, W, 3]."""
         view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
-        image, photo = self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
-        psnr_holdout = psnr(image.rgb, photo)
-        caption = f"step {step}, {psnr_holdout:.2f} dB"
+        return self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
+
+    def write_latest(self, step: int, image: Image, photo: np.ndarray) -> None:
+        """Writes `latest.png`."""
+        caption = f"step {step}, {psnr(image.rgb, photo):.2f} dB"
         outputs.write_side_by_side(self.folder / "latest.png", photo, image, caption)
-        return image, photo, psnr_holdout
 
     def render_test_set(self, step: int) -> None:
         """Renders the test views at full size into `testset_{step}`."""

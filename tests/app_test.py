@@ -342,6 +342,40 @@ def test_render_test(interrupted):
     assert metrics["psnr_8bit"]["mean"] == pytest.approx(np.mean(psnrs))
 
 
+def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path):
+    arguments = [*BLENDER, f"--basedir={tmp_path}", "--N_importance=0", "--i_testset=0", "--i_video=0", "--i_img=3"]
+    first = run(*arguments, "--expname=a", "--N_iters=2")
+    assert first.steps("a") == [0, 1]
+    latest = (tmp_path / "a" / "latest.png").read_bytes()
+    weights = f"--ft_path={tmp_path / 'a' / 'model_000001.npy'}"
+    assert run(*arguments, "--expname=b", weights, "--N_iters=4").steps("b") == [2, 3]
+    again = run(f"--config={tmp_path / 'b' / 'args.txt'}", "--N_iters=6")
+    assert again.steps("b") == [4, 5]
+    assert "goes on with" not in again.stderr
+    # Said by whoever gives the command, it counts.
+    assert run(f"--config={tmp_path / 'b' / 'args.txt'}", "--N_iters=3", weights).steps("b") == [2]
+    over = run(*arguments, "--expname=b", "--no_reload", "--N_iters=1")
+    assert over.steps("b") == [0]
+    assert "holds an earlier run, up to model_000005.npy" in over.stderr
+    assert re.search(r"holds an earlier run, up to ckpt-\d", over.stderr)
+    # Another background makes another scene of it.
+    changed = run(*arguments, "--expname=a", "--white_bkgd=False", "--N_iters=3", "--i_img=1")
+    assert changed.steps("a") == [2]
+    assert "goes on with white_bkgd = False, which was True" in changed.stderr
+    assert "i_img" not in changed.stderr
+    assert (tmp_path / "a" / "latest.png").read_bytes() != latest
+
+
+def test_the_last_view_is_that_of_the_last_step(tmp_path):
+    arguments = [*BLENDER, f"--basedir={tmp_path}", "--N_importance=0", "--i_testset=0", "--i_video=0", "--expname=a"]
+    seen = []
+    for steps in ("--N_iters=1", "--N_iters=2"):  # the first writes it anyway, at step 0
+        assert run(*arguments, steps, "--i_img=100").code == 0
+        seen.append((tmp_path / "a" / "latest.png").read_bytes())
+    assert seen[0] != seen[1]
+    assert files_in(tmp_path / "a" / "tboard_val_imgs") == {"000000.png"}
+
+
 def test_eval_only(interrupted):
     again = [*interrupted.again, "--testskip=2", "--half_res=False"]
     folder = interrupted.copy("evaluated", "model_*000011.npy")
