@@ -19,6 +19,7 @@ from unittest import mock
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -31,8 +32,9 @@ from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.options import OPTIONS
 from nerf_tf.render import occupancy, pictures
+from nerf_tf.run import Run
 from nerf_tf.train import tf1_weights
-from nerf_tf.train.metrics import ssim
+from nerf_tf.train.metrics import psnr, ssim
 
 ROOT = Path(__file__).parent.parent
 SCENES = ROOT / "tests" / "data" / "portable" / "scenes"
@@ -342,11 +344,16 @@ def test_render_test(interrupted):
     assert metrics["psnr_8bit"]["mean"] == pytest.approx(np.mean(psnrs))
 
 
-def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path):
+def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path, monkeypatch):
     arguments = [*BLENDER, f"--basedir={tmp_path}", "--N_importance=0", "--i_testset=0", "--i_video=0", "--i_img=3"]
+    looks, write_latest = [], Run.write_latest
+    monkeypatch.setattr(
+        Run, "write_latest", lambda this, step, *view: looks.append(step) or write_latest(this, step, *view)
+    )
     first = run(*arguments, "--expname=a", "--N_iters=2")
     assert first.steps("a") == [0, 1]
-    latest = (tmp_path / "a" / "latest.png").read_bytes()
+    assert looks == [0, 1]  # the last step's view too, though it is not its turn
+    assert files_in(tmp_path / "a" / "tboard_val_imgs") == {"000000.png"}
     weights = f"--ft_path={tmp_path / 'a' / 'model_000001.npy'}"
     assert run(*arguments, "--expname=b", weights, "--N_iters=4").steps("b") == [2, 3]
     again = run(f"--config={tmp_path / 'b' / 'args.txt'}", "--N_iters=6")
@@ -359,21 +366,10 @@ def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path):
     assert "holds an earlier run, up to model_000005.npy" in over.stderr
     assert re.search(r"holds an earlier run, up to ckpt-\d", over.stderr)
     # Another background makes another scene of it.
-    changed = run(*arguments, "--expname=a", "--white_bkgd=False", "--N_iters=3", "--i_img=1")
+    changed = run(*arguments, "--expname=a", "--white_bkgd=False", "--N_iters=3", "--i_print=1")
     assert changed.steps("a") == [2]
     assert "goes on with white_bkgd = False, which was True" in changed.stderr
-    assert "i_img" not in changed.stderr
-    assert (tmp_path / "a" / "latest.png").read_bytes() != latest
-
-
-def test_the_last_view_is_that_of_the_last_step(tmp_path):
-    arguments = [*BLENDER, f"--basedir={tmp_path}", "--N_importance=0", "--i_testset=0", "--i_video=0", "--expname=a"]
-    seen = []
-    for steps in ("--N_iters=1", "--N_iters=2"):  # the first writes it anyway, at step 0
-        assert run(*arguments, steps, "--i_img=100").code == 0
-        seen.append((tmp_path / "a" / "latest.png").read_bytes())
-    assert seen[0] != seen[1]
-    assert files_in(tmp_path / "a" / "tboard_val_imgs") == {"000000.png"}
+    assert "i_print" not in changed.stderr
 
 
 def test_eval_only(interrupted):
@@ -671,7 +667,8 @@ def test_auto_takes_half_when_memory_runs_out_and_goes_on(tmp_path):
     assert halved == [("150", "2000000")]
     assert result.steps("x") == [0]
     assert pair(0) <= files_in(tmp_path / "x")
-    assert run(*BLENDER, *MANY, "--N_iters=2", f"--basedir={tmp_path}", "--expname=x").steps("x") == [1]  # none is lost
+    checkpoint = tf.train.load_checkpoint(str(tmp_path / "x" / "checkpoints" / "ckpt-1" / "state"))
+    assert checkpoint.get_tensor("step/.ATTRIBUTES/VARIABLE_VALUE") == 1  # what was tried twice counts once
 
 
 def test_a_plan_is_made_and_told(tmp_path):
@@ -683,14 +680,26 @@ def test_a_plan_is_made_and_told(tmp_path):
     assert all(int(peak) <= 20 for *_, peak in plans)
 
 
+PRECISE = [*BLENDER, "--N_iters=3", "--i_img=0", "--random_seed=1"]
+
+
+@pytest.fixture(scope="module")
+def float32_losses(tmp_path_factory) -> list[float]:
+    """Of the steps of a run as usual."""
+    return losses_of(run(*PRECISE, f"--basedir={tmp_path_factory.mktemp('float32')}", "--expname=a"))
+
+
+def losses_of(result: Result) -> list[float]:
+    assert result.code == 0, result.stderr
+    return [float(x) for x in re.findall(r"loss (\d+\.\d{6})", result.stderr)]
+
+
 @pytest.mark.parametrize("flag", ["--mixed_precision=bfloat16", "--mixed_precision=float16", "--jit_compile=true"])
-def test_precision_and_compilation(tmp_path, flag):
-    arguments = [*BLENDER, "--N_iters=3", "--i_img=0", f"--basedir={tmp_path}", "--random_seed=1"]
-    plain, other = run(*arguments, "--expname=a"), run(*arguments, flag, "--expname=b")
-    assert other.code == 0, other.stderr
-    losses = [[float(x) for x in re.findall(r"loss (\d+\.\d{6})", result.stderr)] for result in (plain, other)]
-    tolerance = 1e-5 if "jit" in flag else 1e-2
-    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
+def test_precision_and_compilation(float32_losses, tmp_path, flag):
+    arguments = [*PRECISE, f"--basedir={tmp_path}"]
+    losses = losses_of(run(*arguments, flag, "--expname=b"))
+    assert len(losses) == 3
+    np.testing.assert_allclose(losses, float32_losses, rtol=1e-5 if "jit" in flag else 1e-2)
     # Whatever it computes in, a run resumes, and its weights are everybody's.
     assert run(*arguments, flag, "--expname=b", "--N_iters=4").steps("b") == [3]
     assert {array.dtype for array in weights_in(tmp_path / "b", 3)} == {np.dtype(np.float32)}
@@ -760,3 +769,32 @@ def test_the_authors_data(real_data, loaded_once, tmp_path):
     photo = np.rint(255 * scene.images[scene.i_test[0], ::20, ::20])
     assert image.shape == photo.shape == (20, 20, 3)
     assert saved_psnr(image, photo) > 25
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["lego", "fern"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_occupancy_costs_no_quality(real_data, tmp_path, name, precision):
+    kind = {"lego": "nerf_synthetic", "fern": "nerf_llff_data"}[name]
+    config_file = {"lego": CONFIGS / "lego.txt", "fern": real_data / "weights/fern_example/config.txt"}[name]
+    arguments = [f"--config={config_file}", f"--datadir={real_data / 'data' / kind / name}", f"--basedir={tmp_path}"]
+    arguments += [f"--ft_path={real_data / 'weights' / f'{name}_example' / 'model_200000.npy'}", "--testskip=200"]
+    arguments += ["--render_only", "--render_test", "--render_factor=4", "--save_arrays"]
+    views = {}
+    for expname, more in [("exact", []), ("fast", ["--occupancy", f"--mixed_precision={precision}"])]:
+        result = run(*arguments, *more, f"--expname={expname}")
+        assert result.code == 0, result.stderr
+        folder = tmp_path / expname / "renderonly_test_200001"
+        views[expname] = [np.load(path)["rgb"] for path in sorted(folder.glob("*.npz"))]
+    # A ray at a quarter of the size goes through the corner that every fourth pixel's ray goes through.
+    scene = build.load_scene(flagged(*arguments, "--expname=x")[0])
+    height, width = views["exact"][0].shape[:2]
+    photos = [scene.images[i, ::4, ::4][:height, :width] for i in scene.i_test]
+    scores = {
+        expname: np.mean([psnr(*pair) for pair in zip(found, photos, strict=True)]) for expname, found in views.items()
+    }
+    assert scores["exact"] > {"lego": 30, "fern": 20}[name]
+    assert abs(scores["fast"] - scores["exact"]) < 0.02
+    assert min(psnr(*pair) for pair in zip(*views.values(), strict=True)) > 45
+    empty = [float(part) for part in re.search(r"empty, by network: ([\d.]+) %, ([\d.]+) %", result.stderr).groups()]
+    assert min(empty) > {"lego": 60, "fern": 30}[name]

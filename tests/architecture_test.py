@@ -35,7 +35,8 @@ BELOW = {
     "__init__": set(),
 }
 # Dependencies that every installation has; whatever else a function wants, it imports itself.
-CORE = {"tensorflow", "keras", "numpy", "imageio", "configargparse", "absl", "PIL", "tqdm"}
+# TensorFlow's own classes are made of protobuf's, which is a part of "google".
+CORE = {"tensorflow", "google", "keras", "numpy", "imageio", "configargparse", "absl", "PIL", "tqdm"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "types", "math"}
 
 
