@@ -51,23 +51,30 @@ def main(argv: Sequence[str]) -> int:
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if FLAGS.deterministic:
         tf.config.experimental.enable_op_determinism()
+    code, reason = end_of_run(FLAGS)
+    if reason is not None:
+        logger.error("nerf_tf: %s", reason)
+    return code
+
+
+def end_of_run(values: flags.FlagValues) -> tuple[int, str | None]:
+    """Runs the program; returns the exit code, and what went wrong if something did.
+
+    When this returns, what an error left behind is gone, and progress bars are closed: the line stands by itself.
+    """
     try:
-        run(FLAGS)
+        run(values)
     except Stopped as stopped:
-        return stopped.exit_code
+        return stopped.exit_code, None
     except KeyboardInterrupt:
-        logger.error("nerf_tf: interrupted")
-        return 128 + signal.SIGINT
+        return 128 + signal.SIGINT, "interrupted"
     except (UserError, planning.OutOfMemory) as error:
-        logger.error("nerf_tf: %s", error)
-        return 1
+        return 1, str(error)
     except tf.errors.ResourceExhaustedError as error:
-        logger.error("nerf_tf: out of memory (%s)", planning.failed_allocation(error))
-        return 1
+        return 1, f"out of memory ({planning.failed_allocation(error)})"
     except MemoryError as error:
-        logger.error("nerf_tf: out of memory (%s)", config.one_line(str(error)) or "no details")
-        return 1
-    return 0
+        return 1, f"out of memory ({config.one_line(str(error)) or 'no details'})"
+    return 0, None
 
 
 def run(values: flags.FlagValues) -> None:

@@ -31,7 +31,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.options import OPTIONS
-from nerf_tf.render import occupancy, pictures
+from nerf_tf.render import occupancy, outputs, pictures
 from nerf_tf.run import Run
 from nerf_tf.train import tf1_weights
 from nerf_tf.train.metrics import psnr, ssim
@@ -342,6 +342,23 @@ def test_render_test(interrupted):
     assert (metrics["step"], metrics["views"]) == (11, 3)  # the weights' step
     assert metrics["psnr_8bit"]["views"] == pytest.approx(psnrs)
     assert metrics["psnr_8bit"]["mean"] == pytest.approx(np.mean(psnrs))
+
+
+def test_the_line_about_a_full_disk_stands_by_itself(interrupted, monkeypatch):
+    written, write_png = [], outputs.write_png
+
+    def fill(path, image):
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(f"{path}: cannot be written (No space left on device)")
+        write_png(path, image)
+
+    monkeypatch.setattr(outputs, "write_png", fill)
+    result = run(
+        *interrupted.again, "--expname=full", f"--ft_path={interrupted.folder / 'model_000011.npy'}", "--render_only"
+    )
+    assert result.code == 1
+    assert re.search(r"\nnerf_tf: .*001\.png: cannot be written \(No space left on device\)\n$", result.stderr)
 
 
 def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path, monkeypatch):

@@ -49,10 +49,10 @@ class Case:
     def arguments(self, basedir: Path, expname: str, *more: object) -> list[object]:
         """The command of its runs."""
         scene = [f"--dataset_type={self.kind}", f"--datadir={SCENES / self.kind}", *KINDS[self.kind]]
-        # One of the two with a fine network, and the view's directions.
-        fine = ["--N_importance=4", "--use_viewdirs"]
-        batches = [] if self.batching else ["--no_batching", "--precrop_iters=8", "--precrop_frac=0.9", *fine]
-        return [*scene, *batches, *SETTINGS, SEED, f"--basedir={basedir}", f"--expname={expname}", *more]
+        # Half of them, of either kind, with a fine network, and the view's directions.
+        fine = ["--N_importance=4", "--use_viewdirs"] if self.batching == (self.kind == "llff") else []
+        batches = [] if self.batching else ["--no_batching", "--precrop_iters=8", "--precrop_frac=0.9"]
+        return [*scene, *batches, *fine, *SETTINGS, SEED, f"--basedir={basedir}", f"--expname={expname}", *more]
 
 
 CASES = [Case(kind, batching) for kind in KINDS for batching in (True, False)]
