@@ -266,6 +266,12 @@ def failing_line(tool, capsys, *argv: str) -> str:
     return lines[-1]
 
 
+def test_the_page_is_for_this_computer_unless_said_otherwise(tool):
+    viewer = tool("viewer")
+    assert viewer._arguments([])[0].host == "127.0.0.1"
+    assert viewer._arguments(["--host", "0.0.0.0"])[0].host == "0.0.0.0"
+
+
 def test_mistakes_are_answered_by_one_line(tool, run, tmp_path, capsys, monkeypatch):
     folder, _ = run
     assert "no args.txt" in failing_line(tool, capsys, str(tmp_path))
