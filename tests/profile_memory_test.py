@@ -132,8 +132,8 @@ def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(memory_cell, 
 # The paper's networks, and enough points that the allocator counts all that matters. What rendering takes depends on
 # what the allocator handed out and got back before: that is measured in fresh processes, below.
 PAPER = {"N_samples": 64, "N_importance": 64, "netwidth": 256, "netwidth_fine": 256}
-TRAINED = [{"mode": "train", "rays": 128, "chunk": 128, "netchunk": netchunk} for netchunk in (4096, 8192, 16384)]
-IN_BFLOAT16 = {"mode": "train", "rays": 128, "chunk": 128, "netchunk": 16384, "precision": "bfloat16"}
+TRAINED = [{"mode": "train", "rays": 256, "chunk": 256, "netchunk": netchunk} for netchunk in (4096, 8192, 16384)]
+IN_BFLOAT16 = {"mode": "train", "rays": 256, "chunk": 256, "netchunk": 16384, "precision": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +173,10 @@ def paper_work(training: bool, rays: int, precision: str = "float32") -> memory.
 
 
 def test_a_chosen_plan_of_training_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted):
-    work = paper_work(True, 128)
+    work = paper_work(True, 256)
     chosen = memory.plan(work, work.resident + 120e6, None, None)
     assert chosen.netchunk < memory.LARGEST_TILE
-    cell = {"mode": "train", "rays": 128, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
+    cell = {"mode": "train", "rays": 256, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
     measured, _ = paper_peak(memory_cell, memory_meter, **cell)
     assert 0.5 * 120 < measured <= 120
 
