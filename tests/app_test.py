@@ -27,6 +27,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from nerf_tf import app, build, config, paths
 from nerf_tf.data import blender
+from nerf_tf.data.keyframe_file import load_keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
@@ -342,6 +343,19 @@ def test_render_test(interrupted):
     assert (metrics["step"], metrics["views"]) == (11, 3)  # the weights' step
     assert metrics["psnr_8bit"]["views"] == pytest.approx(psnrs)
     assert metrics["psnr_8bit"]["mean"] == pytest.approx(np.mean(psnrs))
+
+
+def test_the_guides_python_runs(interrupted, tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 6
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(interrupted.folder / "model_000011.npy", "model_200000.npy")
+    for block in blocks:
+        exec(block.replace("logs/demo", str(interrupted.folder)), {})
+    assert capsys.readouterr().out.endswith("(5, 5, 3) (5, 5) (5, 5) (5, 5)\n")
+    assert np.load("poses_bounds.npy").shape == (5, 17)
+    assert np.load("path.npy").shape == (90, 3, 4)
+    assert load_keyframes(Path("keyframes.json")).times.tolist() == [0.0, 2.0, 3.0]
 
 
 def test_the_line_about_a_full_disk_stands_by_itself(interrupted, monkeypatch):
