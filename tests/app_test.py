@@ -810,7 +810,7 @@ def test_occupancy_costs_no_quality(real_data, tmp_path, name, precision):
     config_file = {"lego": CONFIGS / "lego.txt", "fern": real_data / "weights/fern_example/config.txt"}[name]
     arguments = [f"--config={config_file}", f"--datadir={real_data / 'data' / kind / name}", f"--basedir={tmp_path}"]
     arguments += [f"--ft_path={real_data / 'weights' / f'{name}_example' / 'model_200000.npy'}", "--testskip=200"]
-    arguments += ["--render_only", "--render_test", "--render_factor=4", "--save_arrays"]
+    arguments += ["--factor=8", "--render_only", "--render_test", "--render_factor=4", "--save_arrays"]
     views = {}
     for expname, more in [("exact", []), ("fast", ["--occupancy", f"--mixed_precision={precision}"])]:
         result = run(*arguments, *more, f"--expname={expname}")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from nerf_tf.field.mlp import BOTTLENECK_WIDTH
+
 FLOAT = 4  # bytes
 MEGABYTE = 1e6
 
@@ -23,7 +25,7 @@ MEGABYTE = 1e6
 # settings, as are the next three.
 RENDERED_SAMPLE, TRAINED_SAMPLE = 10.9, 45.0
 # What the view branch takes, for what it holds: the allocator does not cut up pieces that are a little too large.
-BRANCH_ROOM = 1.25
+BRANCH_ROOM = 1.19
 # Layers' outputs in the backward pass besides those kept, by bytes of a value: gathered rows, and the gradients on
 # either side of a layer.
 BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
@@ -151,7 +153,9 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
     else:
         trunk = (2 * width + network.points) * size  # around the skip
         trunk += encoded if size == FLOAT else SUMS_OF_PRODUCTS * width * FLOAT
-        branch = BRANCH_ROOM * (2 * width + network.viewdirs) * size if network.viewdirs else 0
+        # The bottleneck's outputs, alone and joined with the view directions; in 16 bits there is no bottleneck.
+        seen = network.viewdirs and size == FLOAT
+        branch = BRANCH_ROOM * 2 * (BOTTLENECK_WIDTH + network.viewdirs) * FLOAT if seen else 0
         tile = max(trunk, branch)
         each = RENDERED_SAMPLE
     return min(points, netchunk) * tile + points * each * FLOAT
