@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import flags
 
 from nerf_tf.field.encoding import encoded_width
-from nerf_tf.field.mlp import precision
+from nerf_tf.field.mlp import BOTTLENECK_WIDTH, precision
 from nerf_tf.field.query import Field
 from nerf_tf.render import memory
 from nerf_tf.train.trainer import Trainer
@@ -90,7 +90,8 @@ def workload(trainer: Trainer, training: bool, rays: int) -> memory.Workload:
         settings = field.settings
         viewdirs = encoded_width(3, settings.multires_views) if settings.use_viewdirs else 0
         points = encoded_width(3, settings.multires)
-        return memory.NetworkShape(settings.depth, settings.width, points, viewdirs, field.mlp.count_params())
+        weights = field.mlp.count_params()
+        return memory.NetworkShape(settings.depth, settings.width, points, viewdirs, BOTTLENECK_WIDTH, weights)
 
     return memory.Workload(
         training=training,

@@ -13,8 +13,8 @@ import pytest
 from nerf_tf.render import memory
 from nerf_tf.render.memory import NetworkShape, Plan, Workload, plan, predict, rays_at_once, smaller
 
-PAPER = NetworkShape(depth=8, width=256, points=63, viewdirs=27, weights=595_844)
-SMALL = NetworkShape(depth=4, width=64, points=39, viewdirs=0, weights=20_000)
+PAPER = NetworkShape(depth=8, width=256, points=63, viewdirs=27, bottleneck=256, weights=595_844)
+SMALL = NetworkShape(depth=4, width=64, points=39, viewdirs=0, bottleneck=256, weights=20_000)
 # The paper's fern setting.
 TRAINING = Workload(training=True, rays=4096, N_samples=64, N_importance=128, coarse=PAPER, fine=PAPER)
 RENDERING = dataclasses.replace(TRAINING, training=False, rays=378 * 504)

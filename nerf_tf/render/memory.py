@@ -15,8 +15,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nerf_tf.field.mlp import BOTTLENECK_WIDTH
-
 FLOAT = 4  # bytes
 MEGABYTE = 1e6
 
@@ -52,6 +50,7 @@ class NetworkShape:
     Attributes:
         depth, width: layers of the trunk and units in each.
         points, viewdirs: width of the encodings; `viewdirs` is 0 for a network without view directions.
+        bottleneck: units of the layer that the view directions join.
         weights: number of weights.
     """
 
@@ -59,6 +58,7 @@ class NetworkShape:
     width: int
     points: int
     viewdirs: int
+    bottleneck: int
     weights: int
 
 
@@ -155,7 +155,7 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
         trunk += encoded if size == FLOAT else SUMS_OF_PRODUCTS * width * FLOAT
         # The bottleneck's outputs, alone and joined with the view directions; in 16 bits there is no bottleneck.
         seen = network.viewdirs and size == FLOAT
-        branch = BRANCH_ROOM * 2 * (BOTTLENECK_WIDTH + network.viewdirs) * FLOAT if seen else 0
+        branch = BRANCH_ROOM * 2 * (network.bottleneck + network.viewdirs) * FLOAT if seen else 0
         tile = max(trunk, branch)
         each = RENDERED_SAMPLE
     return min(points, netchunk) * tile + points * each * FLOAT
