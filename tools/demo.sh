@@ -16,7 +16,8 @@ step=$(printf %06d $((10#$last + 1)))
 "$PYTHON" tools/plot_curve.py "$run" --out "$run/curve.png"
 echo "test views, scores:   $run/metrics.json, and with other runs: tools/compare.py"
 echo "orbit:                $run/renderonly_path_$step/video.mp4 and video_disp.mp4 (disparity)"
-"$PYTHON" tools/contact_sheet.py --run "$run" --path --views 6
+"$PYTHON" tools/contact_sheet.py --run "$run" --path --views 6 >/dev/null
+echo "frames of the orbit:  $run/path_sheet.png"
 echo "loss and PSNR:        $run/curve.png"
 "$PYTHON" tools/compare.py "$run"
 "$PYTHON" tools/contact_sheet.py --run "$run" --out "$run/contact_sheet.png"
