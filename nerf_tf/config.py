@@ -96,6 +96,18 @@ def args_text(flag_values: flags.FlagValues = flags.FLAGS) -> str:
     return "".join(f"{name} = {_spelling(flag_values[name].value)}\n" for name in sorted(OPTIONS))
 
 
+def changes(
+    path: Path, names: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> dict[str, tuple[str, str]]:
+    """Those of the named flags that an args.txt gives another value: name -> its value there, and now.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is none of `name = value` lines.
+    """
+    before, now = _read_file(str(path)), {name: str(flag_values[name].value) for name in names}
+    return {name: (str(before[name]), now[name]) for name in names if name in before and before[name] != now[name]}
+
+
 def config_text(flag_values: flags.FlagValues = flags.FLAGS) -> str | None:
     """The text of the file named by --config, None without one."""
     path = flag_values["config"].value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -223,12 +224,7 @@ class Run:
                 )
                 if not save.due(last):
                     self.store.save()
-                self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
-                if values.i_img or values.i_testset:
-                    unless_unwritable(log.curve.write)()
-                if values.i_img and last % values.i_img and len(self.scene.i_val):
-                    unless_unwritable(self.write_latest)(last, *self.holdout(last))
-                self.store.settle()
+                self.write_the_end(last, log)
             except guards.BadSteps as error:
                 self.give_up(error)
             except guards.Collapse as collapse:
@@ -243,6 +239,16 @@ class Run:
                 raise
         logger.info("%s: trained to step %d", self.folder, last)
         return True
+
+    def write_the_end(self, last: int, log: Log) -> None:
+        """Writes what shows the last step, whether or not it was due."""
+        self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
+        i_img = self.values.i_img
+        if i_img or self.values.i_testset:
+            unless_unwritable(log.curve.write)()
+        if i_img and last % i_img and len(self.scene.i_val):
+            unless_unwritable(self.write_latest)(last, *self.holdout(last))
+        self.store.settle()
 
     def finished(self) -> bool:
         """Says that there is nothing left to train."""
@@ -322,15 +328,9 @@ class Run:
 
     def tell_changes(self) -> None:
         """Warns of what is another than when the run was started, or went on, before."""
-        try:
-            before = (self.folder / "args.txt").read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            return
-        for line in sorted(set(config.args_text(self.values).splitlines()) - set(before)):
-            name = line.partition(" = ")[0]
-            was = next((old.partition(" = ")[2] for old in before if old.startswith(f"{name} = ")), None)
-            if was is not None and name in DECIDING:
-                logger.warning("%s: goes on with %s, which was %s", self.folder, line, config.one_line(was)[:100])
+        with contextlib.suppress(OSError, ValueError):  # there is none, or none that can be read
+            for name, (was, now) in config.changes(self.folder / "args.txt", DECIDING, self.values).items():
+                logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, config.one_line(was))
 
     def write_weights(self, step: int) -> None:
         """Writes the weights in the original's format."""
@@ -343,18 +343,18 @@ class Run:
         """Renders a random validation view for TensorBoard, `tboard_val_imgs`, `latest.png` and `curve.png`."""
         image, photo = self.holdout(step)
         outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
-        self.write_latest(step, image, photo)
-        log.holdout(step, image, photo, psnr(image.rgb, photo))
+        log.holdout(step, image, photo, self.write_latest(step, image, photo))
 
     def holdout(self, step: int) -> tuple[Image, np.ndarray]:
         """A random validation view of a step, and its photo [H, W, 3]."""
         view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
         return self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
 
-    def write_latest(self, step: int, image: Image, photo: np.ndarray) -> None:
-        """Writes `latest.png`."""
-        caption = f"step {step}, {psnr(image.rgb, photo):.2f} dB"
-        outputs.write_side_by_side(self.folder / "latest.png", photo, image, caption)
+    def write_latest(self, step: int, image: Image, photo: np.ndarray) -> float:
+        """Writes `latest.png`; returns the view's PSNR."""
+        psnr_holdout = psnr(image.rgb, photo)
+        outputs.write_side_by_side(self.folder / "latest.png", photo, image, f"step {step}, {psnr_holdout:.2f} dB")
+        return psnr_holdout
 
     def render_test_set(self, step: int) -> None:
         """Renders the test views at full size into `testset_{step}`."""

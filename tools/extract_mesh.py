@@ -164,12 +164,10 @@ def occupied_box(density: np.ndarray, grid: Grid, threshold: float) -> tuple[np.
 
 def large_parts(faces: np.ndarray, vertices: int, min_part: float) -> np.ndarray:
     """Which of the faces [F, 3] belong to a part of the mesh that has at least `min_part` of them all."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    import trimesh
 
     edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    graph = coo_matrix((np.ones(len(edges), bool), edges.T), shape=(vertices, vertices))
-    part_of_face = connected_components(graph, directed=False)[1][faces[:, 0]]
+    part_of_face = trimesh.graph.connected_component_labels(edges, vertices)[faces[:, 0]]
     return np.bincount(part_of_face)[part_of_face] >= min_part * len(faces)
 
 

@@ -150,12 +150,12 @@ class View:
 
         return Image(*(None if buffer is None else grid(buffer) for buffer in self._buffers))
 
-    def distances(self, image: Image) -> np.ndarray:
-        """How far along the optical axis the pixels of `image` end; infinite where they meet nothing."""
-        stride, camera = self._stride, self.camera
-        height, width = image.acc.shape
+    def distances(self, image: Image, every: int = 1) -> np.ndarray:
+        """How far along the optical axis each `every`-th pixel of `image` ends; infinite where it meets nothing."""
+        depth, acc = image.depth[::every, ::every], image.acc[::every, ::every]
+        camera, stride = self.camera, self._stride * every
         intrinsics = (value / stride for value in (camera.fx, camera.fy, camera.cx, camera.cy))
-        found = surface(Camera(height, width, *intrinsics), self.c2w, image.depth, image.acc, self._scene.ndc)
+        found = surface(Camera(*acc.shape, *intrinsics), self.c2w, depth, acc, self._scene.ndc)
         return np.nan_to_num(found.along_z, nan=np.inf)
 
 
@@ -201,9 +201,7 @@ def picture(image: Image, shown: str) -> np.ndarray:
         return outputs.coloured_disparity(image)
     if shown == "opacity":
         return pictures.coloured(image.acc)
-    depth = pictures.expected_depth(image.depth, image.acc)
-    near, far = pictures.shown_range([pictures.solid_values(depth, image.acc)])
-    return pictures.false_colours(depth, image.acc, dark=far, light=near)
+    return outputs.coloured_depth(image)
 
 
 def frames(film: outputs.Film, shown: str) -> outputs.Frames:

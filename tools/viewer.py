@@ -46,7 +46,6 @@ logger = logging.getLogger("viewer")
 # Rays between two looks at what the browser wants: half a second's work on two cores, or less where most is skipped.
 CPU_CHUNK, CPU_CHUNK_OCCUPANCY, GPU_CHUNK = 512, 2048, 4096
 SECONDS_TO_SETTLE = 0.1
-DONE = object()
 
 
 class Viewer:
@@ -133,7 +132,7 @@ class Viewer:
             self._wake.clear()
             busy = [page.work() for page in tuple(self.pages.values())]
             film = self.filming
-            if film is not None and next(film, DONE) is DONE and self.filming is film:
+            if film is not None and next(film, True) and self.filming is film:
                 self.filming = film = None
             if film is None and not any(busy):
                 self._wake.wait()

@@ -230,12 +230,11 @@ class Page:
 
     def _distances(self, view: refinement.View, image: Image) -> np.ndarray | None:
         """What the photos in front of and behind the scene are told apart by; None where the browser cannot."""
-        distances = view.distances(image)
+        distances = view.distances(image, max(1, int(np.sqrt(image.acc.size / DISTANCE_PIXELS))))
         farthest_photo = np.linalg.norm(self._viewer.scene.poses[:, :, 3] - view.c2w[:, 3], axis=-1).max()
         if max(farthest_photo, distances.max(where=np.isfinite(distances), initial=0.0)) > FARTHEST:
             return None
-        stride = max(1, int(np.sqrt(distances.size / DISTANCE_PIXELS)))
-        return np.minimum(distances, FARTHEST)[::stride, ::stride]
+        return np.minimum(distances, FARTHEST)
 
     def _change_keyframes(self, poses: list[np.ndarray]) -> None:
         self._poses = poses
@@ -295,7 +294,7 @@ class Page:
                     yield
                 film.append(refinement.of_network(view.image(), coarse))
             outputs.write_video(path, refinement.frames(film, shown), fps)
-        except Exception as error:
+        except Exception as error:  # nor is a video to stop the pages
             logger.exception("no %s", path)
             self._tell(f"no video: {' '.join(str(error).split())[:200]}")
             return

@@ -55,6 +55,13 @@ def coloured_disparity(image: Image) -> np.ndarray:
     return pictures.false_colours(image.disp, image.acc, dark=far, light=near)
 
 
+def coloured_depth(image: Image) -> np.ndarray:
+    """8-bit colours [H, W, 3] of a view's depth, likewise."""
+    depth = pictures.expected_depth(image.depth, image.acc)
+    near, far = pictures.shown_range([pictures.solid_values(depth, image.acc)])
+    return pictures.false_colours(depth, image.acc, dark=far, light=near)
+
+
 class Frames(Sequence[np.ndarray]):
     """Frames that are made when they are asked for."""
 
