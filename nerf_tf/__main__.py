@@ -8,7 +8,7 @@ import sys
 
 from absl import app
 
-from nerf_tf import config
+from nerf_tf.settings import parsing
 
 
 def _run(argv: list[str]) -> None:
@@ -22,7 +22,7 @@ def _run(argv: list[str]) -> None:
 def main() -> None:
     """Reads flags and config file, then runs the program."""
     try:
-        app.run(_run, flags_parser=config.parse_flags)
+        app.run(_run, flags_parser=parsing.parse_flags)
     except KeyboardInterrupt:  # while TensorFlow loads; later the program sees to it
         sys.stderr.write("nerf_tf: interrupted\n")
         sys.exit(128 + signal.SIGINT)

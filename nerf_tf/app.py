@@ -12,12 +12,17 @@ import tensorflow as tf
 from absl import flags
 from absl.logging import converter
 
-from nerf_tf import build, config, evaluation, paths, planning
+from nerf_tf import build
+from nerf_tf.data import render_path
 from nerf_tf.data.scene import Scene
+from nerf_tf.evaluation import report
+from nerf_tf.memory import planning
 from nerf_tf.run import Run, about, photos_of_test_views
-from nerf_tf.train import guards, lock
-from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.stop import Stopped
+from nerf_tf.safety import guards
+from nerf_tf.safety.stop import Stopped
+from nerf_tf.settings import parsing
+from nerf_tf.storage import lock
+from nerf_tf.storage.checkpoint import CheckpointStore
 
 FLAGS = flags.FLAGS
 logger = logging.getLogger(__name__)
@@ -33,7 +38,7 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise UserError(config.one_line(str(error))) from error
+        raise UserError(parsing.one_line(str(error))) from error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,7 +78,7 @@ def end_of_run(values: flags.FlagValues) -> tuple[int, str | None]:
     except tf.errors.ResourceExhaustedError as error:
         return 1, f"out of memory ({planning.failed_allocation(error)})"
     except MemoryError as error:
-        return 1, f"out of memory ({config.one_line(str(error)) or 'no details'})"
+        return 1, f"out of memory ({parsing.one_line(str(error)) or 'no details'})"
     return 0, None
 
 
@@ -94,7 +99,7 @@ def run(values: flags.FlagValues) -> None:
         with explained(ValueError, OSError):
             store = CheckpointStore(trainer, folder / "checkpoints")
             build.restore(values, trainer, store, folder)
-            this = Run(values, folder, scene, trainer, store, renderer, paths.load_render_poses(values, scene))
+            this = Run(values, folder, scene, trainer, store, renderer, render_path.load_render_poses(values, scene))
             if values.render_only:
                 cameras = this.render_only_cameras()
             elif training:
@@ -113,5 +118,5 @@ def run(values: flags.FlagValues) -> None:
 def compare_folder(values: flags.FlagValues, folder: Path, scene: Scene) -> None:
     """Compares the views in `--eval_folder` with the photos; writes metrics.json into the run's folder."""
     views = Path(values.eval_folder)
-    result = evaluation.read(views, photos_of_test_views(scene))
-    evaluation.report(folder / "metrics.json", about(values, evaluation.weights_step(views)), result)
+    result = report.read(views, photos_of_test_views(scene))
+    report.report(folder / "metrics.json", about(values, report.weights_step(views)), result)

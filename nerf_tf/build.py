@@ -12,19 +12,19 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import config, planning
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
-from nerf_tf.render import memory
-from nerf_tf.render.curve import summaries_folder
+from nerf_tf.memory import planning, prediction
+from nerf_tf.output.curve import summaries_folder
 from nerf_tf.render.occupancy import Box, Occupancy
 from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
-from nerf_tf.train import tf1_weights
-from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.trainer import Trainer
+from nerf_tf.settings import parsing
+from nerf_tf.storage import tf1_weights
+from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train.step import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ def make_trainer(values: flags.FlagValues, ndc: bool, seed: int | None = None) -
     compiled = values.jit_compile == "true" or (values.jit_compile == "auto" and planning.has_gpu())
 
     def field(fine: bool) -> Field:
-        settings = config.field_settings(values, fine)
+        settings = parsing.field_settings(values, fine)
         mlp = build_mlp(settings, [seed, int(fine)], values.mixed_precision)
-        return Field(mlp, settings, memory.LARGEST_TILE, compiled=compiled)
+        return Field(mlp, settings, prediction.LARGEST_TILE, compiled=compiled)
 
     fine = field(True) if values.N_importance > 0 else None
-    return Trainer(field(False), fine, config.render_settings(values, ndc), config.train_settings(values), seed)
+    return Trainer(field(False), fine, parsing.render_settings(values, ndc), parsing.train_settings(values), seed)
 
 
 def start_over(values: flags.FlagValues, trainer: Trainer) -> None:
@@ -118,16 +118,16 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
     """
     height, width = scene.images.shape[1:3]
     planned = planning.Memory(values, trainer, training=False, rays=height * width)
-    settings = config.render_settings(values, scene.ndc)
+    settings = parsing.render_settings(values, scene.ndc)
 
     networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]
     folder = Path(values.basedir) / values.expname
     occupancy = Occupancy(ray_box(scene), folder / "occupancy.npz", len(networks)) if values.occupancy else None
 
-    def in_tiles(plan: memory.Plan) -> list[FieldFunction]:
+    def in_tiles(plan: prediction.Plan) -> list[FieldFunction]:
         return [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
 
-    def sized(plan: memory.Plan) -> tuple[FieldFunction, FieldFunction | None, RenderSettings]:
+    def sized(plan: prediction.Plan) -> tuple[FieldFunction, FieldFunction | None, RenderSettings]:
         fields = in_tiles(plan) if occupancy is None else occupancy.restrict(in_tiles(plan))
         return fields[0], fields[1] if len(fields) > 1 else None, dataclasses.replace(settings, chunk=plan.chunk)
 

@@ -13,19 +13,25 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config, evaluation, files, planning
+from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
+from nerf_tf.evaluation import report
+from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.render import outputs
-from nerf_tf.render.curve import CurveFile, summaries_folder
+from nerf_tf.memory import planning
+from nerf_tf.output import view_files
+from nerf_tf.output.curve import CurveFile, summaries_folder
+from nerf_tf.output.summaries import Summaries
 from nerf_tf.render.renderer import Image, Renderer
-from nerf_tf.render.summaries import Summaries
-from nerf_tf.train import diagnosis, guards, tf1_weights
-from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.metrics import psnr
-from nerf_tf.train.stop import Stopped, StopRequest
-from nerf_tf.train.trainer import Event, StepResult, Trainer, train
+from nerf_tf.safety import diagnosis, guards
+from nerf_tf.safety.stop import Stopped, StopRequest
+from nerf_tf.settings import parsing
+from nerf_tf.storage import atomic, tf1_weights
+from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train.counts import Counts
+from nerf_tf.train.loop import Event, train
+from nerf_tf.train.step import StepResult, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ def unless_unwritable(action: Callable[..., None], once: bool = False) -> Callab
             failing = False
         except OSError as error:
             if not (once and failing):
-                logger.warning("%s; training goes on", config.one_line(str(error)))
+                logger.warning("%s; training goes on", parsing.one_line(str(error)))
             failing = True
 
     return attempt
@@ -79,7 +85,7 @@ class Log:
     def report(self, step: int, result: StepResult, rays_per_second: float) -> None:
         """Notes a step."""
         scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
-        skipped = guards.Counts(*result.counts.numpy()).skipped
+        skipped = Counts(*result.counts.numpy()).skipped
         self._summaries.scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
         self._summaries.histogram(step, "tran", result.sigma)
         self.curve.add(step, loss=result.loss, psnr=result.psnr)
@@ -131,7 +137,7 @@ class Run:
         Raises:
             ValueError: there are fewer rays than a batch has.
         """
-        return ray_batches(self.scene, config.batch_settings(self.values), self.seed, self.start)
+        return ray_batches(self.scene, parsing.batch_settings(self.values), self.seed, self.start)
 
     def render_only_cameras(self) -> list[Camera]:
         """The photos' cameras at `--render_factor`.
@@ -143,7 +149,7 @@ class Run:
 
     def render_only(self, cameras: Sequence[Camera]) -> None:
         """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
-        files.remove_unfinished(self.folder)
+        atomic.remove_unfinished(self.folder)
         self.write_settings(replace=False)
         if self.values.render_test and self.values.render_path_file is None:
             folder = self.folder / f"renderonly_test_{self.start:06d}"
@@ -151,27 +157,27 @@ class Run:
         else:
             folder = self.folder / f"renderonly_path_{self.start:06d}"
             images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
-            frames = outputs.write_views(folder, images, self.values.save_arrays)
+            frames = view_files.write_views(folder, images, self.values.save_arrays)
         videos = {"": frames.rgb, "_disp": frames.disp, "_depth": frames.depth, "_acc": frames.acc}
         for kind, video in videos.items():
-            outputs.write_video(folder / f"video{kind}.mp4", video, self.values.fps)
+            view_files.write_video(folder / f"video{kind}.mp4", video, self.values.fps)
         logger.info("%s", folder)
 
-    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> outputs.Film:
+    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> view_files.Film:
         """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
         scene, save_arrays = self.scene, self.values.save_arrays
         test_cameras = [cameras[i] for i in scene.i_test]
         images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
         if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
-            return outputs.write_views(folder, images, save_arrays)
-        frames, result = evaluation.render(folder, images, photos_of_test_views(scene), save_arrays)
+            return view_files.write_views(folder, images, save_arrays)
+        frames, result = report.render(folder, images, photos_of_test_views(scene), save_arrays)
         told = about(self.values, step) | rendered_with(self.values)
-        evaluation.report(self.folder / "metrics.json", told, result)
+        report.report(self.folder / "metrics.json", told, result)
         return frames
 
     def evaluate(self) -> None:
         """Renders the test views into `testset_{step}`, named after the weights, and compares them with the photos."""
-        files.remove_unfinished(self.folder)
+        atomic.remove_unfinished(self.folder)
         self.write_settings(replace=False)
         self.render_test_set(self.start - 1)
 
@@ -193,7 +199,7 @@ class Run:
         values, last = self.values, self.values.N_iters - 1
         summaries = summaries_folder(self.folder)
         for folder in (self.folder, summaries):
-            files.remove_unfinished(folder)
+            atomic.remove_unfinished(folder)
         if self.start > last and not self.store.unsettled:
             return self.finished()
         self.put_collapsed_run_aside()
@@ -272,7 +278,7 @@ class Run:
         Raises:
             guards.Collapse: `--on_collapse` is not restart, or it has been so too often.
         """
-        restarts = guards.Counts(*self.trainer.counts.numpy()).restarts
+        restarts = Counts(*self.trainer.counts.numpy()).restarts
         if self.values.on_collapse != "restart":
             raise collapse
         if restarts >= guards.MAX_RESTARTS:
@@ -288,7 +294,7 @@ class Run:
 
         Whoever dies here finds the checkpoint unsettled at the next start, and does the rest.
         """
-        restarts = guards.Counts(*self.trainer.counts.numpy()).restarts
+        restarts = Counts(*self.trainer.counts.numpy()).restarts
         if self.store.unsettled and self.start == 0 and restarts > 0:
             aside = guards.put_aside(self.folder, summaries_folder(self.folder), restarts, keep=self.store.path)
             self.store.settle()
@@ -322,15 +328,15 @@ class Run:
         if replace and self.start > 0:
             self.tell_changes()
         if replace or not (self.folder / "args.txt").exists():
-            files.write_text(self.folder / "args.txt", config.args_text(self.values))
+            atomic.write_text(self.folder / "args.txt", parsing.args_text(self.values))
             if self.values.config is not None:
-                files.write_text(self.folder / "config.txt", config.config_text(self.values))
+                atomic.write_text(self.folder / "config.txt", parsing.config_text(self.values))
 
     def tell_changes(self) -> None:
         """Warns of what is another than when the run was started, or went on, before."""
         with contextlib.suppress(OSError, ValueError):  # there is none, or none that can be read
-            for name, (was, now) in config.changes(self.folder / "args.txt", DECIDING, self.values).items():
-                logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, config.one_line(was))
+            for name, (was, now) in parsing.changes(self.folder / "args.txt", DECIDING, self.values).items():
+                logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, parsing.one_line(was))
 
     def write_weights(self, step: int) -> None:
         """Writes the weights in the original's format."""
@@ -342,7 +348,7 @@ class Run:
     def show_holdout(self, step: int, log: Log) -> None:
         """Renders a random validation view for TensorBoard, `tboard_val_imgs`, `latest.png` and `curve.png`."""
         image, photo = self.holdout(step)
-        outputs.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", outputs.to_8bit(image.rgb))
+        view_files.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", view_files.to_8bit(image.rgb))
         log.holdout(step, image, photo, self.write_latest(step, image, photo))
 
     def holdout(self, step: int) -> tuple[Image, np.ndarray]:
@@ -353,7 +359,7 @@ class Run:
     def write_latest(self, step: int, image: Image, photo: np.ndarray) -> float:
         """Writes `latest.png`; returns the view's PSNR."""
         psnr_holdout = psnr(image.rgb, photo)
-        outputs.write_side_by_side(self.folder / "latest.png", photo, image, f"step {step}, {psnr_holdout:.2f} dB")
+        view_files.write_side_by_side(self.folder / "latest.png", photo, image, f"step {step}, {psnr_holdout:.2f} dB")
         return psnr_holdout
 
     def render_test_set(self, step: int) -> None:
@@ -369,14 +375,14 @@ class Run:
         poses, fps = self.render_poses, self.values.fps
         cameras = [self.scene.cameras[0]] * len(poses)
         stem = f"{self.values.expname}_spiral_{step:06d}"
-        film = outputs.Film(self.folder)
+        film = view_files.Film(self.folder)
         for image in self.views(cameras, poses):
             film.append(image)
-        outputs.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
-        outputs.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
+        view_files.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
+        view_files.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
         if self.values.use_viewdirs:
             still_poses = np.repeat(poses[:1], len(poses), axis=0)
-            film = outputs.Film(self.folder)
+            film = view_files.Film(self.folder)
             for image in self.views(cameras, still_poses, poses, description="still path"):
                 film.append(image)
-            outputs.write_video(self.folder / f"{stem}_rgb_still.mp4", film.rgb, fps)
+            view_files.write_video(self.folder / f"{stem}_rgb_still.mp4", film.rgb, fps)

@@ -25,17 +25,19 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from nerf_tf import app, build, config, paths
-from nerf_tf.data import blender
+from nerf_tf import app, build
+from nerf_tf.data import blender, render_path
 from nerf_tf.data.keyframe_file import load_keyframes
 from nerf_tf.data.scene import Scene
+from nerf_tf.evaluation.metrics import psnr, ssim
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
-from nerf_tf.options import OPTIONS
-from nerf_tf.render import occupancy, outputs, pictures
+from nerf_tf.output import pictures, view_files
+from nerf_tf.render import occupancy
 from nerf_tf.run import Run
-from nerf_tf.train import tf1_weights
-from nerf_tf.train.metrics import psnr, ssim
+from nerf_tf.settings import parsing
+from nerf_tf.settings.options import OPTIONS
+from nerf_tf.storage import tf1_weights
 
 ROOT = Path(__file__).parent.parent
 SCENES = ROOT / "tests" / "data" / "portable" / "scenes"
@@ -84,7 +86,7 @@ def run(*arguments: object) -> Result:
         contextlib.redirect_stderr(text),
     ):
         try:
-            rest = config.parse_flags(["nerf_tf", *map(str, arguments)], values)
+            rest = parsing.parse_flags(["nerf_tf", *map(str, arguments)], values)
             code = app.main(rest)
         except SystemExit as stop:
             code = stop.code
@@ -359,7 +361,7 @@ def test_the_guides_python_runs(interrupted, tmp_path, monkeypatch, capsys):
 
 
 def test_the_line_about_a_full_disk_stands_by_itself(interrupted, monkeypatch):
-    written, write_png = [], outputs.write_png
+    written, write_png = [], view_files.write_png
 
     def fill(path, image):
         written.append(path)
@@ -367,7 +369,7 @@ def test_the_line_about_a_full_disk_stands_by_itself(interrupted, monkeypatch):
             raise OSError(f"{path}: cannot be written (No space left on device)")
         write_png(path, image)
 
-    monkeypatch.setattr(outputs, "write_png", fill)
+    monkeypatch.setattr(view_files, "write_png", fill)
     result = run(
         *interrupted.again, "--expname=full", f"--ft_path={interrupted.folder / 'model_000011.npy'}", "--render_only"
     )
@@ -520,7 +522,7 @@ def test_videos_of_disparity_depth_and_opacity(interrupted, tmp_path):
     [
         ([], 40),
         (["--render_frames=7"], 7),
-        (["--render_path=orbit"], paths.PATH_FRAMES),
+        (["--render_path=orbit"], render_path.PATH_FRAMES),
         (["--render_path=orbit", "--render_frames=9"], 9),
         (["--render_path=test", "--render_frames=5", "--testskip=1"], 5),
         (["--render_path=test", "--testskip=1"], 5),
@@ -529,7 +531,7 @@ def test_videos_of_disparity_depth_and_opacity(interrupted, tmp_path):
 )
 def test_paths_of_a_scene(tmp_path, arguments, count):
     values, scene = flagged(*BLENDER, "--expname=x", *arguments)
-    path = paths.load_render_poses(values, scene)
+    path = render_path.load_render_poses(values, scene)
     assert path.shape == (count, 3, 4)
     assert path.dtype == np.float32
     if "--render_test" in arguments or "--render_path=test" in arguments:
@@ -543,7 +545,7 @@ def test_paths_of_a_scene(tmp_path, arguments, count):
 def test_a_spiral_of_forward_facing_cameras():
     _, scene = flagged(*LLFF, "--expname=x")
     same, resampled, bent = (
-        paths.load_render_poses(*flagged(*LLFF, "--expname=x", "--render_path=spiral", *more))
+        render_path.load_render_poses(*flagged(*LLFF, "--expname=x", "--render_path=spiral", *more))
         for more in ([], ["--render_frames=60"], ["--no_ndc", "--render_frames=60"])
     )
     np.testing.assert_array_equal(same, scene.render_poses)
@@ -555,7 +557,7 @@ def test_a_spiral_of_forward_facing_cameras():
 def flagged(*arguments: object) -> tuple[flags.FlagValues, Scene]:
     """Flags, and the scene that they name."""
     values = flags.FlagValues()
-    config.parse_flags(["nerf_tf", *map(str, arguments)], values)
+    parsing.parse_flags(["nerf_tf", *map(str, arguments)], values)
     return values, build.load_scene(values)
 
 

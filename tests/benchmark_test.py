@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config
+from nerf_tf import build
 from nerf_tf.data.pipeline import ray_batches
+from nerf_tf.settings import parsing
 
 pytest.importorskip("matplotlib", reason="the benchmark draws with matplotlib: pip install -e '.[plots]'")
 
@@ -33,13 +34,13 @@ def benchmark(monkeypatch):
 @pytest.fixture
 def values() -> flags.FlagValues:
     values = flags.FlagValues()
-    config.parse_flags(["benchmark", *FLAGS, "--expname=x", "--random_seed=3", "--raw_noise_std=1"], values)
+    parsing.parse_flags(["benchmark", *FLAGS, "--expname=x", "--random_seed=3", "--raw_noise_std=1"], values)
     return values
 
 
 def test_all_engines_take_the_same_steps(benchmark, values):
     scene = build.load_scene(values)
-    batches = list(ray_batches(scene, config.batch_settings(values), 3).take(3))
+    batches = list(ray_batches(scene, parsing.batch_settings(values), 3).take(3))
     losses = {}
     for engine in benchmark.ENGINES:
         trainer = benchmark.make_trainer(engine, values, scene.ndc)
@@ -53,7 +54,7 @@ def test_work_is_counted(benchmark, values):
     values["raw_noise_std"].value = 0.0
     scene = build.load_scene(values)
     trainer = benchmark.make_trainer("float32", values, scene.ndc)
-    batch = next(iter(ray_batches(scene, config.batch_settings(values), 3)))
+    batch = next(iter(ray_batches(scene, parsing.batch_settings(values), 3)))
     # Density of one network everywhere, of the other nowhere.
     for field, bias in ((trainer.coarse, 100.0), (trainer.fine, -100.0)):
         kernel, bias_variable = field.mlp.get_layer("alpha").trainable_variables

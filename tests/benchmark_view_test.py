@@ -11,10 +11,12 @@ import pytest
 from absl import flags
 from PIL import Image as PILImage
 
-from nerf_tf import build, config
-from nerf_tf.render import occupancy, pictures
-from nerf_tf.train import tf1_weights
-from nerf_tf.train.metrics import psnr
+from nerf_tf import build
+from nerf_tf.evaluation.metrics import psnr
+from nerf_tf.output import pictures
+from nerf_tf.render import occupancy
+from nerf_tf.settings import parsing
+from nerf_tf.storage import tf1_weights
 
 SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
 # Few octaves: the density of random weights shall be smooth enough for a grid of few cells.
@@ -37,7 +39,7 @@ def benchmark_view(monkeypatch):
 def weights(tmp_path) -> Path:
     """Random weights of both networks."""
     values = flags.FlagValues()
-    config.parse_flags(["x", *FLAGS, "--expname=x", "--random_seed=1"], values)
+    parsing.parse_flags(["x", *FLAGS, "--expname=x", "--random_seed=1"], values)
     trainer = build.make_trainer(values, ndc=False)
     for name, field in (("model_000000.npy", trainer.coarse), ("model_fine_000000.npy", trainer.fine)):
         tf1_weights.save(tmp_path / name, field.mlp.get_weights())

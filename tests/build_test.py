@@ -9,10 +9,12 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from nerf_tf import build, config, planning
+from nerf_tf import build
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
+from nerf_tf.memory import planning
 from nerf_tf.render.occupancy import Occupancy, OccupiedField
+from nerf_tf.settings import parsing
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 
@@ -20,7 +22,7 @@ SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 def flag_values(*words: str, kind: str = "blender") -> flags.FlagValues:
     values = flags.FlagValues()
     own = [f"--dataset_type={kind}", f"--datadir={SCENES / kind}", "--expname=x", "--netdepth=1", "--netwidth=8"]
-    config.parse_flags(["test", *own, *words], values)
+    parsing.parse_flags(["test", *own, *words], values)
     return values
 
 

@@ -18,9 +18,9 @@ from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.renderer import RenderSettings
-from nerf_tf.train import checkpoint
-from nerf_tf.train.checkpoint import PIECES, CheckpointStore
-from nerf_tf.train.trainer import Trainer, TrainSettings
+from nerf_tf.storage import checkpoint
+from nerf_tf.storage.checkpoint import PIECES, CheckpointStore
+from nerf_tf.train.step import Trainer, TrainSettings
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
 # Every kind of randomness is on.

@@ -16,7 +16,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
 from nerf_tf.render.renderer import Renderer, RenderSettings
-from nerf_tf.train import tf1_weights
+from nerf_tf.storage import tf1_weights
 
 CAMERA = Camera.centred(6, 8, 7.0)
 # Turned and moved, but still looking into the half space that NDC holds.

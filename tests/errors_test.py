@@ -22,12 +22,14 @@ from app_test import BLENDER, DEEPVOXELS, LLFF, SCENES, assert_one_line, run
 from images_test import save_png
 from PIL import Image
 
-from nerf_tf import build, config
+from nerf_tf import build
 from nerf_tf.data import images
-from nerf_tf.render import memory
-from nerf_tf.train import guards, lock, tf1_weights
-from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.trainer import Trainer
+from nerf_tf.memory import prediction
+from nerf_tf.safety import guards
+from nerf_tf.settings import parsing
+from nerf_tf.storage import lock, tf1_weights
+from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train.step import Trainer
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
 FLAGS_OF = {"blender": BLENDER, "llff": LLFF, "deepvoxels": DEEPVOXELS}
@@ -213,7 +215,7 @@ def pickled(path: Path) -> None:
 
 def trainer_of(flags_of_network: str) -> Trainer:
     values = flags.FlagValues()
-    config.parse_flags(["nerf_tf", *BLENDER, "--expname=x", "--random_seed=1", *flags_of_network.split()], values)
+    parsing.parse_flags(["nerf_tf", *BLENDER, "--expname=x", "--random_seed=1", *flags_of_network.split()], values)
     return build.make_trainer(values, ndc=False)
 
 
@@ -313,7 +315,7 @@ def impatient(here: Path) -> contextlib.AbstractContextManager:
 
 
 def nobody_can_tell(here: Path) -> contextlib.AbstractContextManager:
-    return mock.patch.object(memory, "MEMINFO", here / "nowhere")
+    return mock.patch.object(prediction, "MEMINFO", here / "nowhere")
 
 
 def another_run(here: Path) -> contextlib.AbstractContextManager:

@@ -19,21 +19,22 @@ import pytest
 import tensorflow as tf
 from app_test import BLENDER, assert_one_line, run
 from checkpoint_test import make_trainer, state_of
-from outputs_test import make_image
+from view_files_test import make_image
 from summaries_test import read_summaries, scalars
 
-from nerf_tf import evaluation, files
 from nerf_tf.data import images
 from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.evaluation import Evaluation
+from nerf_tf.evaluation import report
+from nerf_tf.evaluation.report import Evaluation
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import outputs
-from nerf_tf.render.curve import CurveFile
+from nerf_tf.output import view_files
+from nerf_tf.output.curve import CurveFile
+from nerf_tf.output.summaries import Summaries
 from nerf_tf.render.occupancy import Box, Occupancy
-from nerf_tf.render.summaries import Summaries
 from nerf_tf.run import Run
-from nerf_tf.train import diagnosis, guards, lock, tf1_weights
-from nerf_tf.train.checkpoint import CheckpointStore
+from nerf_tf.safety import diagnosis, guards
+from nerf_tf.storage import atomic, lock, tf1_weights
+from nerf_tf.storage.checkpoint import CheckpointStore
 
 PAGE = 4096
 NOISE = np.random.default_rng(0).integers(0, 256, [64, 64, 3]).astype(np.uint8)
@@ -81,7 +82,7 @@ def write_bad_step(path: Path) -> None:
 
 def write_metrics(path: Path) -> None:
     about = {"scene": "lego", "step": 1, "white_bkgd": True}
-    evaluation.report(path, about, Evaluation(path.parent, 8, 8, {"psnr_8bit": [30.0 + i / 7 for i in range(500)]}))
+    report.report(path, about, Evaluation(path.parent, 8, 8, {"psnr_8bit": [30.0 + i / 7 for i in range(500)]}))
 
 
 def write_curve(path: Path) -> None:
@@ -93,13 +94,13 @@ def write_curve(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write"),
     [
-        ("a.png", lambda path: outputs.write_png(path, NOISE)),
-        ("args.txt", lambda path: files.write_text(path, "x" * 3 * PAGE)),
+        ("a.png", lambda path: view_files.write_png(path, NOISE)),
+        ("args.txt", lambda path: atomic.write_text(path, "x" * 3 * PAGE)),
         ("occupancy.npz", write_grids),
         ("bad_step_000001.npz", write_bad_step),
         ("metrics.json", write_metrics),
         ("curve.png", write_curve),
-        ("a.npz", lambda path: outputs.write_arrays(path, make_image(0, 64, 64))),
+        ("a.npz", lambda path: view_files.write_arrays(path, make_image(0, 64, 64))),
         ("model_000001.npy", lambda path: tf1_weights.save(path, [np.ones([60, 60], np.float32)])),
     ],
 )
@@ -118,13 +119,13 @@ def test_a_file_is_whole_or_the_old_one(small_disk, name, write: Callable[[Path]
 def test_a_video_gives_way_to_its_frames_or_to_nothing(small_disk, caplog):
     path = small_disk / "video.mp4"
     frames = [np.roll(NOISE, i, axis=0) for i in range(8)]
-    outputs.write_video(path, frames, fps=30)
+    view_files.write_video(path, frames, fps=30)
     assert caplog.records == []
     whole, size = path.read_bytes(), -(-path.stat().st_size // PAGE)
     for pages in (0, size // 2, size - 1):
         caplog.clear()
         with caplog.at_level(logging.WARNING), only(pages, small_disk):
-            outputs.write_video(path, frames, fps=30)
+            view_files.write_video(path, frames, fps=30)
         assert re.search(r"video.mp4: no video \(ffmpeg wrote \d of 8 frames", caplog.text)
         assert len(caplog.records) == 1
         assert path.read_bytes() == whole
@@ -132,7 +133,7 @@ def test_a_video_gives_way_to_its_frames_or_to_nothing(small_disk, caplog):
 
 
 def write_views(folder: Path) -> None:
-    outputs.write_views(folder, [make_image(i, 64, 64) for i in range(3)], save_arrays=True)
+    view_files.write_views(folder, [make_image(i, 64, 64) for i in range(3)], save_arrays=True)
 
 
 @pytest.mark.filterwarnings("error")  # pytest warns of an error that nobody can catch

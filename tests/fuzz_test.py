@@ -24,14 +24,14 @@ from absl import flags
 from hypothesis import strategies as st
 from PIL import Image
 
-from nerf_tf import config, paths, untrusted
-from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf.data import blender, deepvoxels, llff, render_path
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
-from nerf_tf.options import OPTIONS
-from nerf_tf.train import tf1_weights
+from nerf_tf.settings import parsing
+from nerf_tf.settings.options import OPTIONS
+from nerf_tf.storage import readers, tf1_weights
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 MOST_SECONDS = 30
@@ -314,7 +314,7 @@ def test_config_files(cases, tmp_path):
         values, text, code = flags.FlagValues(), io.StringIO(), 0
         try:
             with contextlib.redirect_stderr(text):
-                config.parse_flags(["nerf_tf", f"--config={file}"], values)
+                parsing.parse_flags(["nerf_tf", f"--config={file}"], values)
         except SystemExit as stop:
             code = stop.code
         if code == 0:
@@ -331,12 +331,12 @@ def test_config_files(cases, tmp_path):
         values = parse(path)
         if values is None:
             return
-        for make in (config.batch_settings, config.train_settings):
+        for make in (parsing.batch_settings, parsing.train_settings):
             make(values)
-        config.render_settings(values, ndc=False)
+        parsing.render_settings(values, ndc=False)
         for fine in (False, True):
-            config.field_settings(values, fine)
-        again.write_text(config.args_text(values), encoding="utf-8")
+            parsing.field_settings(values, fine)
+        again.write_text(parsing.args_text(values), encoding="utf-8")
         found = parse(again)
         for name in set(OPTIONS) - {"config"}:
             assert found[name].value == values[name].value
@@ -467,7 +467,7 @@ def test_arrays(cases, tmp_path):
         content = path.read_bytes() + data.draw(st.sampled_from([b"", pickled, b"\0"]))
         path.write_bytes(damage_bytes(data, content) if data.draw(st.booleans()) else content)
         with refused_by_name(path):
-            assert untrusted.read_array(path).dtype.kind in "fiu"
+            assert readers.read_array(path).dtype.kind in "fiu"
 
     try_out(cases, check)
 
@@ -487,7 +487,7 @@ def test_archives(cases, tmp_path):
         if data.draw(st.booleans()):
             path.write_bytes(damage_bytes(data, path.read_bytes()))
         with refused_by_name(path):
-            arrays = untrusted.read_npz(path, data.draw(st.sampled_from([(), ("key", "maps"), ("none",)])))
+            arrays = readers.read_npz(path, data.draw(st.sampled_from([(), ("key", "maps"), ("none",)])))
             assert {array.dtype.kind for array in arrays.values()} <= set("biufU")
             assert all(str(array) for array in arrays.values() if array.dtype.kind == "U")
 
@@ -519,7 +519,7 @@ def test_keyframes(cases, tmp_path):
             path.write_bytes(damage_bytes(data, text.encode()))
         with refused_by_name(path), warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = paths.load_render_poses(values, None)
+            found = render_path.load_render_poses(values, None)
             assert np.isfinite(found).all()
             poses.require_rigid(found, [""] * len(found))
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from nerf_tf.data import blender, llff
 from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
@@ -19,9 +20,8 @@ from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays, image_rays, ndc_rays
 from nerf_tf.render.renderer import Image, Renderer, RenderSettings
 from nerf_tf.render.sampling import sample_pdf
-from nerf_tf.train import tf1_weights
-from nerf_tf.train.metrics import psnr
-from nerf_tf.train.trainer import Trainer, TrainSettings
+from nerf_tf.storage import tf1_weights
+from nerf_tf.train.step import Trainer, TrainSettings
 
 NETCHUNK = 16384
 

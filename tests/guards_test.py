@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import still_life
 import tensorflow as tf
 from absl import flags
 from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weights_in
@@ -22,19 +23,22 @@ from golden_test import load_fields
 from resume_test import contents
 from resume_test import state_of as checkpoint_of
 from tensorflow.python.framework.config import is_op_determinism_enabled
-from trainer_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
+from step_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
 
-from nerf_tf import build, config, planning, untrusted
-from nerf_tf.data import procedural
+from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
+from nerf_tf.memory import planning
 from nerf_tf.render.renderer import RenderSettings
 from nerf_tf.run import Run
-from nerf_tf.train import diagnosis, guards
-from nerf_tf.train.checkpoint import CheckpointStore
-from nerf_tf.train.guards import BadSteps, Collapse, Counts, Watch
-from nerf_tf.train.trainer import Trainer, TrainSettings
+from nerf_tf.safety import diagnosis, guards
+from nerf_tf.safety.guards import BadSteps, Collapse, Watch
+from nerf_tf.settings import parsing
+from nerf_tf.storage import readers
+from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train.counts import Counts, opacities, update_counts
+from nerf_tf.train.step import Trainer, TrainSettings
 
 NONE = Counts(0, 0, 0, 0, 0)
 BEFORE = Counts(3, 7, 40, 50, 2)
@@ -64,13 +68,13 @@ def counts_of(trainer: Trainer) -> Counts:
 )
 def test_what_a_step_counts(bad, error, opacity, rgb, expected):
     arguments = tf.constant(bad), tf.constant(error, tf.float32), tf.constant(opacity), tf.constant(rgb)
-    counted = guards.count(tf.constant(BEFORE, tf.int64), *arguments)
+    counted = update_counts(tf.constant(BEFORE, tf.int64), *arguments)
     assert Counts(*counted.numpy().tolist()) == expected
 
 
 def test_opacities_are_shares_of_the_batch():
     shares = tf.constant([0.25, 0.25, 0.25, 0.25, 0.0])  # the last ray only fills a chunk up
-    found = guards.opacities(tf.constant([0.0, 0.005, 0.5, 1.0, 1.0]), shares)
+    found = opacities(tf.constant([0.0, 0.005, 0.5, 1.0, 1.0]), shares)
     np.testing.assert_allclose(found, [0.5, 0.25])
 
 
@@ -260,7 +264,7 @@ def test_replay_refuses_other_files(tmp_path, replay, capsys):
 
 def test_a_step_of_other_shapes_is_refused(fresh, tmp_path):
     diagnosis.save_step(tmp_path / "step.npz", fresh, make_batch(0, count=30), 4, ndc=False)
-    arrays = untrusted.read_npz(tmp_path / "step.npz")
+    arrays = readers.read_npz(tmp_path / "step.npz")
     assert len(diagnosis.load_step(arrays, fresh).rgb) == 30
     for name, value, message in (
         ("rays_near", np.ones([5, 1], np.float32), r"its rays_near is float32 of shape \[5, 1\], not of \[30, 1\]"),
@@ -285,13 +289,13 @@ def test_a_step_of_other_shapes_is_refused(fresh, tmp_path):
 def longest(arguments: list[str], steps: int) -> tuple[int, int]:
     """For how many steps in a row training saw an empty, and a solid scene."""
     values = flags.FlagValues()
-    config.parse_flags(["test", "--expname=t", "--random_seed=0", *arguments], values)
+    parsing.parse_flags(["test", "--expname=t", "--random_seed=0", *arguments], values)
     scene = build.load_scene(values)
     trainer = build.make_trainer(values, scene.ndc)
     planning.plan_training(values, trainer)
     seen = [
         counts[2:4]
-        for batch in ray_batches(scene, config.batch_settings(values), 0).take(steps)
+        for batch in ray_batches(scene, parsing.batch_settings(values), 0).take(steps)
         for counts in [trainer.train_step(batch).counts.numpy().tolist()]
     ]
     return max(empty for empty, _ in seen), max(solid for _, solid in seen)
@@ -301,7 +305,7 @@ def longest(arguments: list[str], steps: int) -> tuple[int, int]:
 def toys(tmp_path_factory) -> list[str]:
     """Arguments that name the built-in scene, small, on white."""
     folder = tmp_path_factory.mktemp("toys")
-    procedural.write_blender(folder, 16, 16, n_train=8, n_val=1, n_test=1, seed=0, workers=1)
+    still_life.write_blender(folder, 16, 16, n_train=8, n_val=1, n_test=1, seed=0, workers=1)
     config_file = Path(__file__).parent.parent / "configs" / "demo.txt"
     return [f"--config={config_file}", f"--datadir={folder}", *TINY.split()]
 
@@ -325,11 +329,11 @@ def test_trained_scenes_raise_no_alarm(real_data):
 
     values = flags.FlagValues()
     folder = real_data / "data" / "nerf_llff_data" / "fern"
-    config.parse_flags(["test", "--expname=t", f"--datadir={folder}", "--N_rand=64"], values)
+    parsing.parse_flags(["test", "--expname=t", f"--datadir={folder}", "--N_rand=64"], values)
     scene = build.load_scene(values)
     fern = real_trainer(real_data / "weights" / "fern_example", RenderSettings(64, 64, raw_noise_std=1.0))
     fern.counts.assign(NONE._replace(solid=5))
-    for batch in ray_batches(scene, config.batch_settings(values), 0).take(2):
+    for batch in ray_batches(scene, parsing.batch_settings(values), 0).take(2):
         fern.train_step(batch)
         assert counts_of(fern) == NONE  # and yet nearly all of its rays are opaque
 
@@ -478,7 +482,7 @@ def test_putting_a_run_aside_on_a_full_disk_is_done_later(tmp_path):
 def start(basedir: Path, trainer: Trainer) -> Run:
     """The program's start, up to training."""
     values = flags.FlagValues()
-    config.parse_flags(["t", *BLENDER, f"--basedir={basedir}", f"--expname={NAME}", "--on_collapse=restart"], values)
+    parsing.parse_flags(["t", *BLENDER, f"--basedir={basedir}", f"--expname={NAME}", "--on_collapse=restart"], values)
     store = CheckpointStore(trainer, basedir / NAME / "checkpoints")
     store.restore()
     return Run(values, basedir / NAME, None, trainer, store, None, np.empty([0, 3, 4], np.float32))

@@ -22,10 +22,10 @@ from images_test import save_png
 from PIL import Image
 from tf1_weights_test import hostile_payloads, npy_bytes
 
-from nerf_tf import untrusted
 from nerf_tf.data import blender, deepvoxels, keyframe_file, llff
 from nerf_tf.data import images as image_files
-from nerf_tf.train import lpips, pickled_arrays, tf1_weights
+from nerf_tf.evaluation import lpips
+from nerf_tf.storage import pickled_arrays, readers, tf1_weights
 
 # More than any of these files needs: they are some kilobytes.
 MOST_MEMORY, MOST_SECONDS = 64 * 2**20, 20
@@ -76,7 +76,7 @@ def test_a_pickle_in_place_of_an_array_does_not_run(tmp_path, name, disguise):
     payload = hostile_payloads(sentinel)[name]
     floats = npy(header_of("'<f8'", f"({len(payload) // 8 + 1}, 17)"), payload)
     path.write_bytes({"objects": npy_bytes(payload), "floats": floats, "bare": payload}[disguise])
-    for read in (untrusted.read_array, llff.read_poses_bounds):
+    for read in (readers.read_array, llff.read_poses_bounds):
         with pytest.raises(ValueError, match=r"poses_bounds\.npy: not an npy file of plain numbers"):
             read(path)
     assert not sentinel.exists()
@@ -154,7 +154,7 @@ def test_npy_headers(tmp_path, header, message):
     path = tmp_path / "poses.npy"
     path.write_bytes(npy(header, bytes(16)))
     with pytest.raises(ValueError, match=rf"poses\.npy: not an npy file of plain numbers \(.*{message}"):
-        untrusted.read_array(path)
+        readers.read_array(path)
 
 
 def test_an_npy_file_of_holes(tmp_path):
@@ -162,14 +162,14 @@ def test_an_npy_file_of_holes(tmp_path):
     path.write_bytes(npy(header_of("'<f8'", "(68719476736, 17)"), b""))
     os.truncate(path, 2**36 * 17 * 8 + 1000)
     with pytest.raises(ValueError, match=r"poses\.npy: not an npy file of plain numbers \(it is larger than"):
-        untrusted.read_array(path)
+        readers.read_array(path)
 
 
 def test_an_npy_header_longer_than_the_file(tmp_path):
     path = tmp_path / "poses.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + b"\xff\xff\xff\x7f" + b"{")
     with pytest.raises(ValueError, match=r"poses\.npy: not an npy file"):
-        untrusted.read_array(path)
+        readers.read_array(path)
 
 
 # Archives of arrays
@@ -208,14 +208,14 @@ def test_archives_that_unpack_to_a_hundred_megabytes(tmp_path):
     ):
         path.write_bytes(change(whole))
         with pytest.raises(ValueError, match=rf"a\.npz: cannot be read as an npz file of plain arrays \(.*{message}"):
-            untrusted.read_npz(path, largest=2**24)
+            readers.read_npz(path, largest=2**24)
 
 
 def test_an_archive_whose_unpacking_nothing_bounds(tmp_path):
     content = npy(header_of("'|u1'", "(1,)"), b"a")
     path = archive_of(tmp_path / "a.npz", {"a.npy": content}, zipfile.ZIP_BZIP2)
     with pytest.raises(ValueError, match=r"a\.npz: .*it is compressed as np.savez does not"):
-        untrusted.read_npz(path)
+        readers.read_npz(path)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_what_is_no_array_in_an_archive(tmp_path, monkeypatch, content, message)
     monkeypatch.chdir(tmp_path)
     path = archive_of(tmp_path / "a.npz", {"a.npy": content})
     with pytest.raises(ValueError, match=rf"a\.npz: cannot be read as an npz file of plain arrays \(.*{message}"):
-        untrusted.read_npz(path)
+        readers.read_npz(path)
     assert not Path("sentinel").exists()
 
 
@@ -250,7 +250,7 @@ def test_any_bit_of_an_archive_may_be_wrong(tmp_path):
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         try:
-            found = untrusted.read_npz(path, list(arrays))
+            found = readers.read_npz(path, list(arrays))
         except ValueError as error:
             assert str(error).startswith(f"{path}: cannot be read")  # noqa: PT017 - either answer is right
         else:
@@ -420,8 +420,8 @@ def make_hole(path: Path) -> None:
 
 
 READERS = {
-    "array.npy": untrusted.read_array,
-    "occupancy.npz": untrusted.read_npz,
+    "array.npy": readers.read_array,
+    "occupancy.npz": readers.read_npz,
     "keys.json": keyframe_file.load_keyframes,
     "vgg16.ckpt": lpips.read,
     "poses_bounds.npy": llff.read_poses_bounds,

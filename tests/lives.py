@@ -87,9 +87,9 @@ def places() -> dict[str, tuple[Any, str]]:
     import tensorflow as tf
     from imageio.plugins.ffmpeg import FfmpegFormat
 
+    from nerf_tf.output.summaries import Summaries
     from nerf_tf.render.renderer import Renderer
-    from nerf_tf.render.summaries import Summaries
-    from nerf_tf.train import tf1_weights
+    from nerf_tf.storage import tf1_weights
 
     return {
         "replace": (os, "replace"),  # a file gets its name
@@ -114,7 +114,7 @@ def main() -> None:
     from tensorboard.util import tensor_util  # noqa: F401
 
     from nerf_tf import app  # noqa: F401
-    from nerf_tf.render import curve
+    from nerf_tf.output import curve
 
     curve.draw({})  # has matplotlib find its fonts
     gc.freeze()  # what is here at the fork need not be looked through in each life
@@ -131,7 +131,8 @@ def live(order: dict[str, Any]) -> None:
     import tensorflow as tf
     from absl import flags
 
-    from nerf_tf import app, config
+    from nerf_tf import app
+    from nerf_tf.settings import parsing
 
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -147,7 +148,7 @@ def live(order: dict[str, Any]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_integer("verbosity", -1, "absl's own, which the program asks for", flag_values=values)
     app.FLAGS = values
-    code = app.main(config.parse_flags(["nerf_tf", *order["arguments"]], values))
+    code = app.main(parsing.parse_flags(["nerf_tf", *order["arguments"]], values))
     sys.stderr.flush()
     os._exit(code)
 
@@ -155,7 +156,7 @@ def live(order: dict[str, Any]) -> None:
 def make_small() -> None:
     """Makes scenes small, as DeepVoxels' are 512 pixels wide whatever their files are, and paths and curves."""
     from nerf_tf import build
-    from nerf_tf.render import curve, figures
+    from nerf_tf.output import curve, figures
 
     load = build.load_scene
 

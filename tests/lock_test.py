@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nerf_tf.train import lock
+from nerf_tf.storage import lock
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 # Holds the lock until its stdin ends.

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nerf_tf.render import memory
-from nerf_tf.render.memory import NetworkShape, Plan, Workload, plan, predict, rays_at_once, smaller
+from nerf_tf.memory import prediction
+from nerf_tf.memory.prediction import NetworkShape, Plan, Workload, plan, predict, rays_at_once, smaller
 
 PAPER = NetworkShape(depth=8, width=256, points=63, viewdirs=27, bottleneck=256, weights=595_844)
 SMALL = NetworkShape(depth=4, width=64, points=39, viewdirs=0, bottleneck=256, weights=20_000)
@@ -170,9 +170,9 @@ def test_a_plan_stays_within_its_budget(work):
     for budget in budgets(work):
         chosen = plan(work, budget, None, None)
         assert chosen.predicted == predict(work, chosen.chunk, chosen.netchunk)
-        assert memory.MARGIN * chosen.predicted + work.resident <= budget
-        assert 1 <= chosen.netchunk <= memory.LARGEST_TILE
-        assert 1 <= chosen.chunk <= memory.LARGEST_CHUNK
+        assert prediction.MARGIN * chosen.predicted + work.resident <= budget
+        assert 1 <= chosen.netchunk <= prediction.LARGEST_TILE
+        assert 1 <= chosen.chunk <= prediction.LARGEST_CHUNK
 
 
 @every_kind
@@ -180,14 +180,14 @@ def test_a_plan_prefers_a_large_netchunk_and_then_a_large_chunk(work):
     work = dataclasses.replace(work, rays=2**17)
     plans = [plan(work, budget, None, None) for budget in budgets(work)]
     assert [chosen.netchunk for chosen in plans] == sorted(chosen.netchunk for chosen in plans)
-    assert plans[-1].netchunk == memory.LARGEST_TILE
-    assert plan(work, math.inf, None, None).chunk == memory.LARGEST_CHUNK
+    assert plans[-1].netchunk == prediction.LARGEST_TILE
+    assert plan(work, math.inf, None, None).chunk == prediction.LARGEST_CHUNK
     for budget, chosen in zip(budgets(work), plans, strict=True):
-        if chosen.netchunk < memory.LARGEST_TILE:
+        if chosen.netchunk < prediction.LARGEST_TILE:
             filled = predict(work, -(-2 * chosen.netchunk // work.samples), 2 * chosen.netchunk)
-            assert memory.MARGIN * filled + work.resident > budget
-        if chosen.chunk < memory.LARGEST_CHUNK:
-            assert memory.MARGIN * predict(work, 2 * chosen.chunk, chosen.netchunk) + work.resident > budget
+            assert prediction.MARGIN * filled + work.resident > budget
+        if chosen.chunk < prediction.LARGEST_CHUNK:
+            assert prediction.MARGIN * predict(work, 2 * chosen.chunk, chosen.netchunk) + work.resident > budget
     # Both kinds of give and take occurred.
     assert len({chosen.netchunk for chosen in plans}) > 1 or len({chosen.chunk for chosen in plans}) > 1
 
@@ -197,7 +197,7 @@ def test_a_chunk_fills_its_tile(work):
     for budget in budgets(work):
         chosen = plan(work, budget, None, None, largest_tile=2**18)
         # Half as many rays, and a tile that they fill, would do as well.
-        assert 2 * chosen.chunk * work.samples > chosen.netchunk or chosen.netchunk <= memory.SMALLEST_TILE
+        assert 2 * chosen.chunk * work.samples > chosen.netchunk or chosen.netchunk <= prediction.SMALLEST_TILE
 
 
 def test_a_gpu_gets_larger_tiles():
@@ -214,8 +214,8 @@ def test_what_is_given_stays(work):
         chosen = plan(work, budget, chunk, netchunk)
         assert chunk in (None, chosen.chunk)
         assert netchunk in (None, chosen.netchunk)
-        assert memory.MARGIN * chosen.predicted + work.resident <= budget
-    least = memory.MARGIN * predict(work, 500, 3000) + work.resident
+        assert prediction.MARGIN * chosen.predicted + work.resident <= budget
+    least = prediction.MARGIN * predict(work, 500, 3000) + work.resident
     plan(work, least, 500, 3000)
     with pytest.raises(ValueError, match="too little"):
         plan(work, least - 1, 500, 3000)
@@ -237,7 +237,7 @@ def test_the_error_is_one_line_that_says_what_would_fit(work):
         # With that it works, and it is no more than that takes.
         plan(work, megabytes * 1e6, chunk, netchunk)
         predicted = plan(work, megabytes * 1e6, named_chunk, named_netchunk).predicted
-        needed = memory.MARGIN * predicted + work.resident
+        needed = prediction.MARGIN * predicted + work.resident
         assert (megabytes - 1) * 1e6 < needed <= megabytes * 1e6
 
 
@@ -283,7 +283,7 @@ def test_what_makes_no_difference_is_halved_on():
 
 @every_kind
 def test_a_plan_in_words_is_one_line(work):
-    words = memory.in_words(work, Plan(500, 4096, 123_400_000))
+    words = prediction.in_words(work, Plan(500, 4096, 123_400_000))
     assert "\n" not in words
     for part in ("chunk 500", "netchunk 4096", "123 MB", f"{work.resident / 1e6:.0f} MB"):
         assert part in words
@@ -295,9 +295,11 @@ MEMINFO = "MemTotal: 16000000 kB\nMemFree: 1000000 kB\nMemAvailable:    8000000 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine without a GPU; a function sets how much memory is free, and what its container is told."""
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
-    monkeypatch.setattr(memory, "tf", SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: [])))
+    monkeypatch.setattr(prediction, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(prediction, "CONTAINER", tmp_path)
+    monkeypatch.setattr(
+        prediction, "tf", SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: []))
+    )
 
     def write(meminfo: str, **container: str) -> None:
         (tmp_path / "meminfo").write_text(meminfo)
@@ -320,7 +322,7 @@ def machine(tmp_path, monkeypatch):
 )
 def test_free_memory_is_the_machines_or_what_is_left_of_the_containers(machine, container, expected):
     machine(MEMINFO, **container)
-    assert memory.free_memory() == expected
+    assert prediction.free_memory() == expected
 
 
 @pytest.mark.parametrize(
@@ -333,19 +335,21 @@ def test_free_memory_of_a_gpu_is_that_of_the_first_one_to_be_used(monkeypatch, v
         asked = [word.removeprefix("--id=") for word in command if word.startswith("--id=")]
         return SimpleNamespace(stdout=free.get(asked[0], "No devices were found\n") if asked else "11\n22\n")
 
-    monkeypatch.setattr(memory, "tf", SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: ["x"])))
-    monkeypatch.setattr(memory.shutil, "which", lambda name: name)
-    monkeypatch.setattr(memory.subprocess, "run", nvidia_smi)
+    monkeypatch.setattr(
+        prediction, "tf", SimpleNamespace(config=SimpleNamespace(list_physical_devices=lambda kind: ["x"]))
+    )
+    monkeypatch.setattr(prediction.shutil, "which", lambda name: name)
+    monkeypatch.setattr(prediction.subprocess, "run", nvidia_smi)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if expected is None:
         with pytest.raises(ValueError, match="--memory_budget_mb"):
-            memory.free_memory()
+            prediction.free_memory()
     else:
-        assert memory.free_memory() == expected * 2**20
+        assert prediction.free_memory() == expected * 2**20
 
 
 def test_where_nobody_knows_what_is_free_the_flag_is_asked_for(machine):
     with pytest.raises(ValueError, match="--memory_budget_mb"):
-        memory.free_memory()
+        prediction.free_memory()

@@ -19,7 +19,7 @@ from nerf_tf.geometry import depth
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.renderer import Renderer, RenderSettings
-from nerf_tf.train import tf1_weights
+from nerf_tf.storage import tf1_weights
 
 trimesh = pytest.importorskip("trimesh", reason="meshes need trimesh: pip install -e '.[mesh]'")
 pytest.importorskip("skimage", reason="meshes need scikit-image: pip install -e '.[mesh]'")
@@ -59,7 +59,7 @@ def ball(centre: np.ndarray, radius: float, slope: float = 200.0, into_world=lam
 def run_on(tool, scene: Scene, field, samples: int = 64):
     """What the tools load, for a field that is a formula."""
     renderer = Renderer(field, None, RenderSettings(N_samples=samples), scene.near, scene.far, scene.ndc)
-    return tool("trained").Trained(None, scene, renderer)
+    return tool("support.trained").Trained(None, scene, renderer)
 
 
 def arguments(out: Path, **changed: object) -> argparse.Namespace:
@@ -297,7 +297,7 @@ def test_depth_is_in_the_files_units(tool, tmp_path):
     words = [*octahedron(tmp_path / "model_000007.npy", 1e5, centre), *dataset("llff"), "--N_samples=400"]
     view = scene.i_train[0]
     camera = dataclasses.replace(scene.cameras[view], height=1, width=1, cx=0.0, cy=0.0)
-    image = tool("trained").load("test", words).renderer.image(camera, scene.poses[view])
+    image = tool("support.trained").load("test", words).renderer.image(camera, scene.poses[view])
     back = scene.poses[view][:, 2]
     expected = (4 - 1 / np.abs(back).sum()) * scene.unit
     assert abs(scene.unit - 1) > 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nerf_tf.render import pictures
+from nerf_tf.output import pictures
 
 LUMINANCE = [0.2126, 0.7152, 0.0722]
 

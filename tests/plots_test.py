@@ -13,14 +13,14 @@ from absl.testing import flagsaver
 from PIL import Image
 from tensorflow.core.util import event_pb2
 
-from nerf_tf import config
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import curve
+from nerf_tf.output import curve
 from nerf_tf.render.renderer import RenderSettings, render_rays
-from nerf_tf.train import tf1_weights
+from nerf_tf.settings import parsing
+from nerf_tf.storage import tf1_weights
 
 pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
 
@@ -89,7 +89,7 @@ def test_plot_sampling_writes_its_picture(tool, tmp_path, capsys):
 @pytest.fixture
 def trained(tmp_path):
     """Arguments that name the Blender scene and a small network with fresh weights; flags are put back afterwards."""
-    config.define_flags()
+    parsing.define_flags()
     text = (
         "expname = tiny\nbasedir = {}\ndataset_type = blender\nuse_viewdirs = True\nN_samples = 8\nN_importance = 6\n"
         "netdepth = 2\nnetwidth = 8\nnetdepth_fine = 2\nnetwidth_fine = 8\ntestskip = 1\n"
@@ -97,10 +97,10 @@ def trained(tmp_path):
     (tmp_path / "tiny.txt").write_text(text.format(tmp_path / "logs"), encoding="utf-8")
     with flagsaver.flagsaver():
         arguments = ["--config", str(tmp_path / "tiny.txt"), "--datadir", str(SCENES / "blender")]
-        config.parse_flags(["test", *arguments])
+        parsing.parse_flags(["test", *arguments])
         weights = tmp_path / "model_000007.npy"
         for fine, path in ((False, weights), (True, tf1_weights.fine_path(weights))):
-            tf1_weights.save(path, build_mlp(config.field_settings(config.flags.FLAGS, fine), 3).get_weights())
+            tf1_weights.save(path, build_mlp(parsing.field_settings(parsing.flags.FLAGS, fine), 3).get_weights())
         yield [*arguments, "--weights", str(weights), "--out", str(tmp_path / "ray.png")]
 
 

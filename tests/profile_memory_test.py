@@ -15,11 +15,12 @@ import tensorflow as tf
 from absl import flags
 from PIL import Image
 
-from nerf_tf import build, config, planning
+from nerf_tf import build
 from nerf_tf.field.mlp import build_mlp
-from nerf_tf.render import memory
+from nerf_tf.memory import planning, prediction
 from nerf_tf.render.renderer import render_rays
-from nerf_tf.train import tf1_weights
+from nerf_tf.settings import parsing
+from nerf_tf.storage import tf1_weights
 
 pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
 
@@ -37,13 +38,13 @@ def tool(monkeypatch):
 @pytest.fixture
 def memory_cell(tool):
     """What happens in the process of a cell."""
-    return importlib.import_module("memory_cell")
+    return importlib.import_module("support.memory_cell")
 
 
 @pytest.fixture
 def memory_meter(tool):
     """What counts."""
-    return importlib.import_module("memory_meter")
+    return importlib.import_module("nerf_tf.memory.meter")
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def counted(memory_meter):
 def flag_values(*arguments: str) -> flags.FlagValues:
     values = flags.FlagValues()
     own = [word for word in NETWORK if word not in ("--netwidths", "32")]
-    config.parse_flags(["test", "--expname=test", "--dataset_type=blender", *own, *arguments], values)
+    parsing.parse_flags(["test", "--expname=test", "--dataset_type=blender", *own, *arguments], values)
     return values
 
 
@@ -144,7 +145,7 @@ def paper_peak():
     def peaks(memory_cell, memory_meter, **changes) -> tuple[float, float]:
         cell = a_cell(memory_cell, **PAPER | changes)
         values = flags.FlagValues()
-        config.parse_flags(["test", "--expname=test", "--dataset_type=blender", "--use_viewdirs"], values)
+        parsing.parse_flags(["test", "--expname=test", "--dataset_type=blender", "--use_viewdirs"], values)
         values["random_seed"].value = 0
         trainer = memory_cell.built_trainer(cell, values, "worst", ndc=False)
         rays = memory_cell.made_up_rays(values, False, cell.rays)
@@ -165,7 +166,7 @@ def test_the_measured_peak_is_linear_in_netchunk(paper_peak, memory_cell, memory
     assert (large - middle) / (middle - small) == pytest.approx(2.0, rel=0.2)
 
 
-def paper_work(training: bool, rays: int, precision: str = "float32") -> memory.Workload:
+def paper_work(training: bool, rays: int, precision: str = "float32") -> prediction.Workload:
     """A step or a chunk of the paper's networks, as the program describes it to the planner."""
     sizes = ["--netdepth=8", "--netdepth_fine=8", "--N_samples=64", "--N_importance=64"]
     trainer = build.make_trainer(flag_values(*sizes, f"--mixed_precision={precision}"), False)
@@ -174,8 +175,8 @@ def paper_work(training: bool, rays: int, precision: str = "float32") -> memory.
 
 def test_a_chosen_plan_of_training_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted):
     work = paper_work(True, 256)
-    chosen = memory.plan(work, work.resident + 120e6, None, None)
-    assert chosen.netchunk < memory.LARGEST_TILE
+    chosen = prediction.plan(work, work.resident + 120e6, None, None)
+    assert chosen.netchunk < prediction.LARGEST_TILE
     cell = {"mode": "train", "rays": 256, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
     measured, _ = paper_peak(memory_cell, memory_meter, **cell)
     assert 0.5 * 120 < measured <= 120
@@ -209,7 +210,7 @@ def test_the_planner_predicts_what_is_measured(tool, counted, tmp_path):
 def test_a_chosen_plan_stays_within_its_budget(tool, counted, tmp_path, mode, precision):
     for budget in (30, 60, 120, 240):
         work = paper_work(mode == "train", 1024, precision)
-        chosen = memory.plan(work, work.resident + budget * 1e6, None, None)
+        chosen = prediction.plan(work, work.resident + budget * 1e6, None, None)
         lists = {"modes": mode, "samples": "64+64", "precisions": precision, "chunks": chosen.chunk}
         (row,) = in_processes(tool, tmp_path / str(budget), **lists, netchunks=chosen.netchunk, rays=1024)
         assert float(row["measured_mb"]) <= budget
@@ -244,7 +245,7 @@ def test_typical_weights_are_those_of_ft_path(memory_cell, tmp_path):
     weights = tmp_path / "model_000007.npy"
     cell, values = a_cell(memory_cell), flag_values()
     cell.set_flags(values)
-    written = [build_mlp(config.field_settings(values, fine), 3).get_weights() for fine in (False, True)]
+    written = [build_mlp(parsing.field_settings(values, fine), 3).get_weights() for fine in (False, True)]
     for path, arrays in zip((weights, tf1_weights.fine_path(weights)), written, strict=True):
         tf1_weights.save(path, arrays)
     trainer, _ = built(memory_cell, cell, "typical", "--ft_path", str(weights))
@@ -393,7 +394,7 @@ def test_a_cell_that_cannot_be_built_says_why_in_one_line(tool, memory_cell, tmp
 def cells(tool, *arguments: str) -> list:
     args, program_flags = tool._arguments(arguments)
     values = flags.FlagValues()
-    config.parse_flags(["test", "--expname=test", *program_flags], values)
+    parsing.parse_flags(["test", "--expname=test", *program_flags], values)
     return tool.cells_of(args, values)
 
 

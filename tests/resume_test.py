@@ -19,7 +19,7 @@ from lives import ROOT, VIEWS, Death, Launcher
 from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from nerf_tf.train import checkpoint, lock, tf1_weights
+from nerf_tf.storage import checkpoint, lock, tf1_weights
 
 SCENES = ROOT / "tests" / "data" / "portable" / "scenes"
 KINDS = {"blender": [], "llff": ["--factor=2"], "deepvoxels": ["--testskip=0"]}

@@ -80,7 +80,7 @@ SHAPES = ["--N_rand=16", "--N_samples=8", "--N_importance=8", "--netwidth=256", 
 
 def test_training_does_not_grow(tmp_path):
     sampler = Sampler()
-    logger = logging.getLogger("nerf_tf.train.trainer")
+    logger = logging.getLogger("nerf_tf.train.loop")
     logger.addHandler(sampler)
     often = ["--i_print=50", "--i_img=250", "--i_weights=250", "--i_testset=500", "--i_video=1000"]
     arguments = [*BLENDER, *SHAPES, f"--basedir={tmp_path}", "--expname=t", "--random_seed=1", *often]

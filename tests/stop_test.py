@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nerf_tf.train.stop import Stopped, StopRequest
+from nerf_tf.safety.stop import Stopped, StopRequest
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from outputs_test import make_image
+from view_files_test import make_image
 from PIL import Image as PILImage
 from tensorboard.backend.event_processing import plugin_event_accumulator  # what TensorBoard's page is made from
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nerf_tf.render.summaries import Summaries
+from nerf_tf.output.summaries import Summaries
 
 
 def read_summaries(folder: Path) -> EventAccumulator:

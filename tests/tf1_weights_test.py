@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy_format
 
-from nerf_tf.train import tf1_weights
+from nerf_tf.storage import tf1_weights
 
 
 def some_weights() -> list[np.ndarray]:

@@ -21,16 +21,17 @@ import tensorflow as tf
 from absl import flags
 from PIL import Image as Photo
 
-from nerf_tf import config
 from nerf_tf.data.keyframe_file import load_keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import occupancy, outputs, pictures
+from nerf_tf.output import pictures, view_files
+from nerf_tf.render import occupancy
 from nerf_tf.render.renderer import Image, Renderer, RenderSettings
-from nerf_tf.train import tf1_weights
+from nerf_tf.settings import parsing
+from nerf_tf.storage import tf1_weights
 
 pytest.importorskip("viser", reason="the viewer needs viser: pip install -e '.[viewer]'")
 
@@ -69,7 +70,7 @@ def ball_scene(ndc: bool = False) -> Scene:
 
 
 def test_poses_go_to_the_browser_and_back(tool):
-    refinement = tool("refinement")
+    refinement = tool("support.refinement")
     # OpenGL's axes at rest look along -z; in OpenCV's, that is half a turn about x.
     wxyz, position = refinement.to_browser(np.eye(4)[:3])
     np.testing.assert_allclose(np.abs(wxyz), [0, 1, 0, 0], atol=1e-12)
@@ -79,7 +80,7 @@ def test_poses_go_to_the_browser_and_back(tool):
 
 
 def test_up_is_the_axis_that_the_cameras_agree_on(tool):
-    up_axis = tool("refinement").up_axis
+    up_axis = tool("support.refinement").up_axis
     np.testing.assert_array_equal(up_axis(pose_maths.orbit_path()), [0, 0, 1])
     np.testing.assert_array_equal(up_axis(np.eye(4)[None, :3]), [0, 1, 0])
     upside_down = np.diag([-1.0, -1.0, 1.0, 1.0])[None, :3]
@@ -88,7 +89,7 @@ def test_up_is_the_axis_that_the_cameras_agree_on(tool):
 
 @pytest.mark.parametrize("shape", [(200, 320), (13, 17), (1, 1), (1000, 1), (800, 1280)])
 def test_grids_hold_one_another_and_the_first_fits_a_chunk(tool, shape):
-    steps = tool("refinement").strides(*shape, 512)
+    steps = tool("support.refinement").strides(*shape, 512)
 
     def count(step):
         return -(-shape[0] // step) * -(-shape[1] // step)
@@ -100,7 +101,7 @@ def test_grids_hold_one_another_and_the_first_fits_a_chunk(tool, shape):
 
 
 def test_a_view_is_refined_to_what_the_renderer_renders(tool):
-    refinement = tool("refinement")
+    refinement = tool("support.refinement")
     scene, renderer, camera = ball_scene(), ball_renderer(), Camera.centred(30, 41, 40.0)
     expected = ball_renderer().image(camera, scene.poses[0])
     view = refinement.View(renderer, scene, camera, scene.poses[0])
@@ -119,7 +120,7 @@ def test_a_view_is_refined_to_what_the_renderer_renders(tool):
 
 
 def test_views_of_all_sizes_share_one_graph(tool):
-    refinement = tool("refinement")
+    refinement = tool("support.refinement")
     scene, renderer = ball_scene(), ball_renderer()
     for height in (7, 30):
         list(refinement.View(renderer, scene, Camera.centred(height, 23, 20.0), scene.poses[0]).refine())
@@ -127,7 +128,7 @@ def test_views_of_all_sizes_share_one_graph(tool):
 
 
 def test_ndc_is_the_scene_cameras_whatever_the_view(tool):
-    refinement = tool("refinement")
+    refinement = tool("support.refinement")
     scene, renderer = ball_scene(ndc=True), ball_renderer(ndc=True)
     expected = renderer.image(scene.cameras[0], scene.poses[0]).rgb
     assert np.ptp(expected) > 0.5
@@ -140,7 +141,7 @@ def test_ndc_is_the_scene_cameras_whatever_the_view(tool):
 
 
 def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
-    refinement = tool("refinement")
+    refinement = tool("support.refinement")
     image = ball_renderer().image(Camera.centred(20, 20, 30.0), ball_scene().poses[0])
     for coarse in (False, True):
         seen = refinement.of_network(image, coarse)
@@ -156,7 +157,7 @@ def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
         light = shown["depth"].sum(axis=-1)
         assert light[10, 10] > 0.9 * 255 * 2  # the ball's front
         assert light[10, 10] > light[acc > 0.9].min() + 200
-        film = outputs.Film(tmp_path)
+        film = view_files.Film(tmp_path)
         film.append(seen)
         np.testing.assert_array_equal(refinement.frames(film, "rgb")[0], shown["rgb"])
         for name in ("disparity", "opacity"):  # a film keeps opacity in 8 bits
@@ -164,7 +165,7 @@ def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
 
 
 def test_rays_begin_and_end_as_in_training_however_far_the_camera_is(tool):
-    refinement, scene = tool("refinement"), ball_scene()
+    refinement, scene = tool("support.refinement"), ball_scene()
     assert refinement.ray_range(scene, 2.0, 6.0, scene.poses[1, :, 3]) == pytest.approx((2.0, 6.0), abs=1e-5)
     assert refinement.ray_range(scene, 2.0, 6.0, np.array([0.0, 0.0, 11.0])) == pytest.approx((9.0, 13.0), abs=1e-5)
     assert refinement.ray_range(scene, 2.0, 6.0, np.array([1.5, 0.0, 0.0])) == pytest.approx((0.06, 3.5), abs=1e-5)
@@ -180,7 +181,7 @@ def test_rays_begin_and_end_as_in_training_however_far_the_camera_is(tool):
 
 
 def test_distances_say_where_a_view_ends(tool):
-    refinement, scene = tool("refinement"), ball_scene()
+    refinement, scene = tool("support.refinement"), ball_scene()
     view = refinement.View(ball_renderer(samples=(64, 64)), scene, Camera.centred(30, 30, 40.0), scene.poses[0])
     for _ in view.refine():
         distances = view.distances(view.image())
@@ -190,7 +191,7 @@ def test_distances_say_where_a_view_ends(tool):
 
 
 def test_fewer_samples_are_still_enough_to_render(tool):
-    quality = tool("viewer_page").Quality
+    quality = tool("support.viewer_page").Quality
     assert list(quality(64, 64).choices()) == ["16 + 16", "32 + 32", "64 + 64", "128 + 128"]
     assert list(quality(8, 0).choices()) == ["2", "4", "8", "16"]
     assert quality(8, 2).times(0.25) == quality(3, 1)
@@ -212,20 +213,20 @@ def run(tmp_path):
         "1",
     ]
     arguments += ["--netdepth", "2", "--netdepth_fine", "2", "--netwidth", "16", "--netwidth_fine", "16"]
-    config.parse_flags(["test", *arguments, "--N_samples", "8", "--N_importance", "4"], values)
+    parsing.parse_flags(["test", *arguments, "--N_samples", "8", "--N_importance", "4"], values)
     folder.mkdir(parents=True)
-    (folder / "args.txt").write_text(config.args_text(values), encoding="utf-8")
+    (folder / "args.txt").write_text(parsing.args_text(values), encoding="utf-8")
     for step in (3, 7):
-        weights = [build_mlp(config.field_settings(values, fine), step).get_weights() for fine in (False, True)]
+        weights = [build_mlp(parsing.field_settings(values, fine), step).get_weights() for fine in (False, True)]
         tf1_weights.save(folder / f"model_{step:06d}.npy", weights[0])
         tf1_weights.save(folder / f"model_fine_{step:06d}.npy", weights[1])
     return folder, weights
 
 
 def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
-    viewer, trained, (folder, weights) = tool("viewer"), tool("trained"), run
+    viewer, trained, (folder, weights) = tool("viewer"), tool("support.trained"), run
     values = flags.FlagValues()
-    config.parse_flags(["viewer", *trained.with_run([str(folder), "--N_samples", "6"])], values)
+    parsing.parse_flags(["viewer", *trained.with_run([str(folder), "--N_samples", "6"])], values)
     made = viewer.make_viewer(values, None)
     assert made.out == folder
     assert str(made.quality) == "6 + 4"
@@ -246,11 +247,11 @@ def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
     monkeypatch.setattr(occupancy, "FINE_CELLS", 16)
     viewer, (folder, _) = tool("viewer"), run
     values = flags.FlagValues()
-    config.parse_flags(["viewer", *tool("trained").with_run([str(folder)])], values)
+    parsing.parse_flags(["viewer", *tool("support.trained").with_run([str(folder)])], values)
     made = viewer.make_viewer(values, None)
     assert not made.quality.occupancy
     assert not (folder / "occupancy.npz").exists()
-    fast = made.renderer(tool("viewer_page").Quality(5, 3, occupancy=True))
+    fast = made.renderer(tool("support.viewer_page").Quality(5, 3, occupancy=True))
     assert (fast.settings.N_samples, fast.settings.N_importance) == (5, 3)
     assert isinstance(fast.fine, occupancy.OccupiedField)
     assert (folder / "occupancy.npz").exists()
@@ -329,7 +330,7 @@ class CountedRenderer(Renderer):
 def ball_viewer(tool, tmp_path):
     """A viewer of the ball, and the address that it serves."""
     viewer = tool("viewer")
-    quality = tool("viewer_page").Quality(16, 8)
+    quality = tool("support.viewer_page").Quality(16, 8)
 
     def make(quality) -> Renderer:
         plain = ball_renderer(samples=(quality.N_samples, quality.N_importance))
@@ -375,7 +376,7 @@ class Window:
 
     def expected(self, coarse: bool = False) -> np.ndarray:
         """The renderer's own picture of what the page looks at now."""
-        from refinement import camera_of, from_browser
+        from support.refinement import camera_of, from_browser
 
         look = self.page.look()
         camera = camera_of(look.height, look.aspect, look.fov)
@@ -471,7 +472,7 @@ def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
 
 
 def test_photos_stand_in_front_of_the_scene_and_behind_it(tool, browser, ball_viewer, monkeypatch):
-    monkeypatch.setattr(tool("viewer_page"), "PHOTO_SIZE", 0.2)
+    monkeypatch.setattr(tool("support.viewer_page"), "PHOTO_SIZE", 0.2)
     viewer, address = ball_viewer
     window = Window(viewer, browser, address)
     photo = viewer.scene.poses[0, :, 3]

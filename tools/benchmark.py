@@ -25,25 +25,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import commandline
-import memory_meter
 import numpy as np
 import tensorflow as tf
 from absl import flags
+from support import commandline
 
-from nerf_tf import build, config, files, planning
+from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
+from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.render import figures
+from nerf_tf.memory import meter, planning
+from nerf_tf.output import figures
 from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass, render_rays
-from nerf_tf.train import tf1_weights
-from nerf_tf.train.guards import opacities
-from nerf_tf.train.metrics import psnr
-from nerf_tf.train.trainer import Trainer
+from nerf_tf.settings import parsing
+from nerf_tf.storage import atomic, tf1_weights
+from nerf_tf.train.counts import opacities
+from nerf_tf.train.step import Trainer
 
 ENGINES = ("dense", "float32", "bfloat16")
 # Of validation views, to see how far training got; rendered so many at a time, every so often.
@@ -88,7 +89,9 @@ def make_trainer(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:
         planning.plan_training(values, trainer)
         return trainer
     fields = [f and DenseField(f.mlp, f.settings, f.netchunk) for f in (trainer.coarse, trainer.fine)]
-    return DenseTrainer(*fields, config.render_settings(values, ndc), config.train_settings(values), values.random_seed)
+    return DenseTrainer(
+        *fields, parsing.render_settings(values, ndc), parsing.train_settings(values), values.random_seed
+    )
 
 
 def held_out_rays(scene: Scene, count: int, seed: int) -> RayBatch:
@@ -118,7 +121,7 @@ class Racer:
         self.record = {"step": [], "seconds": [], "psnr": [], "train_psnr": []}
         self._name, self._next_look = engine, 0.0
         self._unseen = held_out_rays(scene, HELD_OUT_RAYS, values.random_seed)
-        self._batches = iter(ray_batches(scene, config.batch_settings(values), values.random_seed))
+        self._batches = iter(ray_batches(scene, parsing.batch_settings(values), values.random_seed))
         self._batch = next(self._batches)
         self.trainer.train_step.get_concrete_function(self._batch)  # the time to trace is not the time to train
         still = self.trainer.rendering.deterministic()
@@ -317,7 +320,7 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
     values["lrate"].value = 1e-12  # so that every step sees the same weights
     # Trained weights meet the rays of their own step: past the crop around the centre of the first ones.
     start = 0 if weights is None else tf1_weights.step_of(Path(weights)) + 1
-    stream = iter(ray_batches(scene, config.batch_settings(values), values.random_seed, start))
+    stream = iter(ray_batches(scene, parsing.batch_settings(values), values.random_seed, start))
     batch, trainers, runs = next(stream), {}, {}
     for engine in args.engines:
         trainer = trainers[engine] = make_trainer(engine, values, scene.ndc)
@@ -328,7 +331,7 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
         runs[engine, "render"] = lambda render=render: render(batch.rays)
     errors = gradient_errors(trainers, batch) if "dense" in trainers else None
-    peaks = {key: memory_meter.measure(run)[0] for key, run in runs.items()}
+    peaks = {key: meter.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}
     same, fresh = [], []  # steps with the same batch again, and with the pipeline's next one, in pairs
     for _ in range(args.repeats):
@@ -452,7 +455,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args, rest = _arguments(argv)
     values = flags.FlagValues()
-    config.parse_flags(["benchmark", *rest, "--expname=benchmark"], values)
+    parsing.parse_flags(["benchmark", *rest, "--expname=benchmark"], values)
     values["random_seed"].value = values.random_seed or 0
     try:
         if values.ft_path is not None:
@@ -465,7 +468,7 @@ def main(argv: list[str] | None = None) -> int:
             name, report = "benchmark", measure_all(args, values, scene)
             print(table(report))
             picture = draw(report)
-        files.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
+        atomic.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
         figures.save(picture, args.out / f"{name}.png")
     except (ValueError, OSError) as error:
         return commandline.fail("benchmark", error)

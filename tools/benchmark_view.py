@@ -16,15 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import commandline
 import numpy as np
 from absl import flags
+from support import commandline
 
-from nerf_tf import build, config, files
+from nerf_tf import build
 from nerf_tf.data.scene import Scene
-from nerf_tf.render import outputs, pictures
+from nerf_tf.evaluation.metrics import psnr
+from nerf_tf.output import pictures, view_files
 from nerf_tf.render.renderer import Image, Renderer
-from nerf_tf.train.metrics import psnr
+from nerf_tf.settings import parsing
+from nerf_tf.storage import atomic
 
 # What is compared, exact rendering first: precision, and whether --occupancy.
 ENGINES = (("float32", False), ("float32", True), ("bfloat16", True))
@@ -90,7 +92,7 @@ def picture(records: list[dict[str, object]], renders: list[np.ndarray]) -> np.n
     row = {}
     for record, rgb in zip(records, renders, strict=True):
         name = f"{record['precision']}{', --occupancy' if record['occupancy'] else ''}: {record['seconds']:.1f} s"
-        row[name] = outputs.to_8bit(rgb)
+        row[name] = view_files.to_8bit(rgb)
     difference = MAGNIFIED * np.abs(renders[-1] - renders[0]).max(axis=-1)
     row[f"difference, {MAGNIFIED} times"] = pictures.coloured(difference)
     return pictures.side_by_side(row)
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")
     args, rest = parser.parse_known_args(argv)
     values = flags.FlagValues()
-    config.parse_flags(["benchmark_view", *rest, "--expname=benchmark_view"], values)
+    parsing.parse_flags(["benchmark_view", *rest, "--expname=benchmark_view"], values)
     if values.ft_path is None:
         parser.error("--ft_path is missing: the weights to render")
     try:
@@ -129,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
             records, renders = measure(values, scene, view, max(values.render_factor, 1))
         path = args.out / "view.json"
         report = {"datadir": values.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
-        files.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
-        outputs.write_png(path.with_suffix(".png"), picture(records, renders))
+        atomic.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
+        view_files.write_png(path.with_suffix(".png"), picture(records, renders))
     except (ValueError, OSError) as error:
         return commandline.fail("benchmark_view", error)
     print(path, path.with_suffix(".png"), sep="\n")

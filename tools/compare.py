@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import commandline
+from support import commandline
 
-from nerf_tf import config, files, untrusted
+from nerf_tf.settings import parsing
+from nerf_tf.storage import atomic, readers
 
 # Dataset type, scene: mean PSNR and SSIM of the paper's full model, from the appendix's tables of each scene.
 PAPER = {
@@ -59,7 +60,7 @@ def read_metrics(run: Path) -> dict:
         ValueError: it is not what the program writes.
     """
     path = run / "metrics.json"
-    metrics = untrusted.read_json(path, LARGEST_TEXT, "; the run with --eval_only writes it")
+    metrics = readers.read_json(path, LARGEST_TEXT, "; the run with --eval_only writes it")
     if not isinstance(metrics, dict) or _mean(metrics, "psnr_8bit") is None:
         raise ValueError(f"{path}: holds no PSNR of test views (psnr_8bit); run --eval_only again")
     for name in ("scene", "dataset_type", "step", "views", "height", "width"):
@@ -68,7 +69,7 @@ def read_metrics(run: Path) -> dict:
     numbers = {name: _mean(metrics, name) for name in MEASURES.values()}
     for name, value in (numbers | {"seconds_per_view": metrics.get("seconds_per_view")}).items():
         if value is not None:
-            untrusted.number(value, f"{path}: its {name}")
+            readers.number(value, f"{path}: its {name}")
     return metrics
 
 
@@ -123,7 +124,7 @@ def cells(table: Sequence[Row]) -> list[list[str]]:
     lines = [list(table[0])]
     for row in table:
         texts = ("" if x is None else format(x, FORMATS.get(heading, "")) for heading, x in row.items())
-        lines.append([config.one_line(text) for text in texts])
+        lines.append([parsing.one_line(text) for text in texts])
     return lines
 
 
@@ -158,7 +159,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def write(path: Path, table: Sequence[Row]) -> None:
     """Writes the table as Markdown or JSON, as the file's ending says."""
     text = markdown_text(table) if path.suffix == ".md" else json.dumps(table, indent=2) + "\n"
-    files.write_text(path, text)
+    atomic.write_text(path, text)
 
 
 def main(argv: list[str] | None = None) -> int:

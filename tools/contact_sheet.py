@@ -16,15 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import commandline
 import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
+from support import commandline
 
-from nerf_tf import build, config, evaluation, files, untrusted
+from nerf_tf import build
 from nerf_tf.data import images
-from nerf_tf.render import pictures
-from nerf_tf.train import metrics
+from nerf_tf.evaluation import metrics, report
+from nerf_tf.output import pictures
+from nerf_tf.settings import parsing
+from nerf_tf.storage import atomic, readers
 
 COLUMNS = ("photograph", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
@@ -47,7 +49,7 @@ class View:
 def load_photos(args_file: Path) -> np.ndarray:
     """The test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as the run saw them."""
     values = flags.FlagValues()
-    config.parse_flags(["contact_sheet", "--config", str(args_file)], values)
+    parsing.parse_flags(["contact_sheet", "--config", str(args_file)], values)
     scene = build.load_scene(values)
     return scene.images[scene.i_test]
 
@@ -78,7 +80,7 @@ def read_views(folder: Path, photos: np.ndarray) -> list[View]:
         ValueError: there are more views than photographs, one cannot be read, or they differ in size.
     """
     views = []
-    for i, (render, photo) in enumerate(zip(evaluation.read_views(folder, photos), photos, strict=True)):
+    for i, (render, photo) in enumerate(zip(report.read_views(folder, photos), photos, strict=True)):
         disp, acc = _maps(folder / f"{i:03d}.npz", ("disp", "acc"), render)
         shown = metrics.photo_8bit(photo)
         views.append(View(shown, render, disp, acc, metrics.psnr(render, shown)))
@@ -115,7 +117,7 @@ def read_path(folder: Path, count: int) -> list[Frame]:
 
 def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarray]:
     """Maps [H, W] of a view by name, of which the 8-bit `render` [H, W, 3] was made as well."""
-    arrays = untrusted.read_npz(path, names, hint="; render again with --save_arrays")
+    arrays = readers.read_npz(path, names, hint="; render again with --save_arrays")
     for name in names:
         if arrays[name].dtype != np.float32 or arrays[name].shape != render.shape[:2]:
             found = f"{arrays[name].dtype} of shape {list(arrays[name].shape)}"
@@ -201,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
             views = read_views(args.renders or newest_renders(args.run), load_photos(args.run / "args.txt"))
             shown = np.unique(np.linspace(0, len(views) - 1, args.views).round().astype(int))
             sheet = draw_sheet(args.run.resolve().name, views, shown)
-        with files.complete_file(out) as temporary:
+        with atomic.complete_file(out) as temporary:
             sheet.save(temporary)
     except (ValueError, OSError) as error:
         return commandline.fail("contact_sheet", error)

@@ -18,16 +18,16 @@ import argparse
 import sys
 from pathlib import Path
 
-import commandline
 import numpy as np
 import tensorflow as tf
-import trained
+from support import commandline, trained
 
-from nerf_tf import files, planning
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import surface, transform
-from nerf_tf.render import outputs
+from nerf_tf.memory import planning
+from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Renderer
+from nerf_tf.storage import atomic
 
 COLUMNS = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
     (name, "u1") for name in ("red", "green", "blue")
@@ -61,7 +61,7 @@ def collect_points(
         found = surface(camera, scene.poses[view], image.depth, image.acc, scene.ndc, min_acc)
         kept = np.isfinite(found.along_z) & ~in_mid_air(found.along_z, max_jump)
         points.append(transform(scene.to_dataset, found.points[kept]))
-        colours.append(outputs.to_8bit(image.rgb[kept]))
+        colours.append(view_files.to_8bit(image.rgb[kept]))
     if not sum(map(len, points)):
         raise ValueError(f"no ray of {len(chosen)} views meets anything at --min_acc {min_acc:g}: lower it")
     return np.concatenate(points), np.concatenate(colours)
@@ -91,7 +91,7 @@ def write_points(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
     kinds = {"<f4": "float", "u1": "uchar"}
     properties = "".join(f"property {kinds[kind]} {name}\n" for name, kind in COLUMNS)
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n{properties}end_header\n"
-    with files.complete_file(path) as temporary:
+    with atomic.complete_file(path) as temporary:
         temporary.write_bytes(header.encode() + records.tobytes())
 
 

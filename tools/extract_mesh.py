@@ -26,18 +26,18 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import commandline
 import numpy as np
 import tensorflow as tf
-import trained
+from support import commandline, trained
 from tqdm import tqdm
 
-from nerf_tf import files, planning
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import ndc_to_world, transform
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.render import outputs
+from nerf_tf.memory import planning
+from nerf_tf.output import view_files
 from nerf_tf.render.renderer import FieldFunction
+from nerf_tf.storage import atomic
 
 FORMATS = (".ply", ".obj", ".glb")
 # The first look: cells along the longest side, and by how many of them the box found there is widened.
@@ -218,7 +218,7 @@ def vertex_colours(field: FieldFunction, surface: Surface, space: Space) -> np.n
     for first in tqdm(range(0, len(points), COLOURED_AT_ONCE), desc="colour", unit="batch", dynamic_ncols=True):
         part = slice(first, first + COLOURED_AT_ONCE)
         colours.append(colour_of(points[part, None], viewdirs[part]).numpy())
-    return outputs.to_8bit(np.concatenate(colours))
+    return view_files.to_8bit(np.concatenate(colours))
 
 
 def write_mesh(path: Path, surface: Surface, colours: np.ndarray) -> None:
@@ -226,7 +226,7 @@ def write_mesh(path: Path, surface: Surface, colours: np.ndarray) -> None:
     import trimesh
 
     mesh = trimesh.Trimesh(surface.vertices, surface.faces, vertex_colors=colours, process=False)
-    with files.complete_file(path) as temporary:
+    with atomic.complete_file(path) as temporary:
         mesh.export(temporary, file_type=path.suffix[1:])
 
 

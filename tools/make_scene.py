@@ -11,9 +11,8 @@ import argparse
 import os
 import sys
 
-import commandline
-
-from nerf_tf.data import procedural
+import still_life
+from support import commandline
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -39,11 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     shared = {"seed": args.seed, "workers": args.workers}
     try:
         if args.format == "blender":
-            folder = procedural.write_blender(args.out, args.size, args.size, **views, **shared)
+            folder = still_life.write_blender(args.out, args.size, args.size, **views, **shared)
         elif args.format == "llff":
-            folder = procedural.write_llff(args.out, args.size, args.size * 4 // 3 // 2 * 2, args.train, **shared)
+            folder = still_life.write_llff(args.out, args.size, args.size * 4 // 3 // 2 * 2, args.train, **shared)
         else:
-            folder = procedural.write_deepvoxels(args.out, args.shape, **views, side=args.size, **shared)
+            folder = still_life.write_deepvoxels(args.out, args.shape, **views, side=args.size, **shared)
     except (ValueError, OSError) as error:
         return commandline.fail("make_scene", error)
     print(folder)

@@ -15,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import commandline
 import numpy as np
 import tensorflow as tf
+from support import commandline
 
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
@@ -25,7 +25,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import ndc_to_metric_t
 from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
-from nerf_tf.render import figures
+from nerf_tf.output import figures
 
 NDC_STEPS = np.linspace(0.0, 1.0, 9)  # t of the samples drawn
 # The other levels lie too close together in space for a note each.

@@ -14,9 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import commandline
+from support import commandline
 
-from nerf_tf.render import curve, figures
+from nerf_tf.output import curve, figures
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

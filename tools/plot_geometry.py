@@ -14,12 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import commandline
 import numpy as np
+from support import commandline
 
 from nerf_tf.geometry import poses
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.render import figures
+from nerf_tf.output import figures
 
 SIDE = 480  # pixels of a panel
 ANGLE = np.deg2rad(40.0)  # of view

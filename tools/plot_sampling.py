@@ -15,18 +15,17 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import commandline
 import numpy as np
 import tensorflow as tf
-import trained
 from absl import flags
+from support import commandline, trained
 
-from nerf_tf import config
 from nerf_tf.geometry.rays import Rays, image_rays
-from nerf_tf.render import figures
+from nerf_tf.output import figures
 from nerf_tf.render.renderer import FieldFunction, RenderSettings
 from nerf_tf.render.sampling import MIN_WEIGHT, add_fine_samples, midpoints, stratified_t_vals
 from nerf_tf.render.volume import volume_render
+from nerf_tf.settings import parsing
 
 # More arrows than this cannot be told apart.
 MAX_ARROWS = 24
@@ -119,7 +118,7 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
     words = ["plot_sampling", f"--config={args.config}"]
     words += [] if args.datadir is None else [f"--datadir={args.datadir}"]
     words += [] if args.weights is None else [f"--ft_path={args.weights}"]
-    config.parse_flags([*words, "--render_only"])
+    parsing.parse_flags([*words, "--render_only"])
     values = flags.FLAGS
     if values.N_importance == 0:
         raise ValueError(f"{args.config}: N_importance is 0, so there is no fine pass to draw")
@@ -133,7 +132,7 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
         raise ValueError(f"--pixel {row} {col}: images have {camera.height} rows and {camera.width} columns")
     pixel = tf.constant([row * camera.width + col])
     rays = image_rays(camera, scene.poses[view], scene.near, scene.far, scene.ndc, pixel)
-    settings = config.render_settings(values, scene.ndc).deterministic()
+    settings = parsing.render_settings(values, scene.ndc).deterministic()
     return trace_ray(trainer.coarse, trainer.fine, rays, settings)
 
 

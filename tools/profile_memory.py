@@ -34,18 +34,18 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import commandline
 import numpy as np
 from absl import flags
-from memory_cell import WAYS, Cell, run_cell
-from memory_meter import Stage
+from support import commandline
+from support.memory_cell import WAYS, Cell, run_cell
 from tqdm import tqdm
 
 import nerf_tf
-from nerf_tf import config, files
-from nerf_tf.options import OPTIONS
-from nerf_tf.render import figures
-from nerf_tf.train import tf1_weights
+from nerf_tf.memory.meter import Stage
+from nerf_tf.output import figures
+from nerf_tf.settings import parsing
+from nerf_tf.settings.options import OPTIONS
+from nerf_tf.storage import atomic, tf1_weights
 
 PROGRAM = Path(__file__).resolve()
 MODES, WEIGHTS = ("train", "render"), ("typical", "worst")
@@ -135,7 +135,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([_spelt(row[column]) for column in columns] for row in rows)
-    files.write_text(path, text.getvalue())
+    atomic.write_text(path, text.getvalue())
 
 
 def draw(rows: Sequence[dict]):
@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args, program_flags = _arguments(sys.argv[1:] if argv is None else argv)
     values = flags.FlagValues()
-    config.parse_flags(["profile_memory", "--expname=profile", *program_flags], values)
+    parsing.parse_flags(["profile_memory", "--expname=profile", *program_flags], values)
     weights = args.weights or ("typical" if values.ft_path is not None else "worst")
     if args.cell is not None:
         return run_cell(Cell(**json.loads(args.cell)), args.way, values, weights)

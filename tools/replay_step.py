@@ -14,14 +14,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import commandline
 import numpy as np
 from absl import flags
+from support import commandline
 
-from nerf_tf import build, config, untrusted
+from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.train import diagnosis
-from nerf_tf.train.trainer import Trainer
+from nerf_tf.safety import diagnosis
+from nerf_tf.settings import parsing
+from nerf_tf.storage import readers
+from nerf_tf.train.step import Trainer
 
 
 def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
@@ -30,9 +32,9 @@ def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
     Raises:
         ValueError, OSError: run and file do not go together, or cannot be read.
     """
-    arrays = untrusted.read_npz(path, ["ndc"])
+    arrays = readers.read_npz(path, ["ndc"])
     values = flags.FlagValues()
-    config.parse_flags(["replay_step", f"--config={run / 'args.txt'}"], values)
+    parsing.parse_flags(["replay_step", f"--config={run / 'args.txt'}"], values)
     try:
         trainer = build.make_trainer(values, bool(arrays["ndc"]))
         return trainer, diagnosis.load_step(arrays, trainer)

@@ -26,17 +26,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import commandline
 import numpy as np
-import refinement
 import tensorflow as tf
-import trained
 from absl import flags
-from viewer_page import Page, Quality
+from support import commandline, refinement, trained
+from support.viewer_page import Page, Quality
 
-from nerf_tf import build, config
+from nerf_tf import build
 from nerf_tf.data.scene import Scene
 from nerf_tf.render.renderer import Renderer
+from nerf_tf.settings import parsing
 
 if TYPE_CHECKING:
     import viser
@@ -200,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         args, rest = _arguments(sys.argv[1:] if argv is None else argv)
         check_viser()
         values = flags.FlagValues()
-        config.parse_flags(["viewer", *trained.with_run(rest)], values)
+        parsing.parse_flags(["viewer", *trained.with_run(rest)], values)
         check_address(args.host, args.port)
         viewer = make_viewer(values, args.out)
         seconds = viewer.warm_up()

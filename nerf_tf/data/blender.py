@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf import untrusted
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.storage import readers
 
 # These scenes are rendered from a sphere of radius about 4 around an object within radius 2.
 NEAR, FAR = 2.0, 6.0
@@ -72,7 +72,7 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     )
     cameras = []
     for split in splits:
-        with untrusted.blamed_on(split.file):
+        with readers.blamed_on(split.file):
             focal = 0.5 * width / math.tan(0.5 * split.angle) / (2 if half_res else 1)
             cameras += [Camera.centred(*images.shape[1:3], focal)] * len(split.paths)
     starts = np.cumsum([len(split.paths) for split in splits])[:-1]
@@ -119,8 +119,8 @@ def read_split(path: Path, stride: int = 1) -> Split:
         FileNotFoundError: no such file.
         ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
     """
-    meta = untrusted.read_json(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
-    angle = untrusted.number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
+    meta = readers.read_json(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
+    angle = readers.number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
     if not 0 < 0.5 * angle < 0.5 * np.pi:  # halved, as it is used: half of the smallest number is 0
         raise ValueError(f"{path}: camera_angle_x is {angle}; it must lie between 0 and pi (radians)")
     frames = _field(meta, "frames", str(path))
@@ -136,7 +136,7 @@ def read_split(path: Path, stride: int = 1) -> Split:
         # The official files leave the ending out; many programs that write this format do not.
         paths.append(path.parent / (name if name.lower().endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
         matrix = _field(frames[index], "transform_matrix", where)
-        poses.append(untrusted.camera_matrix(matrix, f"{where}: transform_matrix"))
+        poses.append(readers.camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
     pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in range(0, len(frames), stride)])
     return Split(path, paths, poses, angle, claims)
@@ -146,7 +146,7 @@ def _claims(record: object, where: str) -> list[tuple[str, str, float]]:
     if not isinstance(record, dict):
         return []
     return [
-        (where, name, untrusted.number(record[name], f"{where}: {name}"))
+        (where, name, readers.number(record[name], f"{where}: {name}"))
         for name in LENGTHS + DISTORTIONS
         if name in record
     ]

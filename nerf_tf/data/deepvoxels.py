@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf import untrusted
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.storage import readers
 
 # Characters in a text file: some hundred are needed.
 LARGEST_TEXT = 2**16
@@ -45,7 +45,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
     side, width = image_files.image_size(paths[0])
     if side != width:
         raise ValueError(f"{paths[0]}: {width}x{side}; DeepVoxels images must be square (the original's are 512x512)")
-    with untrusted.blamed_on(intrinsics_file):
+    with readers.blamed_on(intrinsics_file):
         camera = Camera.centred(side, side, side / photo_height * photo_focal)
     starts = np.cumsum([len(split_paths) for split_paths, _ in splits])[:-1]
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
@@ -66,7 +66,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
 
 def read_intrinsics(path: Path) -> tuple[float, float]:
     """Focal length and height, in pixels, of the photos the images were cut from: lines 1 and 5 of intrinsics.txt."""
-    lines = untrusted.read_text(path, LARGEST_TEXT).splitlines()
+    lines = readers.read_text(path, LARGEST_TEXT).splitlines()
     try:
         focal, height = float(lines[0].split()[0]), float(lines[4].split()[0])
     except (IndexError, ValueError) as error:
@@ -78,7 +78,7 @@ def read_intrinsics(path: Path) -> tuple[float, float]:
 
 def read_pose(path: Path) -> np.ndarray:
     """A camera-to-world pose [3, 4] in OpenGL axes, from a text file of 4x4 numbers in OpenCV axes, rows first."""
-    text = untrusted.read_text(path, LARGEST_TEXT)
+    text = readers.read_text(path, LARGEST_TEXT)
     try:
         values = np.array(text.split(), np.float64)
     except ValueError as error:

@@ -13,8 +13,8 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from nerf_tf import untrusted
-from nerf_tf.files import complete_folder
+from nerf_tf.storage import readers
+from nerf_tf.storage.atomic import complete_folder
 
 # What the original looks for, and in this spelling.
 IMAGE_ENDINGS = ("JPG", "jpg", "png")
@@ -52,7 +52,7 @@ def list_images(folder: Path) -> list[Path]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image at `path`, not decoded yet; what goes wrong while it is used names the file."""
-    untrusted.require_file(path)
+    readers.require_file(path)
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -18,9 +18,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nerf_tf import untrusted
-from nerf_tf.files import complete_file
 from nerf_tf.render.renderer import FieldFunction
+from nerf_tf.storage import readers
+from nerf_tf.storage.atomic import complete_file
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class Occupancy:
         """The file's grids; None when there are none, or they are of other weights, or broken."""
         names = [f"grid_{i}" for i in range(len(self._grids))]
         try:
-            arrays = untrusted.read_npz(self._path, ["key", *names], LARGEST_FILE)
+            arrays = readers.read_npz(self._path, ["key", *names], LARGEST_FILE)
             if str(arrays["key"]) != key:
                 return None
             return [_unpacked(arrays[name]) for name in names]

@@ -1,6 +1,0 @@
-"""The built-in scene: toys on a wooden disc, photographed by us, so that nothing needs to be downloaded."""
-
-from nerf_tf.data.procedural.folders import write_blender, write_deepvoxels, write_llff
-from nerf_tf.data.procedural.tracing import depth, render
-
-__all__ = ["depth", "render", "write_blender", "write_deepvoxels", "write_llff"]

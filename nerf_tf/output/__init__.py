@@ -1,0 +1,1 @@
+"""Rendered views and training curves as files."""

@@ -1,0 +1,178 @@
+"""Loss and PSNR over a run's steps: read back from TensorBoard's files, kept while it trains, drawn as curve.png."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from nerf_tf.output import figures
+
+logger = logging.getLogger(__name__)
+
+TAGS = ("loss", "psnr", "psnr_holdout")
+COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED)
+SMOOTHED_PART = 0.1  # of a curve's points: the span of the moving average
+# A line holds no more points than it has pixels; a long run would otherwise take a second to draw.
+MAX_POINTS = 2000
+
+# Steps and values, both [N].
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+class History:
+    """The scalars of `TAGS` by step; what was added last for a step counts."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[int, float]] = {tag: {} for tag in TAGS}
+
+    @classmethod
+    def read(cls, folder: Path, before: int | None = None) -> History:
+        """Reads event files, leaving out steps from `before` on.
+
+        Events are read one by one, so that pictures in the files take no memory. A file that ends midway, as a run
+        leaves it that is killed, is read up to there.
+        """
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+        written = []
+        for path in filter(Path.is_file, folder.glob("*tfevents*")):
+            try:
+                for event in EventFileLoader(str(path)).Load():
+                    if before is None or event.step < before:
+                        written += [(event.wall_time, event.step, *found) for found in _scalars(event)]
+            except (tf.errors.OpError, DecodeError, ValueError) as error:
+                logger.warning("%s: left out from here on (%s)", path, str(error).partition("\n")[0][:160])
+        history = cls()
+        for _, step, tag, found in sorted(written):
+            history.add(step, **{tag: found})
+        return history
+
+    def add(self, step: int, **values: float) -> None:
+        """Keeps those of the values whose names are in `TAGS`."""
+        for tag in TAGS:
+            if tag in values:
+                self._values[tag][step] = float(values[tag])
+
+    def curves(self) -> dict[str, Curve]:
+        """Curves by tag, without those that have no value."""
+        return {
+            tag: (np.array(sorted(values)), np.array([values[step] for step in sorted(values)]))
+            for tag, values in self._values.items()
+            if values
+        }
+
+
+def _scalars(event) -> Iterator[tuple[str, float]]:
+    """Tags of `TAGS` and their numbers; what another program wrote under such a name need not be one."""
+    from tensorboard.util.tensor_util import make_ndarray
+
+    for value in event.summary.value:
+        if value.tag in TAGS and all(axis.size == 1 for axis in value.tensor.tensor_shape.dim):
+            with contextlib.suppress(TypeError, ValueError):
+                yield value.tag, float(np.squeeze(make_ndarray(value.tensor)))
+
+
+def summaries_folder(run: Path) -> Path:
+    """Where the run in {basedir}/{expname} writes for TensorBoard."""
+    return run.parent / "summaries" / run.name
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """Reads the scalars of `TAGS` from event files; those that were never written are left out.
+
+    Where a run was resumed from an earlier step, what was written last for a step counts.
+
+    Raises:
+        FileNotFoundError: the folder holds no event files.
+        ValueError: it holds none of the scalars.
+    """
+    if not any(folder.glob("*tfevents*")):
+        raise FileNotFoundError(f"{folder}: no TensorBoard event files; give a run's folder, {{basedir}}/{{expname}}")
+    curves = History.read(folder).curves()
+    if not curves:
+        raise ValueError(f"{folder}: holds none of {', '.join(TAGS)}; was the run's --i_print 0?")
+    return curves
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Moving average [N] over as many neighbours on either side; at the ends over fewer, so that it does not lag."""
+    half = int(SMOOTHED_PART * len(values) / 2 + 0.5)
+    finite = np.isfinite(values)
+    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    count = np.concatenate([[0], np.cumsum(finite)])
+    i = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(i, i[::-1]))
+    first, last = i - reach, i + reach + 1
+    with np.errstate(invalid="ignore"):
+        return (total[last] - total[first]) / (count[last] - count[first])
+
+
+def draw(runs: dict[str, dict[str, Curve]]):
+    """The figure, for curves by run and tag: loss on a logarithmic axis, PSNR of batches and of held-out views.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = figures.new_figure(11.0, 4.2)
+    loss, psnr = figure.subplots(1, 2)
+    figures.tidy(loss, "Loss: mean squared error, coarse + fine")
+    figures.tidy(psnr, "PSNR in dB: lines are training batches, dots held-out views")
+    loss.set_yscale("log")
+    for i, (name, curves) in enumerate(runs.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        for axes, tag in ((loss, "loss"), (psnr, "psnr")):
+            if tag in curves:
+                steps, values = curves[tag]
+                shown = slice(None, None, -(-len(steps) // MAX_POINTS))
+                axes.plot(steps[shown], values[shown], color=colour, lw=0.8, alpha=0.3)
+                axes.plot(steps[shown], smooth(values)[shown], color=colour, lw=1.8, label=name)
+        if "psnr_holdout" in curves:
+            psnr.plot(*curves["psnr_holdout"], "o", color=colour, ms=5, mec="white", mew=0.8)
+    for axes in (loss, psnr):
+        axes.grid(lw=0.6)
+        axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=6)  # numbers of steps are wide
+    if psnr.get_legend_handles_labels()[0]:
+        psnr.legend(loc="lower right", frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+class CurveFile:
+    """`curve.png` of a run that is training, drawn again whenever asked; without matplotlib nothing is."""
+
+    def __init__(self, path: Path, summaries: Path, start: int):
+        """Takes up what the run wrote for TensorBoard before step `start`."""
+        self._path, self._name = path, summaries.name
+        self._history = History.read(summaries, before=start)
+        try:
+            figures.new_figure(1, 1)
+            self._drawable = True
+        except ValueError as error:
+            self._drawable = False
+            logger.info("no %s while training: %s", path.name, error)
+
+    def add(self, step: int, **values: float) -> None:
+        """Keeps the values that are drawn."""
+        self._history.add(step, **values)
+
+    def write(self) -> None:
+        """Draws everything up to now; nothing where there is nothing yet.
+
+        Raises:
+            OSError: it cannot be drawn or written.
+        """
+        curves = self._history.curves()
+        if self._drawable and curves:
+            try:
+                figures.save(draw({self._name: curves}), self._path)
+            except OSError:
+                raise
+            except Exception as error:  # whatever matplotlib stumbles over
+                raise OSError(f"{self._path}: cannot be drawn ({error or type(error).__name__})") from error

@@ -1,0 +1,101 @@
+"""What a run shows in TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf.output.view_files import normalised_disparity, to_8bit
+from nerf_tf.render.renderer import Image
+from nerf_tf.storage.atomic import complete_file, make_folder
+
+MAX_HISTOGRAM_VALUES = 2**16
+
+
+class Summaries:
+    """TensorBoard's view of a run, under the original's tags.
+
+    All of its methods raise OSError, naming the folder, where TensorBoard's files cannot be written.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0):
+        """Makes the folder.
+
+        Args:
+            folder: where the files go.
+            first_step: the step with which a run goes on; what a killed run wrote from there on no longer counts.
+        """
+        make_folder(folder)
+        self._folder, self._first_step = folder, first_step
+        self._started = False
+        self._writer: tf.summary.SummaryWriter | None = None
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Writes what the block says about a step, and waits until it is in the file."""
+        try:
+            if not self._started:
+                self._start()
+            if self._writer is None:
+                self._writer = tf.summary.create_file_writer(str(self._folder))
+            with self._writer.as_default(step=step):
+                yield
+            self._writer.flush()
+        except tf.errors.OpError as error:
+            self._writer = None  # what comes after half a record is not read, so the next goes to another file
+            for path in self._folder.glob("events.out.tfevents.*"):
+                if not path.stat().st_size:  # made by each attempt on a full disk
+                    path.unlink()
+            reason = str(error).strip().partition("\n")[0].rpartition("}} ")[2]
+            raise OSError(f"{self._folder}: TensorBoard's file cannot be written ({reason})") from error
+
+    def _start(self) -> None:
+        """Writes the event that has TensorBoard forget steps that a killed run had done and this one does again.
+
+        TensorBoard takes the first one that it finds for the start of a run, so that comes with one, too.
+        """
+        now = time.time()
+        started = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        events = [
+            tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2"),
+            tf.compat.v1.Event(wall_time=now, step=self._first_step, session_log=started),
+        ]
+        # TensorBoard reads files in the order of their names: this one after the killed run's, and before our own.
+        with (
+            complete_file(self._folder / f"events.out.tfevents.{int(now):010d}.0.start") as temporary,
+            tf.io.TFRecordWriter(str(temporary)) as writer,
+        ):
+            for event in events:
+                writer.write(event.SerializeToString())
+        self._started = True
+
+    def scalars(self, step: int, **values: tf.Tensor | float | None) -> None:
+        """Writes scalars, leaving out those that are None."""
+        with self._writing(step):
+            for tag, value in values.items():
+                if value is not None:
+                    tf.summary.scalar(tag, value)
+
+    def histogram(self, step: int, tag: str, values: tf.Tensor) -> None:
+        """Writes a histogram of values, or of evenly spaced ones where they are very many."""
+        flat = values.numpy().ravel()
+        # TensorBoard takes 240 bytes a value to sort them; on a GPU that would be more than a training step takes.
+        with tf.device("CPU:0"), self._writing(step):
+            tf.summary.histogram(tag, flat[:: -(-flat.size // MAX_HISTOGRAM_VALUES)])
+
+    def view(self, step: int, image: Image, photo: np.ndarray) -> None:
+        """Writes a rendered view beside its photo [H, W, 3]."""
+        tiles = {"rgb": to_8bit(image.rgb), "disp": normalised_disparity([image.disp])[0], "acc": to_8bit(image.acc)}
+        tiles["rgb_holdout"] = to_8bit(photo)
+        if image.rgb0 is not None:
+            tiles["rgb0"] = to_8bit(image.rgb0)
+            tiles["disp0"] = normalised_disparity([image.disp0])[0]
+            tiles["z_std"] = normalised_disparity([image.z_std])[0]
+        with self._writing(step):
+            for tag, tile in tiles.items():
+                tf.summary.image(tag, tile[None, ..., None] if tile.ndim == 2 else tile[None])

@@ -1,0 +1,293 @@
+"""Flags and config files: how they are read, checked, explained, and handed to the parts below the program.
+
+Flags live on absl's `flags.FLAGS`; `app.run(main, flags_parser=parse_flags)` reads them from the command line and from
+the `key = value` file named by `--config`. The command line beats the file. Whatever is wrong with either is answered
+by one line on stderr and exit code 2. TensorFlow is not imported here, so that the answer comes at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import configargparse
+from absl import flags
+
+from nerf_tf.settings.options import GROUPS, OPTIONS, Option
+from nerf_tf.storage import readers
+
+if TYPE_CHECKING:
+    from nerf_tf.data.pipeline import BatchSettings
+    from nerf_tf.field.mlp import FieldSettings
+    from nerf_tf.render.renderer import RenderSettings
+    from nerf_tf.train.step import TrainSettings
+
+# Characters in a config file and in a line of it: configs/ needs 500 and 60, and long lines take the parser seconds.
+_LARGEST_FILE, _LONGEST_LINE = 2**16, 2**10
+
+
+class _Parser(flags.ArgumentParser):
+    """An option as absl sees it."""
+
+    def __init__(self, option: Option) -> None:
+        self._option = option
+        self.syntactic_help = option.expected()
+
+    def parse(self, argument: object) -> object:
+        return self._option.parse(str(argument))
+
+    def flag_type(self) -> str:
+        return self._option.kind.__name__
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines all flags on `flag_values`; does nothing where they are defined already."""
+    for option in OPTIONS.values():
+        if option.name not in flag_values:
+            flag = flags.Flag(
+                _Parser(option),
+                flags.ArgumentSerializer(),
+                option.name,
+                option.default,
+                option.help,
+                boolean=option.kind is bool,
+            )
+            flags.DEFINE_flag(flag, flag_values)
+
+
+def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Sets flags from the command line and from the file that its --config names.
+
+    Args:
+        argv: program name and arguments.
+        flag_values: where the flags are defined (if they are not yet) and set.
+
+    Returns:
+        The program's name alone: nothing else may be left over.
+
+    Raises:
+        SystemExit: with code 0 after printing help; with code 2 after one line on stderr that says what is wrong.
+    """
+    define_flags(flag_values)
+    asked = {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}
+    if asked & {"h", "help", "helpshort", "helpfull"}:
+        sys.stdout.write(help_text(flag_values, full="helpfull" in asked))
+        sys.exit(0)
+    try:
+        rest = flag_values(list(argv))
+        if len(rest) > 1:
+            raise ValueError(_stray_word(argv, rest))
+        _read_config(flag_values)
+        _check(flag_values)
+    except flags.UnrecognizedFlagError as error:
+        _fail(f"unknown flag --{error.flagname}{_did_you_mean(error.flagname, flag_values, '--')}")
+    except (flags.Error, ValueError, OSError) as error:
+        _fail(str(error))
+    return rest
+
+
+def args_text(flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """All flags as sorted `name = value` lines, for args.txt; given back as --config they set the same values."""
+    return "".join(f"{name} = {_spelling(flag_values[name].value)}\n" for name in sorted(OPTIONS))
+
+
+def changes(
+    path: Path, names: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
+) -> dict[str, tuple[str, str]]:
+    """Those of the named flags that an args.txt gives another value: name -> its value there, and now.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is none of `name = value` lines.
+    """
+    before, now = _read_file(str(path)), {name: str(flag_values[name].value) for name in names}
+    return {name: (str(before[name]), now[name]) for name in names if name in before and before[name] != now[name]}
+
+
+def config_text(flag_values: flags.FlagValues = flags.FLAGS) -> str | None:
+    """The text of the file named by --config, None without one."""
+    path = flag_values["config"].value
+    return None if path is None else Path(path).read_text(encoding="utf-8-sig")
+
+
+def help_text(flag_values: flags.FlagValues = flags.FLAGS, full: bool = False) -> str:
+    """The help page: flags in groups with their defaults; with `full`, also those that absl brings."""
+    lines = ["usage: python -m nerf_tf [--config FILE] --expname NAME [flags]", ""]
+    lines += ["A switch is given as --flag or --flag=True, and undone by --flag=False.", ""]
+    for group, options in GROUPS.items():
+        lines.append(f"{group}:")
+        for option in options:
+            values = "|".join(map(str, option.choices)) or "|".join([option.kind.__name__.upper(), *option.words])
+            lines += _help_entry(
+                f"--{option.name}" + ("" if option.kind is bool else f" {values}"), option.help, option.default
+            )
+        lines.append("")
+    if full:
+        lines.append("absl's own (command line only):")
+        for name in sorted(set(flag_values) - set(OPTIONS)):
+            lines += _help_entry(f"--{name}", flag_values[name].help, flag_values[name].default)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _help_entry(title: str, meaning: str, default: object) -> list[str]:
+    text = f"{' '.join(meaning.split())} (default: {default})"
+    return [f"  {title}", *textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)]
+
+
+def one_line(message: str) -> str:
+    """A message as one line; what a terminal would act on rather than show, as names in files may hold, is escaped."""
+    text = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"nerf_tf: {one_line(message)}\n")
+    sys.exit(2)
+
+
+def _did_you_mean(name: str, flag_values: flags.FlagValues, dashes: str = "") -> str:
+    known = {candidate.lower(): candidate for candidate in (flag_values if dashes else OPTIONS)}
+    nearest = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {dashes}{known[nearest[0]]}?" if nearest else "; --help lists all flags"
+
+
+def _stray_word(argv: Sequence[str], rest: Sequence[str]) -> str:
+    """What to say about words that belong to no flag: most often the value of a switch, set off by a space."""
+    word, before = rest[1], argv[max(len(argv) - len(rest[1:]) - 1, 0)]
+    name = before.lstrip("-")
+    if name in OPTIONS and OPTIONS[name].kind is bool:
+        return f"stray word {word!r} after --{name}, a switch: write --{name} or --{name}={word}"
+    return f"stray word {word!r}: every argument is --flag or --flag=value"
+
+
+def _read_config(flag_values: flags.FlagValues) -> None:
+    """Sets the flags that the command line left alone from the file named by --config."""
+    path = flag_values["config"].value
+    if path is None:
+        return
+    given = {name for name in OPTIONS if flag_values[name].present}
+    for key, value in _read_file(path).items():
+        name = key.removeprefix("--")
+        if name == "config":  # The line that args.txt writes about its own run; files do not nest.
+            continue
+        if name not in OPTIONS:
+            raise ValueError(f"{path}: unknown key {key!r}{_did_you_mean(name, flag_values)}")
+        if isinstance(value, list):
+            raise ValueError(f"{path}: {name} is a list; expected {OPTIONS[name].expected()}")
+        try:
+            parsed = OPTIONS[name].parse(value)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name} = {value}: {error}") from None
+        if name not in given:
+            flag_values[name].value = parsed
+            flag_values[name].using_default_value = False
+
+
+def _read_file(path: str) -> dict[str, str | list]:
+    text = readers.read_text(Path(path), _LARGEST_FILE, "; --config takes a file of `key = value` lines")
+    try:
+        if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
+            raise ValueError(f"a line is longer than {_LONGEST_LINE} characters")
+        return configargparse.DefaultConfigFileParser().parse(io.StringIO(text))
+    except (*readers.PARSER_ERRORS, configargparse.ConfigFileParserException) as error:
+        raise ValueError(f"{path}: not a config file of `key = value` lines: {error}") from None
+
+
+def _spelling(value: object) -> str:
+    """How a value is written so that a config file gives it back; ValueError where it cannot be."""
+    text = str(value)
+    for spelling in (text, f'"{text}"', f"'{text}'"):
+        if configargparse.DefaultConfigFileParser().parse(io.StringIO(f"key = {spelling}")) == {"key": text}:
+            return spelling
+    raise ValueError("a value with line breaks, or all within [ ], cannot be written to args.txt")
+
+
+def _check(flag_values: flags.FlagValues) -> None:
+    """Raises ValueError about values that are wrong together, or that would fail only late."""
+    values = {name: flag_values[name].value for name in OPTIONS}
+    for name, value in values.items():
+        if isinstance(value, str) and (not value.strip() or value.startswith("--")):
+            raise ValueError(f"--{name} has no value (found {value!r}); write --{name}=VALUE")
+        if isinstance(value, str) and not value.replace("\n", " ").isprintable():
+            raise ValueError(f"--{name}={value}: holds characters that cannot be printed")
+        try:
+            _spelling(value)
+        except ValueError as error:
+            raise ValueError(f"--{name}={value}: {error}") from None
+    if values["expname"] is None:
+        raise ValueError("--expname is missing: name the run, on the command line or in the --config file")
+    if Path(values["expname"]).name != values["expname"] or values["expname"] == "..":
+        raise ValueError(
+            f"--expname={values['expname']}: expected one folder name; put the folders above it in --basedir"
+        )
+    if values["N_importance"] > 0 and values["N_samples"] < 3:
+        raise ValueError(
+            f"--N_samples={values['N_samples']}: --N_importance needs at least 3 coarse samples to draw from"
+        )
+    if values["eval_folder"] is not None and not values["eval_only"]:
+        raise ValueError("--eval_folder names views to compare, which needs --eval_only")
+    if values["eval_only"] and values["render_only"]:
+        raise ValueError("--eval_only and --render_only are two things to do: choose one")
+    if values["render_path_file"] is not None and (values["render_path"], values["render_frames"]) != ("auto", None):
+        raise ValueError("--render_path_file is a path of its own: add --render_path=auto --render_frames=None")
+    if None not in (values["near"], values["far"]) and values["near"] >= values["far"]:
+        raise ValueError(f"--near={values['near']} is not below --far={values['far']}")
+
+
+# What the parts below the program take. Their modules load TensorFlow, so they are imported late.
+
+
+def field_settings(flag_values: flags.FlagValues, fine: bool) -> FieldSettings:
+    """Shape of the coarse or the fine network."""
+    from nerf_tf.field.mlp import FieldSettings
+
+    encoded = flag_values.i_embed == 0
+    return FieldSettings(
+        depth=flag_values.netdepth_fine if fine else flag_values.netdepth,
+        width=flag_values.netwidth_fine if fine else flag_values.netwidth,
+        multires=flag_values.multires if encoded else 0,
+        multires_views=flag_values.multires_views if encoded else 0,
+        use_viewdirs=flag_values.use_viewdirs,
+    )
+
+
+def render_settings(flag_values: flags.FlagValues, ndc: bool) -> RenderSettings:
+    """How rays become colours; `lindisp` has no effect under NDC, where t is even in disparity already.
+
+    With `--chunk auto` the chunk is the default one until there is a plan.
+    """
+    from nerf_tf.render.renderer import RenderSettings
+
+    chunk = {} if flag_values.chunk == "auto" else {"chunk": flag_values.chunk}
+    return RenderSettings(
+        N_samples=flag_values.N_samples,
+        N_importance=flag_values.N_importance,
+        perturb=flag_values.perturb,
+        raw_noise_std=flag_values.raw_noise_std,
+        white_bkgd=flag_values.white_bkgd,
+        lindisp=flag_values.lindisp and not ndc,
+        **chunk,
+    )
+
+
+def batch_settings(flag_values: flags.FlagValues) -> BatchSettings:
+    """Which rays make a training batch."""
+    from nerf_tf.data.pipeline import BatchSettings
+
+    return BatchSettings(
+        N_rand=flag_values.N_rand,
+        no_batching=flag_values.no_batching,
+        precrop_iters=flag_values.precrop_iters,
+        precrop_frac=flag_values.precrop_frac,
+    )
+
+
+def train_settings(flag_values: flags.FlagValues) -> TrainSettings:
+    """How weights move."""
+    from nerf_tf.train.step import TrainSettings
+
+    return TrainSettings(lrate=flag_values.lrate, lrate_decay=flag_values.lrate_decay)

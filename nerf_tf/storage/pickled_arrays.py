@@ -1,0 +1,135 @@
+"""Pickles of float arrays, read without running what they carry.
+
+A pickle can carry code. So it is read into an inert record of what it asks for, and arrays are built from that record
+only if it asks for nothing but float arrays, in lists, tuples and dicts.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+
+import numpy as np
+
+from nerf_tf.storage import readers
+
+# All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
+# `_codecs.encode` is how pickle protocol 2 spells bytes.
+_RECONSTRUCT = "numpy.core.multiarray._reconstruct"
+_NDARRAY = "numpy.ndarray"
+_DTYPE = "numpy.dtype"
+_ENCODE = "_codecs.encode"
+_ADMITTED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
+
+# What numpy's header reader and an unpickler can raise over a damaged or hostile file.
+READING_ERRORS = (*readers.PARSER_ERRORS, pickle.UnpicklingError, ImportError)
+# Far more than any network of arrays takes: 26 arrays take some 800 pickle instructions.
+MOST_OPCODES = 10**6
+
+
+def read(payload: bytes) -> object:
+    """Reads a pickle, as lists, tuples, dicts, text and numbers, with records in place of arrays.
+
+    Raises:
+        One of `READING_ERRORS`: it is damaged, or names anything but arrays.
+    """
+    _check_sizes(payload)
+    return _Recorder(io.BytesIO(payload), encoding="latin1").load()
+
+
+def float_array(record: object, what: str) -> np.ndarray:
+    """Builds a float array, in this machine's byte order, from its record.
+
+    Raises:
+        ValueError: the record is of something else; names it as `what`.
+    """
+    shape, dtype, fortran, contents = array_state(record, what)
+    if dtype.args[0] not in ("f2", "f4", "f8"):
+        raise ValueError(f"{what} is not an array of floats but of type {dtype.args[0][:20]!r}")
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
+    if order not in ("<", ">", "="):
+        raise ValueError(f"{what} has no proper byte order")
+    kind = np.dtype(order + dtype.args[0])
+    content = _content_bytes(contents, what)
+    if len(content) != math.prod(shape) * kind.itemsize:
+        raise ValueError(f"{what} has {len(content)} bytes, which is not {kind.name} of shape {list(shape)}")
+    array = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
+    return np.array(array, kind.newbyteorder("="), order="C")
+
+
+def array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
+    """Takes apart the record of one array: shape, record of its dtype, whether in Fortran order, contents.
+
+    Raises:
+        ValueError: the record is of something else; names it as `what`.
+    """
+    if not (isinstance(record, _Call) and record.name == _RECONSTRUCT):
+        raise ValueError(f"{what} is not an array")
+    state = record.state
+    if not (isinstance(state, tuple) and len(state) == 5):
+        raise ValueError(f"{what} is not a whole array")
+    _, shape, dtype, fortran, contents = state
+    if not (isinstance(shape, tuple) and len(shape) <= 8 and all(type(s) is int and 0 < s < 2**63 for s in shape)):
+        raise ValueError(f"{what} has no proper shape")
+    if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
+        raise ValueError(f"{what} has no proper type")
+    return shape, dtype, bool(fortran), contents
+
+
+class _Global:
+    """A name that a pickle refers to, standing in for the thing itself: calling it only records the call."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *args: object) -> _Call:
+        return _Call(self.name, args)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError(f"it tries to change {self.name}, so it carries code")
+
+
+class _Call:
+    """The record of a call, and of the state that the pickle would give to its result."""
+
+    __slots__ = ("args", "name", "state")
+
+    def __init__(self, name: str, args: tuple) -> None:
+        self.name, self.args, self.state = name, args, None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Recorder(pickle.Unpickler):
+    """Reads a pickle without importing or calling anything that it names."""
+
+    def find_class(self, module: str, name: str) -> _Global:
+        full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
+        if full_name not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, so it carries code; nothing of it was run")
+        return _Global(full_name)
+
+
+def _check_sizes(payload: bytes) -> None:
+    """Walks through a pickle without obeying it: a few bytes must not make the unpickler ask for gigabytes."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
+        if count == MOST_OPCODES:
+            raise ValueError(f"it has more than {MOST_OPCODES} pickle instructions")
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
+            raise ValueError("it is damaged")
+
+
+def _content_bytes(contents: object, what: str) -> bytes:
+    """The bytes of an array: plain, spelled as text and encoding, or text of one character a byte (Python 2)."""
+    if isinstance(contents, _Call) and contents.name == _ENCODE and contents.args[1:] in (("latin1",), ("latin-1",)):
+        contents = contents.args[0]
+    if isinstance(contents, str):
+        return contents.encode("latin1")
+    if not isinstance(contents, bytes):
+        raise ValueError(f"{what} holds objects, not numbers")
+    return contents

@@ -1,0 +1,6 @@
+"""The built-in scene: toys on a wooden disc, photographed by us, so that nothing needs to be downloaded."""
+
+from still_life.folders import write_blender, write_deepvoxels, write_llff
+from still_life.tracing import depth, render
+
+__all__ = ["depth", "render", "write_blender", "write_deepvoxels", "write_llff"]
