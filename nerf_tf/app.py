@@ -97,13 +97,13 @@ def run(values: flags.FlagValues) -> None:
     # Rendering may go on beside training: it reads, and writes to folders of its own.
     with explained(OSError), lock.held(folder) if training else contextlib.nullcontext():
         with explained(ValueError, OSError):
-            store = CheckpointStore(trainer, folder / "checkpoints")
+            store = CheckpointStore(trainer.state, folder / "checkpoints")
             build.restore(values, trainer, store, folder)
             this = Run(values, folder, scene, trainer, store, renderer, render_path.load_render_poses(values, scene))
             if values.render_only:
                 cameras = this.render_only_cameras()
             elif training:
-                planned = planning.plan_training(values, trainer)
+                planned = build.plan_training(values, trainer)
                 batches = this.batches()
         with explained(OSError, guards.Collapse, guards.BadSteps):
             if values.eval_only:

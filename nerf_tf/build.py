@@ -14,7 +14,8 @@ from absl import flags
 
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
-from nerf_tf.field.mlp import build_mlp
+from nerf_tf.field.encoding import encoded_width
+from nerf_tf.field.mlp import BOTTLENECK_WIDTH, build_mlp, precision
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.memory import planning, prediction
@@ -110,6 +111,48 @@ def _next_seed(seed: int, times: int) -> int:
     return (seed + times) % 2**32  # what --random_seed takes
 
 
+def make_memory(values: flags.FlagValues, trainer: Trainer, training: bool, rays: int) -> planning.Memory:
+    """The memory plan of training steps, or of rendering views, of so many rays.
+
+    Raises:
+        ValueError: `--memory_budget_mb` is too little for it.
+    """
+    return planning.Memory(workload(trainer, training, rays), values.chunk, values.netchunk, values.memory_budget_mb)
+
+
+def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload:
+    """What the memory of training steps or of rendering depends on, but for chunk and netchunk."""
+
+    def shape(field: Field) -> prediction.NetworkShape:
+        settings = field.settings
+        viewdirs = encoded_width(3, settings.multires_views) if settings.use_viewdirs else 0
+        points = encoded_width(3, settings.multires)
+        weights = field.mlp.count_params()
+        return prediction.NetworkShape(settings.depth, settings.width, points, viewdirs, BOTTLENECK_WIDTH, weights)
+
+    return prediction.Workload(
+        training=training,
+        rays=rays,
+        N_samples=trainer.rendering.N_samples,
+        N_importance=trainer.rendering.N_importance,
+        coarse=shape(trainer.coarse),
+        fine=trainer.fine and shape(trainer.fine),
+        value_bytes=tf.as_dtype(precision(trainer.coarse.mlp)).size,
+        compiled=trainer.coarse.compiled,
+    )
+
+
+def plan_training(values: flags.FlagValues, trainer: Trainer) -> planning.Memory:
+    """Gives the trainer the chunk and netchunk that the settings ask for; returns their plan.
+
+    Raises:
+        ValueError: `--memory_budget_mb` is too little for a step.
+    """
+    planned = make_memory(values, trainer, training=True, rays=values.N_rand)
+    trainer.resize(planned.plan.chunk, planned.plan.netchunk)
+    return planned
+
+
 def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> Renderer:
     """What renders the trainer's networks.
 
@@ -117,7 +160,7 @@ def make_renderer(values: flags.FlagValues, scene: Scene, trainer: Trainer) -> R
         ValueError: `--memory_budget_mb` is too little for it.
     """
     height, width = scene.images.shape[1:3]
-    planned = planning.Memory(values, trainer, training=False, rays=height * width)
+    planned = make_memory(values, trainer, training=False, rays=height * width)
     settings = parsing.render_settings(values, scene.ndc)
 
     networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]

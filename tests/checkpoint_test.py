@@ -74,7 +74,7 @@ def saved(tmp_path) -> Path:
     """The folder of a checkpoint at step 7."""
     trainer = make_trainer(seed=2)
     trainer.step.assign(7)
-    CheckpointStore(trainer, tmp_path / "checkpoints").save()
+    CheckpointStore(trainer.state, tmp_path / "checkpoints").save()
     return tmp_path / "checkpoints"
 
 
@@ -86,12 +86,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, no_batching):
     )
     trainer = make_trainer(seed=2**32 - 1)
     train_on(trainer, settings, 2)
-    CheckpointStore(trainer, tmp_path).save()
+    CheckpointStore(trainer.state, tmp_path).save()
     at_save = state_of(trainer)
     losses = train_on(trainer, settings, 4)
 
     resumed = make_trainer(NEW_TRAINER_SEED)
-    CheckpointStore(resumed, tmp_path).restore()
+    CheckpointStore(resumed.state, tmp_path).restore()
     assert_equal_states(state_of(resumed), at_save)
     assert train_on(resumed, settings, 4) == losses
     assert_equal_states(state_of(resumed), state_of(trainer))
@@ -100,7 +100,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, no_batching):
 def test_restoring_works_after_the_step_was_traced(tmp_path):
     settings = BatchSettings(N_rand=30)
     trainer = make_trainer(seed=4)
-    store = CheckpointStore(trainer, tmp_path)
+    store = CheckpointStore(trainer.state, tmp_path)
     train_on(trainer, settings, 1)
     store.save()
     losses, after = train_on(trainer, settings, 2), state_of(trainer)
@@ -111,13 +111,13 @@ def test_restoring_works_after_the_step_was_traced(tmp_path):
 
 def test_seed_and_step_come_back(saved):
     trainer = make_trainer(NEW_TRAINER_SEED)
-    CheckpointStore(trainer, saved).restore()
+    CheckpointStore(trainer.state, saved).restore()
     assert trainer.seed.numpy() == 2
     assert trainer.step.numpy() == 7
 
 
 def test_without_a_checkpoint(tmp_path):
-    store = CheckpointStore(make_trainer(0), tmp_path / "none")
+    store = CheckpointStore(make_trainer(0).state, tmp_path / "none")
     assert store.newest is None
     with pytest.raises(ValueError, match="none: no checkpoint; train first"):
         store.restore()
@@ -125,11 +125,11 @@ def test_without_a_checkpoint(tmp_path):
 
 def test_the_newest_are_kept_and_older_ones_removed(tmp_path):
     trainer = make_trainer(0)
-    store = CheckpointStore(trainer, tmp_path)
+    store = CheckpointStore(trainer.state, tmp_path)
     for step in (1, 2, 3):
         trainer.step.assign(step)
         store.save()
-    again = CheckpointStore(trainer, tmp_path)  # as another process would find it
+    again = CheckpointStore(trainer.state, tmp_path)  # as another process would find it
     assert again.newest == store.newest
     trainer.step.assign(0)
     again.restore()
@@ -138,7 +138,7 @@ def test_the_newest_are_kept_and_older_ones_removed(tmp_path):
     again.save()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt-3", "ckpt-4"]
     last = make_trainer(0)
-    CheckpointStore(last, tmp_path).restore()
+    CheckpointStore(last.state, tmp_path).restore()
     assert last.step == 4
 
 
@@ -154,7 +154,7 @@ def test_the_newest_are_kept_and_older_ones_removed(tmp_path):
 )
 def test_another_network_does_not_fit(saved, mlp, rendering):
     trainer = make_trainer(0, dataclasses.replace(MLP, **mlp), dataclasses.replace(RANDOM, **rendering))
-    store = CheckpointStore(trainer, saved)
+    store = CheckpointStore(trainer.state, saved)
     with pytest.raises(ValueError, match="does not fit") as error:
         store.restore()
     assert str(store.newest) in str(error.value)
@@ -164,19 +164,19 @@ def test_another_network_does_not_fit(saved, mlp, rendering):
 
 def test_a_fine_network_is_not_made_up(tmp_path):
     coarse_only = dataclasses.replace(RANDOM, N_importance=0)
-    CheckpointStore(make_trainer(0, rendering=coarse_only), tmp_path).save()
+    CheckpointStore(make_trainer(0, rendering=coarse_only).state, tmp_path).save()
     with pytest.raises(ValueError, match="does not fit"):
-        CheckpointStore(make_trainer(0), tmp_path).restore()
+        CheckpointStore(make_trainer(0).state, tmp_path).restore()
 
 
 @pytest.mark.parametrize("precisions", [("float16", "float32"), ("float32", "float16")])
 def test_a_loss_scale_is_neither_dropped_nor_made_up(tmp_path, precisions):
-    CheckpointStore(make_trainer(0, precision=precisions[0]), tmp_path).save()
+    CheckpointStore(make_trainer(0, precision=precisions[0]).state, tmp_path).save()
     message = (
         r"ckpt-1: does not fit .*it has (a|no) loss scale, and --mixed_precision is .*float16.*args.txt.*--ft_path"
     )
     with pytest.raises(ValueError, match=message):
-        CheckpointStore(make_trainer(0, precision=precisions[1]), tmp_path).restore()
+        CheckpointStore(make_trainer(0, precision=precisions[1]).state, tmp_path).restore()
 
 
 def test_a_fine_network_is_not_dropped(saved):
@@ -184,7 +184,7 @@ def test_a_fine_network_is_not_dropped(saved):
     with pytest.raises(
         ValueError, match=r"ckpt-1: does not fit .*it has a fine network, and --N_importance is 0.*--ft"
     ):
-        CheckpointStore(trainer, saved).restore()
+        CheckpointStore(trainer.state, saved).restore()
     assert trainer.step == 0
 
 
@@ -196,7 +196,7 @@ def twice_saved(tmp_path_factory) -> Path:
     """The folder of checkpoints at steps 7 and 8."""
     folder = tmp_path_factory.mktemp("twice")
     trainer = make_trainer(seed=2)
-    store = CheckpointStore(trainer, folder)
+    store = CheckpointStore(trainer.state, folder)
     for step in (7, 8):
         trainer.step.assign(step)
         store.save()
@@ -233,7 +233,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, twice_saved, fres
     folder = shutil.copytree(twice_saved, tmp_path / "checkpoints")
     damage(folder / "ckpt-2" / piece)
     before = contents(folder)
-    store = CheckpointStore(fresh, folder)
+    store = CheckpointStore(fresh.state, folder)
     assert store.restore() == folder / "ckpt-1"
     assert fresh.step == 7
     assert len(caplog.records) == 1
@@ -255,7 +255,7 @@ def test_a_checkpoint_without_a_part_does_not_fit(tmp_path, fresh, part):
     tf.train.Checkpoint(**parts).write(str(folder / checkpoint.STATE))
     (folder / checkpoint.SUMS).write_text("".join(f"{line}\n" for line in checkpoint._sums(folder)))
     with pytest.raises(ValueError, match="ckpt-1: does not fit the networks"):
-        CheckpointStore(fresh, tmp_path / "checkpoints").restore()
+        CheckpointStore(fresh.state, tmp_path / "checkpoints").restore()
 
 
 def test_every_flipped_bit_is_seen(tmp_path, twice_saved):
@@ -279,7 +279,7 @@ def test_without_any_whole_checkpoint_there_is_one_line(tmp_path, twice_saved, f
     with pytest.raises(
         ValueError, match=r"ckpt-1: damaged \(.*\), and there is no older.*--ft_path.*--no_reload"
     ) as error:
-        CheckpointStore(fresh, folder).restore()
+        CheckpointStore(fresh.state, folder).restore()
     assert "\n" not in str(error.value)
 
 
@@ -304,7 +304,7 @@ def of_old(tmp_path_factory) -> Path:
 
 def test_a_checkpoint_of_an_older_version(tmp_path, of_old, fresh):
     folder = shutil.copytree(of_old, tmp_path / "checkpoints")
-    store = CheckpointStore(fresh, folder)
+    store = CheckpointStore(fresh.state, folder)
     assert store.restore().name == "ckpt-2"
     assert (fresh.step, fresh.seed) == (8, 2)
     store.save()
@@ -317,7 +317,7 @@ def test_a_checkpoint_of_an_older_version(tmp_path, of_old, fresh):
 def test_a_damaged_checkpoint_of_an_older_version(tmp_path, of_old, fresh, caplog, piece, damage):
     folder = shutil.copytree(of_old, tmp_path / "checkpoints")
     damage(folder / piece)
-    assert CheckpointStore(fresh, folder).restore().name == "ckpt-1"
+    assert CheckpointStore(fresh.state, folder).restore().name == "ckpt-1"
     assert (fresh.step, fresh.seed) == (7, 2)
     assert "ckpt-2: damaged (" in caplog.text
 
@@ -343,7 +343,7 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path, monkeypatch):
     trainer = make_trainer(seed=2)
     for name in ("fsync", "rename"):
         record(name)
-    CheckpointStore(trainer, tmp_path).save()
+    CheckpointStore(trainer.state, tmp_path).save()
     named = calls.index(("rename", "ckpt-1"))
     unfinished = calls[named - 1][1]
     assert unfinished.startswith(".unfinished-")

@@ -227,7 +227,7 @@ def code_in_weights(here: Path) -> None:
 
 def checkpoint(flags_of_network: str) -> Spoil:
     """Saves a checkpoint of such networks."""
-    return lambda here: CheckpointStore(trainer_of(flags_of_network), here / "logs/x/checkpoints").save()
+    return lambda here: CheckpointStore(trainer_of(flags_of_network).state, here / "logs/x/checkpoints").save()
 
 
 def damaged_checkpoint(here: Path) -> None:

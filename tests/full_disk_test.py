@@ -19,8 +19,8 @@ import pytest
 import tensorflow as tf
 from app_test import BLENDER, assert_one_line, run
 from checkpoint_test import make_trainer, state_of
-from view_files_test import make_image
 from summaries_test import read_summaries, scalars
+from view_files_test import make_image
 
 from nerf_tf.data import images
 from nerf_tf.data.pipeline import RayBatch
@@ -167,7 +167,7 @@ def test_smaller_photos_are_all_there_or_none(small_disk):
 def test_a_checkpoint_is_whole_or_absent(small_disk):
     trainer = make_trainer(seed=2)
     folder = small_disk / "checkpoints"
-    store = CheckpointStore(trainer, folder)
+    store = CheckpointStore(trainer.state, folder)
     for step in (1, 2):
         trainer.step.assign(step)
         store.save()
@@ -180,7 +180,7 @@ def test_a_checkpoint_is_whole_or_absent(small_disk):
         assert contents(small_disk) == before
     store.save()
     again = make_trainer(seed=9)
-    assert CheckpointStore(again, folder).restore().name == "ckpt-3"
+    assert CheckpointStore(again.state, folder).restore().name == "ckpt-3"
     assert all(np.array_equal(a, b) for a, b in zip(state_of(again), state_of(trainer), strict=True))
 
 

@@ -22,14 +22,13 @@ from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weight
 from golden_test import load_fields
 from resume_test import contents
 from resume_test import state_of as checkpoint_of
-from tensorflow.python.framework.config import is_op_determinism_enabled
 from step_test import assert_equal_states, make_batch, make_trainer, set_state, state_of
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
-from nerf_tf.memory import planning
 from nerf_tf.render.renderer import RenderSettings
 from nerf_tf.run import Run
 from nerf_tf.safety import diagnosis, guards
@@ -155,7 +154,7 @@ def test_float16_looks_for_its_scale_before_a_step_is_bad():
 
 def test_checkpoints_hold_the_counts_and_older_ones_are_read(fresh, tmp_path):
     fresh.counts.assign(BEFORE)
-    CheckpointStore(fresh, tmp_path / "new").save()
+    CheckpointStore(fresh.state, tmp_path / "new").save()
     fine = {"fine": fresh.fine.mlp}
     old = tf.train.Checkpoint(  # as version 0.2.0 wrote it
         coarse=fresh.coarse.mlp, optimizer=fresh.optimizer, step=fresh.step, seed=fresh.seed, **fine
@@ -163,13 +162,13 @@ def test_checkpoints_hold_the_counts_and_older_ones_are_read(fresh, tmp_path):
     tf.train.CheckpointManager(old, str(tmp_path / "old"), 2).save()
     for name, expected in (("new", BEFORE), ("old", NONE)):
         other = make_trainer(seed=99)
-        store = CheckpointStore(other, tmp_path / name)
+        store = CheckpointStore(other.state, tmp_path / name)
         store.restore()
         assert counts_of(other) == expected
         assert_equal_states(state_of(other), state_of(fresh))
         store.save()
         again = make_trainer(seed=98)
-        CheckpointStore(again, tmp_path / name).restore()
+        CheckpointStore(again.state, tmp_path / name).restore()
         assert counts_of(again) == expected
 
 
@@ -292,7 +291,7 @@ def longest(arguments: list[str], steps: int) -> tuple[int, int]:
     parsing.parse_flags(["test", "--expname=t", "--random_seed=0", *arguments], values)
     scene = build.load_scene(values)
     trainer = build.make_trainer(values, scene.ndc)
-    planning.plan_training(values, trainer)
+    build.plan_training(values, trainer)
     seen = [
         counts[2:4]
         for batch in ray_batches(scene, parsing.batch_settings(values), 0).take(steps)
@@ -483,7 +482,7 @@ def start(basedir: Path, trainer: Trainer) -> Run:
     """The program's start, up to training."""
     values = flags.FlagValues()
     parsing.parse_flags(["t", *BLENDER, f"--basedir={basedir}", f"--expname={NAME}", "--on_collapse=restart"], values)
-    store = CheckpointStore(trainer, basedir / NAME / "checkpoints")
+    store = CheckpointStore(trainer.state, basedir / NAME / "checkpoints")
     store.restore()
     return Run(values, basedir / NAME, None, trainer, store, None, np.empty([0, 3, 4], np.float32))
 
@@ -503,7 +502,7 @@ def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, m
     write_collapsed_run(template)
     shutil.rmtree(template / NAME / "checkpoints")
     fresh.seed.assign(7)
-    store = CheckpointStore(fresh, template / NAME / "checkpoints")
+    store = CheckpointStore(fresh.state, template / NAME / "checkpoints")
     for step in (10, 20):
         fresh.step.assign(step)
         store.save()
@@ -537,7 +536,7 @@ def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(fresh, tmp_path, monke
     write_collapsed_run(tmp_path)
     shutil.rmtree(tmp_path / NAME / "checkpoints")
     fresh.step.assign(20)
-    CheckpointStore(fresh, tmp_path / NAME / "checkpoints").save()
+    CheckpointStore(fresh.state, tmp_path / NAME / "checkpoints").save()
     before, run = contents(tmp_path), start(tmp_path, fresh)
     monkeypatch.setattr(os, "fsync", no_room)
     with pytest.raises(OSError, match=r"ckpt-2: no checkpoint \(No space left.*those before it are as they were$"):

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from nerf_tf.field.query import rays_at_once
 from nerf_tf.memory import prediction
-from nerf_tf.memory.prediction import NetworkShape, Plan, Workload, plan, predict, rays_at_once, smaller
+from nerf_tf.memory.prediction import NetworkShape, Plan, Workload, plan, predict, smaller
 
 PAPER = NetworkShape(depth=8, width=256, points=63, viewdirs=27, bottleneck=256, weights=595_844)
 SMALL = NetworkShape(depth=4, width=64, points=39, viewdirs=0, bottleneck=256, weights=20_000)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.evaluation.metrics import mse_to_psnr, photo_8bit, psnr, ssim
+from nerf_tf.evaluation.metrics import photo_8bit, psnr, ssim
+from nerf_tf.train.step import mse_to_psnr
 
 
 @pytest.mark.parametrize(("error", "expected"), [(1.0, 0.0), (0.1, 10.0), (1e-4, 40.0), (0.25, 6.0206)])

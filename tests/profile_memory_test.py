@@ -17,7 +17,7 @@ from PIL import Image
 
 from nerf_tf import build
 from nerf_tf.field.mlp import build_mlp
-from nerf_tf.memory import planning, prediction
+from nerf_tf.memory import prediction
 from nerf_tf.render.renderer import render_rays
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
@@ -170,7 +170,7 @@ def paper_work(training: bool, rays: int, precision: str = "float32") -> predict
     """A step or a chunk of the paper's networks, as the program describes it to the planner."""
     sizes = ["--netdepth=8", "--netdepth_fine=8", "--N_samples=64", "--N_importance=64"]
     trainer = build.make_trainer(flag_values(*sizes, f"--mixed_precision={precision}"), False)
-    return planning.workload(trainer, training, rays)
+    return build.workload(trainer, training, rays)
 
 
 def test_a_chosen_plan_of_training_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted):

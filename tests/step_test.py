@@ -321,11 +321,11 @@ def test_a_checkpoint_holds_the_loss_scale_and_the_moments(float16, tmp_path):
     saved, _ = run(float16, 3)
     assert float16.optimizer.dynamic_scale == 2.0**13
     assert float16.optimizer.step_counter == 3
-    CheckpointStore(float16, tmp_path).save()
+    CheckpointStore(float16.state, tmp_path).save()
     expected, expected_losses = run(float16, 3)
 
     resumed = make_trainer(precision="float16", seed=99, netchunk=float16.coarse.netchunk)
-    CheckpointStore(resumed, tmp_path).restore()
+    CheckpointStore(resumed.state, tmp_path).restore()
     assert_equal_states(state_of(resumed), saved)
     state, losses = run(resumed, 3)
     assert losses == expected_losses

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from view_files_test import make_image
 from PIL import Image as PILImage
 from tensorboard.backend.event_processing import plugin_event_accumulator  # what TensorBoard's page is made from
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from view_files_test import make_image
 
 from nerf_tf.output.summaries import Summaries
 

@@ -38,7 +38,7 @@ from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.memory import meter, planning
+from nerf_tf.memory import meter
 from nerf_tf.output import figures
 from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass, render_rays
 from nerf_tf.settings import parsing
@@ -86,7 +86,7 @@ def make_trainer(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:
     values["mixed_precision"].value = "float32" if engine == "dense" else engine
     trainer = build.make_trainer(values, ndc)
     if engine != "dense":
-        planning.plan_training(values, trainer)
+        build.plan_training(values, trainer)
         return trainer
     fields = [f and DenseField(f.mlp, f.settings, f.netchunk) for f in (trainer.coarse, trainer.fine)]
     return DenseTrainer(

@@ -8,11 +8,6 @@ import tensorflow as tf
 SSIM_WINDOW = 11  # pixels; images with a smaller side have no SSIM
 
 
-def mse_to_psnr(error: tf.Tensor) -> tf.Tensor:
-    """Peak signal-to-noise ratio in dB of images in [0, 1] with that mean squared error."""
-    return -10.0 * tf.math.log(error) / tf.math.log(tf.constant(10.0, error.dtype))
-
-
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """PSNR in dB of two images [H, W, 3]; 8-bit ones count as values of 0 to 1, equal ones as infinite."""
     error = np.mean(np.square(unit_range(image) - unit_range(reference)))

@@ -164,3 +164,15 @@ class Field:
         tiles = -(-count // largest)
         # XLA compiles a program for each size, so there is only one.
         return tiles, largest if self.compiled else -(-count // tf.maximum(tiles, 1))
+
+
+def rays_at_once(rays: int, samples: int, chunk: int, netchunk: int, training: bool, compiled: bool) -> int:
+    """How many of a step's or a view's rays are worked on together.
+
+    A training step takes only as many as fit a tile with all their samples: the tile's activations then serve the
+    backward pass too. XLA's tiles, and those that do not hold a single ray, are evaluated again instead.
+    """
+    limit = min(rays, chunk)
+    if training and not compiled and samples <= netchunk:
+        limit = min(limit, netchunk // samples)
+    return limit

@@ -6,13 +6,8 @@ import logging
 import math
 
 import tensorflow as tf
-from absl import flags
 
-from nerf_tf.field.encoding import encoded_width
-from nerf_tf.field.mlp import BOTTLENECK_WIDTH, precision
-from nerf_tf.field.query import Field
 from nerf_tf.memory import prediction
-from nerf_tf.train.step import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +27,22 @@ class Memory:
         plan: how much of it at once.
     """
 
-    def __init__(self, values: flags.FlagValues, trainer: Trainer, training: bool, rays: int):
-        """Makes a plan: `--chunk` and `--netchunk`, and what fits `--memory_budget_mb` where these are auto.
+    def __init__(self, work: prediction.Workload, chunk: int | str, netchunk: int | str, budget_mb: int | None):
+        """Makes a plan: chunk and netchunk as they are given, and what fits the budget where they are "auto".
+
+        Args:
+            work: what there is to do.
+            chunk, netchunk: rays and points at once, or "auto".
+            budget_mb: megabytes (10^6 bytes) to plan for; None: most of what is free.
 
         Raises:
-            ValueError: nothing does, or nobody knows how much there is.
+            ValueError: nothing fits, or the free memory cannot be told.
         """
-        self.work = workload(trainer, training, rays)
-        chunk, netchunk = (None if value == "auto" else value for value in (values.chunk, values.netchunk))
+        self.work = work
+        chunk, netchunk = (None if value == "auto" else value for value in (chunk, netchunk))
         self._auto = {"halve_chunk": chunk is None, "halve_netchunk": netchunk is None}
-        if values.memory_budget_mb is not None:
-            budget = values.memory_budget_mb * prediction.MEGABYTE
+        if budget_mb is not None:
+            budget = budget_mb * prediction.MEGABYTE
         elif any(self._auto.values()):
             budget = PLANNED_PART * prediction.free_memory()
         else:
@@ -81,39 +81,6 @@ class Memory:
     def _plan_within(self, budget: float, chunk: int | None, netchunk: int | None) -> prediction.Plan:
         largest_tile = prediction.LARGEST_GPU_TILE if has_gpu() else prediction.LARGEST_TILE
         return prediction.plan(self.work, budget, chunk, netchunk, largest_tile)
-
-
-def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload:
-    """What the memory of training steps or of rendering depends on, but for chunk and netchunk."""
-
-    def shape(field: Field) -> prediction.NetworkShape:
-        settings = field.settings
-        viewdirs = encoded_width(3, settings.multires_views) if settings.use_viewdirs else 0
-        points = encoded_width(3, settings.multires)
-        weights = field.mlp.count_params()
-        return prediction.NetworkShape(settings.depth, settings.width, points, viewdirs, BOTTLENECK_WIDTH, weights)
-
-    return prediction.Workload(
-        training=training,
-        rays=rays,
-        N_samples=trainer.rendering.N_samples,
-        N_importance=trainer.rendering.N_importance,
-        coarse=shape(trainer.coarse),
-        fine=trainer.fine and shape(trainer.fine),
-        value_bytes=tf.as_dtype(precision(trainer.coarse.mlp)).size,
-        compiled=trainer.coarse.compiled,
-    )
-
-
-def plan_training(values: flags.FlagValues, trainer: Trainer) -> Memory:
-    """Gives the trainer the chunk and netchunk that the flags ask for.
-
-    Raises:
-        ValueError: `--memory_budget_mb` is too little for a step.
-    """
-    planned = Memory(values, trainer, training=True, rays=values.N_rand)
-    trainer.resize(planned.plan.chunk, planned.plan.netchunk)
-    return planned
 
 
 def has_gpu() -> bool:

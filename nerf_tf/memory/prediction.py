@@ -15,6 +15,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from nerf_tf.field.query import rays_at_once
+
 FLOAT = 4  # bytes
 MEGABYTE = 1e6
 
@@ -114,18 +116,6 @@ class Plan:
     chunk: int
     netchunk: int
     predicted: int
-
-
-def rays_at_once(rays: int, samples: int, chunk: int, netchunk: int, training: bool, compiled: bool) -> int:
-    """How many of a step's or a view's rays are worked on together.
-
-    A training step takes only as many as fit a tile with all their samples: the tile's activations then serve the
-    backward pass too. XLA's tiles, and those that do not hold a single ray, are evaluated again instead.
-    """
-    limit = min(rays, chunk)
-    if training and not compiled and samples <= netchunk:
-        limit = min(limit, netchunk // samples)
-    return limit
 
 
 def predict(work: Workload, chunk: int, netchunk: int) -> int:

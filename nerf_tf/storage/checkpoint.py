@@ -14,7 +14,9 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,7 +24,6 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from nerf_tf.storage.atomic import UNFINISHED, complete_file, complete_folder
-from nerf_tf.train.step import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 STATE = "state"
 PIECES = (f"{STATE}.index", f"{STATE}.data-00000-of-00001")
+# Parts that older checkpoints lack: versions before 0.3.0 kept no counts.
+OPTIONAL = ("counts",)
 OLD_ENDINGS = (".index", ".data-00000-of-00001")
 # As `sha256sum` writes and checks it.
 SUMS = "sha256.txt"
@@ -45,12 +48,16 @@ class CheckpointStore:
         step: the step that it goes on with.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path):
-        fine = {"fine": trainer.fine.mlp} if trainer.fine else {}
-        self._checkpoint = tf.train.Checkpoint(
-            coarse=trainer.coarse.mlp, optimizer=trainer.optimizer, step=trainer.step, seed=trainer.seed, **fine
-        )
-        self._trainer, self._folder = trainer, folder
+    def __init__(self, state: Mapping[str, Any], folder: Path):
+        """Takes what is to be saved, and the folder of all checkpoints.
+
+        Args:
+            state: networks, optimizer and variables by name (`Trainer.state`); one is the variable `step`.
+            folder: where the checkpoints are.
+        """
+        self._state, self._folder = state, folder
+        required = {name: part for name, part in state.items() if name not in OPTIONAL}
+        self._checkpoint = tf.train.Checkpoint(**required)
         self.path: Path | None = None
         self.step: int | None = None
 
@@ -70,6 +77,10 @@ class CheckpointStore:
         numbers = {int(match[1]) for match in matches if match}
         return [self._folder / f"ckpt-{number}" for number in sorted(numbers, reverse=True)]
 
+    def _attach_optional(self) -> None:
+        for name in OPTIONAL:
+            setattr(self._checkpoint, name, self._state[name])
+
     def save(self) -> None:
         """Writes a checkpoint, and removes all whole ones but the newest few.
 
@@ -78,7 +89,7 @@ class CheckpointStore:
         """
         last = self.newest
         path = self._folder / f"ckpt-{int(last.name.removeprefix('ckpt-')) + 1 if last else 1}"
-        self._checkpoint.counts = self._trainer.counts
+        self._attach_optional()
         try:
             with complete_folder(path) as unfinished:
                 self._checkpoint.write(str(unfinished / STATE))
@@ -86,7 +97,7 @@ class CheckpointStore:
         except (OSError, tf.errors.OpError) as error:
             reason = getattr(error.__cause__ or error, "strerror", None) or _reason(error)
             raise OSError(f"{path}: no checkpoint ({reason}); those before it are as they were") from error
-        self.path, self.step = path, int(self._trainer.step.numpy())
+        self.path, self.step = path, int(self._state["step"].numpy())
         whole = [path for path in self._newest_first() if _damage(path) is None]
         for path in whole[KEPT:]:
             with contextlib.suppress(OSError):  # one too many does no harm
@@ -123,7 +134,7 @@ class CheckpointStore:
         for path, older in zip(paths, [*paths[1:], None], strict=True):
             damage = _damage(path) or self._read(path)
             if damage is None:
-                self.path, self.step = path, int(self._trainer.step.numpy())
+                self.path, self.step = path, int(self._state["step"].numpy())
                 return path
             if older is not None:
                 logger.warning("%s: damaged (%s); going back to %s", path, damage, older.name)
@@ -139,7 +150,7 @@ class CheckpointStore:
             self._check_parts(path, prefix)
             self._checkpoint.read(prefix).assert_existing_objects_matched()
             # Only now, because those of version 0.2.0 have none; where there are some, this restores them.
-            self._checkpoint.counts = self._trainer.counts
+            self._attach_optional()
         except (AssertionError, ValueError) as error:
             raise ValueError(
                 f"{path}: does not fit the networks ({_first_line(error)}); use the run's own args.txt as "
@@ -157,10 +168,10 @@ class CheckpointStore:
         parts = {
             child.local_name: {part.local_name for part in nodes[child.node_id].children} for child in nodes[0].children
         }
-        if ("fine" in parts) != (self._trainer.fine is not None):
+        if ("fine" in parts) != ("fine" in self._state):
             has, given = ("a", "is 0") if "fine" in parts else ("no", "is not 0")
             raise ValueError(f"it has {has} fine network, and --N_importance {given}")
-        scaled = isinstance(self._trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+        scaled = isinstance(self._state["optimizer"], keras.optimizers.LossScaleOptimizer)
         if ("inner_optimizer" in parts.get("optimizer", ())) != scaled:
             has, given = ("no", "") if scaled else ("a", "not ")
             raise ValueError(f"it has {has} loss scale, and --mixed_precision is {given}float16")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.evaluation.metrics import mse_to_psnr
 from nerf_tf.field.mlp import precision
-from nerf_tf.field.query import Field
-from nerf_tf.memory.prediction import rays_at_once
+from nerf_tf.field.query import Field, rays_at_once
 from nerf_tf.render.renderer import Pass, RenderSettings, coarse_pass, fine_pass
 from nerf_tf.train.counts import Counts, opacities, update_counts
 
@@ -101,6 +99,13 @@ class Trainer:
         for mine, its in zip(self._state, other._state, strict=True):
             mine.assign(its)
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes, by the names under which checkpoints keep it."""
+        fine = {} if self.fine is None else {"fine": self.fine.mlp}
+        variables = {"step": self.step, "seed": self.seed, "counts": self.counts}
+        return {"coarse": self.coarse.mlp, "optimizer": self.optimizer, **variables, **fine}
 
     @property
     def _state(self) -> list[keras.Variable | tf.Variable]:
@@ -211,6 +216,11 @@ class Trainer:
         errors = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb), axis=-1)
         loss = tf.reduce_sum(shares * errors)
         return loss, self.optimizer.scale_loss(loss)
+
+
+def mse_to_psnr(error: tf.Tensor) -> tf.Tensor:
+    """Peak signal-to-noise ratio in dB of images in [0, 1] with that mean squared error."""
+    return -10.0 * tf.math.log(error) / tf.math.log(tf.constant(10.0, error.dtype))
 
 
 def _values(field: Field) -> list[tf.Variable]:

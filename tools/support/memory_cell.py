@@ -109,7 +109,7 @@ def set_density(field: Field, density: float) -> None:
 
 def predicted_mb(cell: Cell, trainer: Trainer) -> float:
     """What the planner says that a cell takes."""
-    work = planning.workload(trainer, cell.mode == "train", cell.rays)
+    work = build.workload(trainer, cell.mode == "train", cell.rays)
     return prediction.predict(work, cell.chunk, cell.netchunk) / prediction.MEGABYTE
 
 

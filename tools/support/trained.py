@@ -82,5 +82,5 @@ def restored(values: flags.FlagValues) -> tuple[Scene, Trainer]:
     scene = build.load_scene(values)
     trainer = build.make_trainer(values, scene.ndc)
     folder = Path(values.basedir) / values.expname
-    build.restore(values, trainer, CheckpointStore(trainer, folder / "checkpoints"), folder)
+    build.restore(values, trainer, CheckpointStore(trainer.state, folder / "checkpoints"), folder)
     return scene, trainer
