@@ -6,17 +6,19 @@ import os
 import signal
 import sys
 
-from absl import app
+from absl import app, flags
 
 from nerf_tf.settings import parsing
 
 
 def _run(argv: list[str]) -> None:
+    del argv  # the flags are read already
     # TensorFlow takes seconds to load: not before the flags are known to be good.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     from nerf_tf import app as nerf_app
 
-    sys.exit(nerf_app.main(argv))
+    verbosity = flags.FLAGS.verbosity if flags.FLAGS["verbosity"].present else None
+    sys.exit(nerf_app.main(parsing.read_settings(), verbosity))
 
 
 def main() -> None:

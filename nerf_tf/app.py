@@ -1,19 +1,17 @@
-"""The program: flags -> Scene -> networks -> train, render, or evaluate."""
+"""The program: loads what the settings name, then trains, renders or evaluates."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
-from absl import flags
 from absl.logging import converter
 
 from nerf_tf import build
-from nerf_tf.data import render_path
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation import report
 from nerf_tf.memory import planning
@@ -21,10 +19,10 @@ from nerf_tf.run import Run, about, photos_of_test_views
 from nerf_tf.safety import guards
 from nerf_tf.safety.stop import Stopped
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import lock
 from nerf_tf.storage.checkpoint import CheckpointStore
 
-FLAGS = flags.FLAGS
 logger = logging.getLogger(__name__)
 
 
@@ -41,12 +39,16 @@ def explained(*kinds: type[Exception]) -> Iterator[None]:
         raise UserError(parsing.one_line(str(error))) from error
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the program on parsed flags, and returns its exit code."""
-    del argv
+def main(settings: Settings, verbosity: int | None = None) -> int:
+    """Runs the program and returns its exit code.
+
+    Args:
+        settings: what to do.
+        verbosity: how much to log, in absl's numbers; None: progress and warnings.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    if FLAGS["verbosity"].present:
-        logging.getLogger().setLevel(converter.absl_to_standard(FLAGS.verbosity))
+    if verbosity is not None:
+        logging.getLogger().setLevel(converter.absl_to_standard(verbosity))
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow's checkpoints chatter there
     tf.get_logger().setLevel(logging.ERROR)  # its warnings are for those who change the code
     for gpu in tf.config.list_physical_devices("GPU"):
@@ -54,21 +56,21 @@ def main(argv: Sequence[str]) -> int:
         tf.config.experimental.set_memory_growth(gpu, True)
     # On recent GPUs float32 products would keep 10 bits, and renders would miss the original's by far.
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    if FLAGS.deterministic:
+    if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    code, reason = end_of_run(FLAGS)
+    code, reason = end_of_run(settings)
     if reason is not None:
         logger.error("nerf_tf: %s", reason)
     return code
 
 
-def end_of_run(values: flags.FlagValues) -> tuple[int, str | None]:
+def end_of_run(settings: Settings) -> tuple[int, str | None]:
     """Runs the program; returns the exit code, and what went wrong if something did.
 
     When this returns, what an error left behind is gone, and progress bars are closed: the line stands by itself.
     """
     try:
-        run(values)
+        run(settings)
     except Stopped as stopped:
         return stopped.exit_code, None
     except KeyboardInterrupt:
@@ -82,41 +84,40 @@ def end_of_run(values: flags.FlagValues) -> tuple[int, str | None]:
     return 0, None
 
 
-def run(values: flags.FlagValues) -> None:
-    """Loads what the flags name, then renders, evaluates or trains."""
-    folder = Path(values.basedir) / values.expname
+def run(settings: Settings) -> None:
+    """Loads what the settings name, then renders, evaluates or trains."""
+    folder = settings.folder
     with explained(ValueError, OSError):
-        build.check_folders(values)
-        scene = build.load_scene(values)
-        if values.eval_folder is not None:
-            compare_folder(values, folder, scene)
+        build.check_folders(settings)
+        scene = build.load_scene(settings)
+        if settings.eval_folder is not None:
+            compare_folder(settings, folder, scene)
             return
-        trainer = build.make_trainer(values, scene.ndc)
-        renderer = build.make_renderer(values, scene, trainer)
-    training = not (values.render_only or values.eval_only)
+        trainer = build.make_trainer(settings, scene.ndc)
+        renderer = build.make_renderer(settings, scene, trainer)
     # Rendering may go on beside training: it reads, and writes to folders of its own.
-    with explained(OSError), lock.held(folder) if training else contextlib.nullcontext():
+    with explained(OSError), lock.held(folder) if settings.training else contextlib.nullcontext():
         with explained(ValueError, OSError):
             store = CheckpointStore(trainer.state, folder / "checkpoints")
-            build.restore(values, trainer, store, folder)
-            this = Run(values, folder, scene, trainer, store, renderer, render_path.load_render_poses(values, scene))
-            if values.render_only:
+            build.restore(settings, trainer, store, folder)
+            this = Run(settings, folder, scene, trainer, store, renderer, build.load_render_poses(settings, scene))
+            if settings.render_only:
                 cameras = this.render_only_cameras()
-            elif training:
-                planned = build.plan_training(values, trainer)
+            elif settings.training:
+                planned = build.plan_training(settings, trainer)
                 batches = this.batches()
         with explained(OSError, guards.Collapse, guards.BadSteps):
-            if values.eval_only:
+            if settings.eval_only:
                 this.evaluate()
-            elif values.render_only:
+            elif settings.render_only:
                 this.render_only(cameras)
             else:
                 while not this.train(batches, planned):
                     batches = this.batches()
 
 
-def compare_folder(values: flags.FlagValues, folder: Path, scene: Scene) -> None:
+def compare_folder(settings: Settings, folder: Path, scene: Scene) -> None:
     """Compares the views in `--eval_folder` with the photos; writes metrics.json into the run's folder."""
-    views = Path(values.eval_folder)
+    views = Path(settings.eval_folder)
     result = report.read(views, photos_of_test_views(scene))
-    report.report(folder / "metrics.json", about(values, report.weights_step(views)), result)
+    report.report(folder / "metrics.json", about(settings, report.weights_step(views)), result)

@@ -11,7 +11,6 @@ from typing import NoReturn
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
@@ -27,6 +26,7 @@ from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.safety import diagnosis, guards
 from nerf_tf.safety.stop import Stopped, StopRequest
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.counts import Counts
@@ -58,17 +58,17 @@ def photos_of_test_views(scene: Scene) -> list[np.ndarray]:
     return [scene.images[i] for i in scene.i_test]
 
 
-def about(values: flags.FlagValues, step: int | None) -> dict[str, object]:
+def about(settings: Settings, step: int | None) -> dict[str, object]:
     """What metrics.json says of the run, whose weights are those of `step`."""
-    scene = Path(values.datadir).resolve().name
-    told = {name: values[name].value for name in ("expname", "dataset_type", "white_bkgd")}
+    scene = Path(settings.datadir).resolve().name
+    told = {name: getattr(settings, name) for name in ("expname", "dataset_type", "white_bkgd")}
     return {"scene": scene, "step": step} | told
 
 
-def rendered_with(values: flags.FlagValues) -> dict[str, object]:
+def rendered_with(settings: Settings) -> dict[str, object]:
     """What the scores and the speed of rendered views depend on besides the weights, for metrics.json."""
     names = ("N_samples", "N_importance", "mixed_precision", "occupancy")
-    return {"rendered_with": {name: values[name].value for name in names}}
+    return {"rendered_with": {name: getattr(settings, name) for name in names}}
 
 
 # Flags that make another run of it when they change.
@@ -102,7 +102,7 @@ class Run:
     """One run of the program: what its parts share.
 
     Attributes:
-        values: the flags.
+        settings: all settings.
         folder: where its files go.
         scene: photos and cameras.
         trainer: networks, optimizer, step and seed.
@@ -112,7 +112,7 @@ class Run:
         stop: whether training shall stop.
     """
 
-    values: flags.FlagValues
+    settings: Settings
     folder: Path
     scene: Scene
     trainer: Trainer
@@ -137,7 +137,7 @@ class Run:
         Raises:
             ValueError: there are fewer rays than a batch has.
         """
-        return ray_batches(self.scene, parsing.batch_settings(self.values), self.seed, self.start)
+        return ray_batches(self.scene, build.batch_settings(self.settings), self.seed, self.start)
 
     def render_only_cameras(self) -> list[Camera]:
         """The photos' cameras at `--render_factor`.
@@ -145,33 +145,33 @@ class Run:
         Raises:
             ValueError: nothing is left of an image.
         """
-        return [camera.downscaled(max(self.values.render_factor, 1)) for camera in self.scene.cameras]
+        return [camera.downscaled(max(self.settings.render_factor, 1)) for camera in self.scene.cameras]
 
     def render_only(self, cameras: Sequence[Camera]) -> None:
         """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
         atomic.remove_unfinished(self.folder)
         self.write_settings(replace=False)
-        if self.values.render_test and self.values.render_path_file is None:
+        if self.settings.render_test and self.settings.render_path_file is None:
             folder = self.folder / f"renderonly_test_{self.start:06d}"
             frames = self.render_test_views(cameras, folder, self.start - 1)
         else:
             folder = self.folder / f"renderonly_path_{self.start:06d}"
             images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
-            frames = view_files.write_views(folder, images, self.values.save_arrays)
+            frames = view_files.write_views(folder, images, self.settings.save_arrays)
         videos = {"": frames.rgb, "_disp": frames.disp, "_depth": frames.depth, "_acc": frames.acc}
         for kind, video in videos.items():
-            view_files.write_video(folder / f"video{kind}.mp4", video, self.values.fps)
+            view_files.write_video(folder / f"video{kind}.mp4", video, self.settings.fps)
         logger.info("%s", folder)
 
     def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> view_files.Film:
         """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
-        scene, save_arrays = self.scene, self.values.save_arrays
+        scene, save_arrays = self.scene, self.settings.save_arrays
         test_cameras = [cameras[i] for i in scene.i_test]
         images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
         if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
             return view_files.write_views(folder, images, save_arrays)
         frames, result = report.render(folder, images, photos_of_test_views(scene), save_arrays)
-        told = about(self.values, step) | rendered_with(self.values)
+        told = about(self.settings, step) | rendered_with(self.settings)
         report.report(self.folder / "metrics.json", told, result)
         return frames
 
@@ -196,7 +196,7 @@ class Run:
             guards.Collapse: the scene collapsed, and that is the end.
             Stopped: somebody asked for it; all is saved.
         """
-        values, last = self.values, self.values.N_iters - 1
+        settings, last = self.settings, self.settings.N_iters - 1
         summaries = summaries_folder(self.folder)
         for folder in (self.folder, summaries):
             atomic.remove_unfinished(folder)
@@ -204,8 +204,8 @@ class Run:
             return self.finished()
         self.put_collapsed_run_aside()
         log = Log(self.folder, summaries, self.start)
-        save = Event(values.i_weights, lambda step: self.store.save())
-        settle = Event(values.i_weights, unless_unwritable(lambda step: self.store.settle()))
+        save = Event(settings.i_weights, lambda step: self.store.save())
+        settle = Event(settings.i_weights, unless_unwritable(lambda step: self.store.settle()))
 
         def give_way(error: tf.errors.ResourceExhaustedError) -> None:
             plan = planned.give_way(error)
@@ -220,13 +220,13 @@ class Run:
                 train(
                     self.trainer,
                     self.stop.guarded(batches),
-                    values.N_iters,
-                    values.expname,
-                    values.i_print,
+                    settings.N_iters,
+                    settings.expname,
+                    settings.i_print,
                     unless_unwritable(log.report, once=True),
                     [save, *self.events(log), settle],
                     give_way,
-                    guards.Watch(values.expname, values.max_bad_steps, stops=values.on_collapse != "warn").look,
+                    guards.Watch(settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn").look,
                 )
                 if not save.due(last):
                     self.store.save()
@@ -239,7 +239,7 @@ class Run:
             except Stopped as stopped:
                 if self.store.step != self.start:
                     self.store.save()
-                but = " without --ft_path and --no_reload" if values.ft_path or values.no_reload else ""
+                but = " without --ft_path and --no_reload" if settings.ft_path or settings.no_reload else ""
                 how = f"the same command{but} goes on"
                 logger.warning("%s: %s, saved at step %d; %s", self.folder, stopped, self.start, how)
                 raise
@@ -249,8 +249,8 @@ class Run:
     def write_the_end(self, last: int, log: Log) -> None:
         """Writes what shows the last step, whether or not it was due."""
         self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
-        i_img = self.values.i_img
-        if i_img or self.values.i_testset:
+        i_img = self.settings.i_img
+        if i_img or self.settings.i_testset:
             unless_unwritable(log.curve.write)()
         if i_img and last % i_img and len(self.scene.i_val):
             unless_unwritable(self.write_latest)(last, *self.holdout(last))
@@ -258,7 +258,7 @@ class Run:
 
     def finished(self) -> bool:
         """Says that there is nothing left to train."""
-        logger.info("%s is at step %d already; raise --N_iters to go on", self.values.expname, self.start)
+        logger.info("%s is at step %d already; raise --N_iters to go on", self.settings.expname, self.start)
         return True
 
     def give_up(self, error: guards.BadSteps) -> NoReturn:
@@ -279,15 +279,15 @@ class Run:
             guards.Collapse: `--on_collapse` is not restart, or it has been so too often.
         """
         restarts = Counts(*self.trainer.counts.numpy()).restarts
-        if self.values.on_collapse != "restart":
+        if self.settings.on_collapse != "restart":
             raise collapse
         if restarts >= guards.MAX_RESTARTS:
             raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
-        build.start_over(self.values, self.trainer)
+        build.start_over(self.settings, self.trainer)
         # From here on a start finds the new run; before, the old one, with all of its files. The checkpoints go on
         # being numbered, so this one is the newest.
         self.store.save()
-        logger.warning("%s %s", self.values.expname, collapse)
+        logger.warning("%s %s", self.settings.expname, collapse)
 
     def put_collapsed_run_aside(self) -> None:
         """Moves files of a run that collapsed out of the way of the new one, which has not had its first step yet.
@@ -302,13 +302,13 @@ class Run:
 
     def events(self, log: Log) -> list[Event]:
         """What is written every so many steps; where it cannot be, the run goes on to the next checkpoint."""
-        values = self.values
+        settings = self.settings
         events = (
-            Event(values.i_weights, self.write_weights),
-            Event(values.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
-            Event(values.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
-            Event(values.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, log)),
-            *(Event(interval, lambda step: log.curve.write()) for interval in {values.i_img, values.i_testset}),
+            Event(settings.i_weights, self.write_weights),
+            Event(settings.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
+            Event(settings.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
+            Event(settings.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, log)),
+            *(Event(interval, lambda step: log.curve.write()) for interval in {settings.i_img, settings.i_testset}),
         )
         return [event._replace(action=unless_unwritable(event.action)) for event in events]
 
@@ -319,7 +319,7 @@ class Run:
             for event in self.events(log):
                 if event.due(step):
                     event.action(step)
-            if step == self.values.N_iters - 1:
+            if step == self.settings.N_iters - 1:
                 self.write_weights(step)
             self.store.settle()
 
@@ -328,14 +328,14 @@ class Run:
         if replace and self.start > 0:
             self.tell_changes()
         if replace or not (self.folder / "args.txt").exists():
-            atomic.write_text(self.folder / "args.txt", parsing.args_text(self.values))
-            if self.values.config is not None:
-                atomic.write_text(self.folder / "config.txt", parsing.config_text(self.values))
+            atomic.write_text(self.folder / "args.txt", parsing.args_text(self.settings))
+            if self.settings.config is not None:
+                atomic.write_text(self.folder / "config.txt", parsing.config_text(self.settings))
 
     def tell_changes(self) -> None:
         """Warns of what is another than when the run was started, or went on, before."""
         with contextlib.suppress(OSError, ValueError):  # there is none, or none that can be read
-            for name, (was, now) in parsing.changes(self.folder / "args.txt", DECIDING, self.values).items():
+            for name, (was, now) in parsing.changes(self.folder / "args.txt", DECIDING, self.settings).items():
                 logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, parsing.one_line(was))
 
     def write_weights(self, step: int) -> None:
@@ -372,15 +372,15 @@ class Run:
         In the last the camera stands still at the path's first pose while view directions come from the moving one, so
         that whatever changes is view-dependent colour.
         """
-        poses, fps = self.render_poses, self.values.fps
+        poses, fps = self.render_poses, self.settings.fps
         cameras = [self.scene.cameras[0]] * len(poses)
-        stem = f"{self.values.expname}_spiral_{step:06d}"
+        stem = f"{self.settings.expname}_spiral_{step:06d}"
         film = view_files.Film(self.folder)
         for image in self.views(cameras, poses):
             film.append(image)
         view_files.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
         view_files.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
-        if self.values.use_viewdirs:
+        if self.settings.use_viewdirs:
             still_poses = np.repeat(poses[:1], len(poses), axis=0)
             film = view_files.Film(self.folder)
             for image in self.views(cameras, still_poses, poses, description="still path"):

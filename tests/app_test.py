@@ -20,7 +20,6 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
@@ -37,6 +36,7 @@ from nerf_tf.render import occupancy
 from nerf_tf.run import Run
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights
 
 ROOT = Path(__file__).parent.parent
@@ -74,20 +74,16 @@ def command(*arguments: object) -> Result:
     return Result(done.returncode, done.stderr)
 
 
-def run(*arguments: object) -> Result:
+def run(*arguments: object, verbosity: int | None = None) -> Result:
     """Runs the program inside this process, which spares the seconds that TensorFlow takes to load."""
-    values = flags.FlagValues()
-    flags.DEFINE_integer("verbosity", -1, "absl's own, which the program asks for", flag_values=values)
     root, text = logging.getLogger(), io.StringIO()
     with (
-        mock.patch.object(app, "FLAGS", values),
         mock.patch.object(root, "handlers", []),  # the program installs its own
         mock.patch.object(root, "level", root.level),
         contextlib.redirect_stderr(text),
     ):
         try:
-            rest = parsing.parse_flags(["nerf_tf", *map(str, arguments)], values)
-            code = app.main(rest)
+            code = app.main(parsing.parse_settings(list(map(str, arguments))), verbosity)
         except SystemExit as stop:
             code = stop.code
     return Result(code, text.getvalue())
@@ -314,8 +310,8 @@ def test_no_reload_starts_afresh(interrupted):
 
 
 def test_verbosity(interrupted):
-    assert "random_seed" not in run(*interrupted.again, "--verbosity=-1").stderr
-    assert "random_seed" in run(*interrupted.again, "--verbosity=0").stderr
+    assert "random_seed" not in run(*interrupted.again, verbosity=-1).stderr
+    assert "random_seed" in run(*interrupted.again, verbosity=0).stderr
 
 
 # Rendering
@@ -530,8 +526,8 @@ def test_videos_of_disparity_depth_and_opacity(interrupted, tmp_path):
     ],
 )
 def test_paths_of_a_scene(tmp_path, arguments, count):
-    values, scene = flagged(*BLENDER, "--expname=x", *arguments)
-    path = render_path.load_render_poses(values, scene)
+    values, scene = with_scene(*BLENDER, "--expname=x", *arguments)
+    path = build.load_render_poses(values, scene)
     assert path.shape == (count, 3, 4)
     assert path.dtype == np.float32
     if "--render_test" in arguments or "--render_path=test" in arguments:
@@ -543,9 +539,9 @@ def test_paths_of_a_scene(tmp_path, arguments, count):
 
 
 def test_a_spiral_of_forward_facing_cameras():
-    _, scene = flagged(*LLFF, "--expname=x")
+    _, scene = with_scene(*LLFF, "--expname=x")
     same, resampled, bent = (
-        render_path.load_render_poses(*flagged(*LLFF, "--expname=x", "--render_path=spiral", *more))
+        build.load_render_poses(*with_scene(*LLFF, "--expname=x", "--render_path=spiral", *more))
         for more in ([], ["--render_frames=60"], ["--no_ndc", "--render_frames=60"])
     )
     np.testing.assert_array_equal(same, scene.render_poses)
@@ -554,11 +550,10 @@ def test_a_spiral_of_forward_facing_cameras():
     np.testing.assert_allclose(bent[:, :, 3], same[::2, :, 3], atol=1e-5)
 
 
-def flagged(*arguments: object) -> tuple[flags.FlagValues, Scene]:
-    """Flags, and the scene that they name."""
-    values = flags.FlagValues()
-    parsing.parse_flags(["nerf_tf", *map(str, arguments)], values)
-    return values, build.load_scene(values)
+def with_scene(*arguments: object) -> tuple[Settings, Scene]:
+    """Settings, and the scene that they name."""
+    settings = parsing.parse_settings(list(map(str, arguments)))
+    return settings, build.load_scene(settings)
 
 
 # The other kinds of scene
@@ -654,9 +649,11 @@ def test_deepvoxels(tmp_path):
 SHORT_OF_MEMORY = """
 import resource, sys
 import tensorflow as tf
-from nerf_tf import app, config, planning
+from nerf_tf import app
+from nerf_tf.memory import planning
+from nerf_tf.settings import parsing
 left, *arguments = sys.argv[1:]
-config.parse_flags(["nerf_tf", *arguments], app.FLAGS)
+settings = parsing.parse_settings(arguments)
 tf.linalg.matmul(tf.ones([512, 512]), tf.ones([512, 512]))  # threads and their stacks are there from now on
 pages = int(open("/proc/self/statm").read().split()[0])
 limit, before = pages * resource.getpagesize() + int(left) * 2**20, resource.getrlimit(resource.RLIMIT_AS)
@@ -668,7 +665,7 @@ def give_way_on_a_larger_machine(self, error):
     return give_way(self, error)
 
 planning.Memory.give_way = give_way_on_a_larger_machine
-sys.exit(app.main([]))
+sys.exit(app.main(settings))
 """
 # 1.2 million points a step: all at once they need about 3 GB.
 MANY = [
@@ -820,7 +817,7 @@ def test_occupancy_costs_no_quality(real_data, tmp_path, name, precision):
         folder = tmp_path / expname / "renderonly_test_200001"
         views[expname] = [np.load(path)["rgb"] for path in sorted(folder.glob("*.npz"))]
     # A ray at a quarter of the size goes through the corner that every fourth pixel's ray goes through.
-    scene = build.load_scene(flagged(*arguments, "--expname=x")[0])
+    scene = build.load_scene(with_scene(*arguments, "--expname=x")[0])
     height, width = views["exact"][0].shape[:2]
     photos = [scene.images[i, ::4, ::4][:height, :width] for i in scene.i_test]
     scores = {

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 from nerf_tf import build
 from nerf_tf.data.pipeline import ray_batches
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 
 pytest.importorskip("matplotlib", reason="the benchmark draws with matplotlib: pip install -e '.[plots]'")
 
@@ -32,15 +32,13 @@ def benchmark(monkeypatch):
 
 
 @pytest.fixture
-def values() -> flags.FlagValues:
-    values = flags.FlagValues()
-    parsing.parse_flags(["benchmark", *FLAGS, "--expname=x", "--random_seed=3", "--raw_noise_std=1"], values)
-    return values
+def values() -> Settings:
+    return parsing.parse_settings([*FLAGS, "--expname=x", "--random_seed=3", "--raw_noise_std=1"])
 
 
 def test_all_engines_take_the_same_steps(benchmark, values):
     scene = build.load_scene(values)
-    batches = list(ray_batches(scene, parsing.batch_settings(values), 3).take(3))
+    batches = list(ray_batches(scene, build.batch_settings(values), 3).take(3))
     losses = {}
     for engine in benchmark.ENGINES:
         trainer = benchmark.make_trainer(engine, values, scene.ndc)
@@ -51,10 +49,10 @@ def test_all_engines_take_the_same_steps(benchmark, values):
 
 
 def test_work_is_counted(benchmark, values):
-    values["raw_noise_std"].value = 0.0
+    values = values.replace(raw_noise_std=0.0)
     scene = build.load_scene(values)
     trainer = benchmark.make_trainer("float32", values, scene.ndc)
-    batch = next(iter(ray_batches(scene, parsing.batch_settings(values), 3)))
+    batch = next(iter(ray_batches(scene, build.batch_settings(values), 3)))
     # Density of one network everywhere, of the other nowhere.
     for field, bias in ((trainer.coarse, 100.0), (trainer.fine, -100.0)):
         kernel, bias_variable = field.mlp.get_layer("alpha").trainable_variables

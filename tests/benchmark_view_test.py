@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image as PILImage
 
 from nerf_tf import build
@@ -38,8 +37,7 @@ def benchmark_view(monkeypatch):
 @pytest.fixture
 def weights(tmp_path) -> Path:
     """Random weights of both networks."""
-    values = flags.FlagValues()
-    parsing.parse_flags(["x", *FLAGS, "--expname=x", "--random_seed=1"], values)
+    values = parsing.parse_settings([*FLAGS, "--expname=x", "--random_seed=1"])
     trainer = build.make_trainer(values, ndc=False)
     for name, field in (("model_000000.npy", trainer.coarse), ("model_fine_000000.npy", trainer.fine)):
         tf1_weights.save(tmp_path / name, field.mlp.get_weights())

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 
 from nerf_tf import build
 from nerf_tf.field.query import Field
@@ -15,15 +14,14 @@ from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import planning
 from nerf_tf.render.occupancy import Occupancy, OccupiedField
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 
 
-def flag_values(*words: str, kind: str = "blender") -> flags.FlagValues:
-    values = flags.FlagValues()
+def settings_of(*words: str, kind: str = "blender") -> Settings:
     own = [f"--dataset_type={kind}", f"--datadir={SCENES / kind}", "--expname=x", "--netdepth=1", "--netwidth=8"]
-    parsing.parse_flags(["test", *own, *words], values)
-    return values
+    return parsing.parse_settings([*own, *words])
 
 
 @pytest.mark.parametrize(
@@ -32,14 +30,14 @@ def flag_values(*words: str, kind: str = "blender") -> flags.FlagValues:
 )
 def test_xla_compiles_on_a_gpu_or_when_told_to(monkeypatch, flag, gpu, compiled):
     monkeypatch.setattr(planning, "has_gpu", lambda: gpu)
-    trainer = build.make_trainer(flag_values(f"--jit_compile={flag}", "--N_importance=4"), ndc=False, seed=0)
+    trainer = build.make_trainer(settings_of(f"--jit_compile={flag}", "--N_importance=4"), ndc=False, seed=0)
     assert (trainer.coarse.compiled, trainer.fine.compiled) == (compiled, compiled)
 
 
 def test_without_occupancy_the_networks_themselves_are_asked(tmp_path):
     parts = []
     for words in ([], ["--occupancy"]):
-        values = flag_values("--N_importance=4", f"--basedir={tmp_path}", *words)
+        values = settings_of("--N_importance=4", f"--basedir={tmp_path}", *words)
         scene = build.load_scene(values)
         trainer = build.make_trainer(values, scene.ndc, seed=0)
         parts.append((trainer, build.make_renderer(values, scene, trainer)))
@@ -53,7 +51,7 @@ def test_without_occupancy_the_networks_themselves_are_asked(tmp_path):
 
 @pytest.mark.parametrize("kind", ["blender", "llff"])
 def test_the_box_of_the_grids_holds_all_that_cameras_see_and_little_more(kind):
-    values = flag_values("--factor=1", kind=kind)
+    values = settings_of("--factor=1", kind=kind)
     scene = build.load_scene(values)
     assert scene.ndc == (kind == "llff")
     box = build.ray_box(scene)
@@ -73,7 +71,7 @@ def test_the_box_of_the_grids_holds_all_that_cameras_see_and_little_more(kind):
 
 
 def test_grids_are_built_in_tiles_of_the_plan(tmp_path, monkeypatch):
-    values = flag_values("--netchunk=auto", "--memory_budget_mb=200", "--occupancy", f"--basedir={tmp_path}")
+    values = settings_of("--netchunk=auto", "--memory_budget_mb=200", "--occupancy", f"--basedir={tmp_path}")
     scene = build.load_scene(values)
     renderer = build.make_renderer(values, scene, build.make_trainer(values, scene.ndc, seed=0))
     found = []

@@ -17,7 +17,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from app_test import BLENDER, DEEPVOXELS, LLFF, SCENES, assert_one_line, run
 from images_test import save_png
 from PIL import Image
@@ -214,8 +213,7 @@ def pickled(path: Path) -> None:
 
 
 def trainer_of(flags_of_network: str) -> Trainer:
-    values = flags.FlagValues()
-    parsing.parse_flags(["nerf_tf", *BLENDER, "--expname=x", "--random_seed=1", *flags_of_network.split()], values)
+    values = parsing.parse_settings([*BLENDER, "--expname=x", "--random_seed=1", *flags_of_network.split()])
     return build.make_trainer(values, ndc=False)
 
 

@@ -15,15 +15,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
 import pytest
-from absl import flags
 from hypothesis import strategies as st
 from PIL import Image
 
+from nerf_tf import build
 from nerf_tf.data import blender, deepvoxels, llff, render_path
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
@@ -31,6 +30,7 @@ from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import readers, tf1_weights
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
@@ -309,16 +309,16 @@ LINES = st.one_of(
 def test_config_files(cases, tmp_path):
     path, again = tmp_path / "run.txt", tmp_path / "args.txt"
 
-    def parse(file: Path) -> flags.FlagValues | None:
-        """The flags that a file sets, None where it is refused by one line."""
-        values, text, code = flags.FlagValues(), io.StringIO(), 0
+    def parse(file: Path) -> Settings | None:
+        """The settings that a file sets, None where it is refused by one line."""
+        text, code = io.StringIO(), 0
         try:
             with contextlib.redirect_stderr(text):
-                parsing.parse_flags(["nerf_tf", f"--config={file}"], values)
+                settings = parsing.parse_settings([f"--config={file}"])
         except SystemExit as stop:
             code = stop.code
         if code == 0:
-            return values
+            return settings
         assert code == 2
         assert re.fullmatch(r"nerf_tf: .*(run\.txt|--\w+).*\n", text.getvalue())
         assert text.getvalue()[:-1].isprintable()
@@ -331,15 +331,15 @@ def test_config_files(cases, tmp_path):
         values = parse(path)
         if values is None:
             return
-        for make in (parsing.batch_settings, parsing.train_settings):
+        for make in (build.batch_settings, build.train_settings):
             make(values)
-        parsing.render_settings(values, ndc=False)
+        build.render_settings(values, ndc=False)
         for fine in (False, True):
-            parsing.field_settings(values, fine)
+            build.field_settings(values, fine)
         again.write_text(parsing.args_text(values), encoding="utf-8")
         found = parse(again)
         for name in set(OPTIONS) - {"config"}:
-            assert found[name].value == values[name].value
+            assert getattr(found, name) == getattr(values, name)
 
     try_out(cases, check)
 
@@ -502,7 +502,6 @@ SECONDS = NUMBERS | st.sampled_from([-1.5, 0.5, 1 + 1e-9, 1000.0, 4000.0])
 @pytest.mark.parametrize("cases", AMOUNTS)
 def test_keyframes(cases, tmp_path):
     path = tmp_path / "keys.json"
-    values = SimpleNamespace(render_path_file=str(path), fps=30)
 
     def check(data: st.DataObject) -> None:
         text = keyframes_json(Keyframes(np.arange(4.0), poses.orbit_path(4)))
@@ -519,7 +518,7 @@ def test_keyframes(cases, tmp_path):
             path.write_bytes(damage_bytes(data, text.encode()))
         with refused_by_name(path), warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = render_path.load_render_poses(values, None)
+            found = render_path.read_path(path, 30)
             assert np.isfinite(found).all()
             poses.require_rigid(found, [""] * len(found))
 

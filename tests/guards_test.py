@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import still_life
 import tensorflow as tf
-from absl import flags
 from app_test import BLENDER, LLFF, TINY, assert_one_line, files_in, run, weights_in
 from golden_test import load_fields
 from resume_test import contents
@@ -34,6 +33,7 @@ from nerf_tf.run import Run
 from nerf_tf.safety import diagnosis, guards
 from nerf_tf.safety.guards import BadSteps, Collapse, Watch
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import readers
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.counts import Counts, opacities, update_counts
@@ -221,7 +221,7 @@ def test_a_hopeless_run_stops_and_leaves_a_step_to_replay(tmp_path, replay, caps
 def bad_run(folder: Path, trainer: Trainer) -> Run:
     """A run that knows no more than giving up takes."""
     scene = SimpleNamespace(ndc=False)
-    return Run(flags.FlagValues(), folder, scene, trainer, None, None, np.empty([0, 3, 4], np.float32))
+    return Run(Settings(expname="x"), folder, scene, trainer, None, None, np.empty([0, 3, 4], np.float32))
 
 
 def no_memory(*_: object) -> None:
@@ -287,14 +287,13 @@ def test_a_step_of_other_shapes_is_refused(fresh, tmp_path):
 
 def longest(arguments: list[str], steps: int) -> tuple[int, int]:
     """For how many steps in a row training saw an empty, and a solid scene."""
-    values = flags.FlagValues()
-    parsing.parse_flags(["test", "--expname=t", "--random_seed=0", *arguments], values)
+    values = parsing.parse_settings(["--expname=t", "--random_seed=0", *arguments])
     scene = build.load_scene(values)
     trainer = build.make_trainer(values, scene.ndc)
     build.plan_training(values, trainer)
     seen = [
         counts[2:4]
-        for batch in ray_batches(scene, parsing.batch_settings(values), 0).take(steps)
+        for batch in ray_batches(scene, build.batch_settings(values), 0).take(steps)
         for counts in [trainer.train_step(batch).counts.numpy().tolist()]
     ]
     return max(empty for empty, _ in seen), max(solid for _, solid in seen)
@@ -326,13 +325,12 @@ def test_trained_scenes_raise_no_alarm(real_data):
     lego.train_step(RayBatch(rays, tf.constant(golden["rgb"][0])))
     assert counts_of(lego) == NONE
 
-    values = flags.FlagValues()
     folder = real_data / "data" / "nerf_llff_data" / "fern"
-    parsing.parse_flags(["test", "--expname=t", f"--datadir={folder}", "--N_rand=64"], values)
+    values = parsing.parse_settings(["--expname=t", f"--datadir={folder}", "--N_rand=64"])
     scene = build.load_scene(values)
     fern = real_trainer(real_data / "weights" / "fern_example", RenderSettings(64, 64, raw_noise_std=1.0))
     fern.counts.assign(NONE._replace(solid=5))
-    for batch in ray_batches(scene, parsing.batch_settings(values), 0).take(2):
+    for batch in ray_batches(scene, build.batch_settings(values), 0).take(2):
         fern.train_step(batch)
         assert counts_of(fern) == NONE  # and yet nearly all of its rays are opaque
 
@@ -480,8 +478,7 @@ def test_putting_a_run_aside_on_a_full_disk_is_done_later(tmp_path):
 
 def start(basedir: Path, trainer: Trainer) -> Run:
     """The program's start, up to training."""
-    values = flags.FlagValues()
-    parsing.parse_flags(["t", *BLENDER, f"--basedir={basedir}", f"--expname={NAME}", "--on_collapse=restart"], values)
+    values = parsing.parse_settings([*BLENDER, f"--basedir={basedir}", f"--expname={NAME}", "--on_collapse=restart"])
     store = CheckpointStore(trainer.state, basedir / NAME / "checkpoints")
     store.restore()
     return Run(values, basedir / NAME, None, trainer, store, None, np.empty([0, 3, 4], np.float32))

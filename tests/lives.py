@@ -129,7 +129,6 @@ def main() -> None:
 def live(order: dict[str, Any]) -> None:
     """Runs the program, and ends this process."""
     import tensorflow as tf
-    from absl import flags
 
     from nerf_tf import app
     from nerf_tf.settings import parsing
@@ -145,10 +144,7 @@ def live(order: dict[str, Any]) -> None:
         die(Death(**death))
     if order["largest_file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
-    values = flags.FlagValues()
-    flags.DEFINE_integer("verbosity", -1, "absl's own, which the program asks for", flag_values=values)
-    app.FLAGS = values
-    code = app.main(parsing.parse_flags(["nerf_tf", *order["arguments"]], values))
+    code = app.main(parsing.parse_settings(order["arguments"]))
     sys.stderr.flush()
     os._exit(code)
 

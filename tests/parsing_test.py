@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from nerf_tf import build
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import GROUPS, OPTIONS
+from nerf_tf.settings.settings import Settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -158,15 +160,13 @@ CONFIG_VALUES = {
 }
 
 
-def parse(*arguments: str) -> flags.FlagValues:
-    """Flags set by a command line, apart from those of the process."""
-    flag_values = flags.FlagValues()
-    assert parsing.parse_flags(["prog", *map(str, arguments)], flag_values) == ["prog"]
-    return flag_values
+def parse(*arguments: object) -> Settings:
+    """Settings of a command line."""
+    return parsing.parse_settings(list(map(str, arguments)))
 
 
-def settings(flag_values: flags.FlagValues) -> dict[str, object]:
-    return {name: flag_values[name].value for name in OPTIONS if name != "config"}
+def values(settings: Settings) -> dict[str, object]:
+    return {name: getattr(settings, name) for name in OPTIONS if name != "config"}
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -193,7 +193,7 @@ def write(tmp_path):
 
 
 def test_all_of_the_originals_flags_with_their_defaults_and_types():
-    found = settings(parse("--expname=a"))
+    found = values(parse("--expname=a"))
     assert len(ORIGINAL_DEFAULTS) == 44
     assert found == ORIGINAL_DEFAULTS | NEW_DEFAULTS | {"expname": "a"}
     types = {name: type(value) for name, value in ORIGINAL_DEFAULTS.items() if value is not None}
@@ -210,7 +210,7 @@ def test_defining_twice_is_harmless():
 
 @pytest.mark.parametrize("name", CONFIG_VALUES)
 def test_config_files_hold_the_originals_values(name):
-    found = settings(parse("--config", CONFIGS / name))
+    found = values(parse("--config", CONFIGS / name))
     assert found == ORIGINAL_DEFAULTS | NEW_DEFAULTS | CONFIG_VALUES[name]
 
 
@@ -218,7 +218,7 @@ def test_every_config_file_parses():
     files = sorted(CONFIGS.rglob("*.txt"))
     assert {str(file.relative_to(CONFIGS)) for file in files} >= set(CONFIG_VALUES)
     for file in files:
-        assert settings(parse("--config", file))["expname"]
+        assert values(parse("--config", file))["expname"]
 
 
 @pytest.mark.parametrize("order", [0, 1])
@@ -259,8 +259,8 @@ def test_chunk_and_netchunk_are_numbers_or_auto(write):
     found = parse("--config", write("expname = a\nchunk = auto\nnetchunk = 4096\n"), "--memory_budget_mb=8000")
     assert (found.chunk, found.netchunk, found.memory_budget_mb) == ("auto", 4096, 8000)
     # Until there is a plan, settings hold the default.
-    assert parsing.render_settings(found, ndc=False).chunk == 32768
-    assert parsing.render_settings(parse("--expname=a", "--chunk=7"), ndc=False).chunk == 7
+    assert build.render_settings(found, ndc=False).chunk == 32768
+    assert build.render_settings(parse("--expname=a", "--chunk=7"), ndc=False).chunk == 7
 
 
 def test_args_text_gives_the_same_flags_back(write):
@@ -280,7 +280,7 @@ def test_args_text_gives_the_same_flags_back(write):
         lines
     )
     again = parse("--config", write(text, "args.txt"))
-    assert settings(again) == settings(first)
+    assert values(again) == values(first)
     assert parsing.args_text(again) == text.replace(str(CONFIGS / "fern.txt"), again.config)
 
 
@@ -404,7 +404,7 @@ def test_values_out_of_range(capsys, argument):
 )
 def test_zeros_that_mean_something(argument):
     name, _ = argument.split("=")
-    assert parse("--expname=a", f"--{argument}")[name].value == 0
+    assert getattr(parse("--expname=a", f"--{argument}"), name) == 0
 
 
 def test_a_run_needs_a_name(capsys, write):
@@ -447,7 +447,7 @@ def test_absls_own_flags_stay_on_the_command_line_and_out_of_args_txt():
     flags.DEFINE_string("log_somewhere", "there", "one of absl's own", flag_values=flag_values)
     parsing.parse_flags(["prog", "--expname=a", "--log_somewhere=here"], flag_values)
     assert flag_values.log_somewhere == "here"
-    assert "log_somewhere" not in parsing.args_text(flag_values)
+    assert "log_somewhere" not in parsing.args_text(parsing.read_settings(flag_values))
 
 
 def test_importing_config_does_not_import_tensorflow():
@@ -456,7 +456,9 @@ def test_importing_config_does_not_import_tensorflow():
 
 
 def test_as_absls_flags_parser():
-    code = "from absl import app; from nerf_tf import config; app.run(print, flags_parser=config.parse_flags)"
+    code = (
+        "from absl import app; from nerf_tf.settings import parsing; app.run(print, flags_parser=parsing.parse_flags)"
+    )
 
     def run(*arguments):
         command = [sys.executable, "-c", code, *arguments]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import flagsaver
 from PIL import Image
 from tensorflow.core.util import event_pb2
 
+from nerf_tf import build
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -88,20 +88,18 @@ def test_plot_sampling_writes_its_picture(tool, tmp_path, capsys):
 
 @pytest.fixture
 def trained(tmp_path):
-    """Arguments that name the Blender scene and a small network with fresh weights; flags are put back afterwards."""
-    parsing.define_flags()
+    """Arguments that name the Blender scene and a small network with fresh weights."""
     text = (
         "expname = tiny\nbasedir = {}\ndataset_type = blender\nuse_viewdirs = True\nN_samples = 8\nN_importance = 6\n"
         "netdepth = 2\nnetwidth = 8\nnetdepth_fine = 2\nnetwidth_fine = 8\ntestskip = 1\n"
     )
     (tmp_path / "tiny.txt").write_text(text.format(tmp_path / "logs"), encoding="utf-8")
-    with flagsaver.flagsaver():
-        arguments = ["--config", str(tmp_path / "tiny.txt"), "--datadir", str(SCENES / "blender")]
-        parsing.parse_flags(["test", *arguments])
-        weights = tmp_path / "model_000007.npy"
-        for fine, path in ((False, weights), (True, tf1_weights.fine_path(weights))):
-            tf1_weights.save(path, build_mlp(parsing.field_settings(parsing.flags.FLAGS, fine), 3).get_weights())
-        yield [*arguments, "--weights", str(weights), "--out", str(tmp_path / "ray.png")]
+    arguments = ["--config", str(tmp_path / "tiny.txt"), "--datadir", str(SCENES / "blender")]
+    settings = parsing.parse_settings(arguments)
+    weights = tmp_path / "model_000007.npy"
+    for fine, path in ((False, weights), (True, tf1_weights.fine_path(weights))):
+        tf1_weights.save(path, build_mlp(build.field_settings(settings, fine), 3).get_weights())
+    return [*arguments, "--weights", str(weights), "--out", str(tmp_path / "ray.png")]
 
 
 def test_plot_sampling_draws_a_ray_of_a_trained_network(tool, trained, tmp_path):

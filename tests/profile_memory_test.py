@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image
 
 from nerf_tf import build
@@ -20,6 +19,7 @@ from nerf_tf.field.mlp import build_mlp
 from nerf_tf.memory import prediction
 from nerf_tf.render.renderer import render_rays
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights
 
 pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
@@ -56,11 +56,9 @@ def counted(memory_meter):
         pytest.skip(f"this TensorFlow keeps no memory statistics: {error}")
 
 
-def flag_values(*arguments: str) -> flags.FlagValues:
-    values = flags.FlagValues()
+def settings_of(*arguments: str) -> Settings:
     own = [word for word in NETWORK if word not in ("--netwidths", "32")]
-    parsing.parse_flags(["test", "--expname=test", "--dataset_type=blender", *own, *arguments], values)
-    return values
+    return parsing.parse_settings(["--expname=test", "--dataset_type=blender", *own, *arguments])
 
 
 def a_cell(memory_cell, **changes):
@@ -71,7 +69,7 @@ def a_cell(memory_cell, **changes):
 
 def built(memory_cell, cell, weights: str = "worst", *arguments: str):
     """The cell's trainer and rays."""
-    values = flag_values(*arguments)
+    values = settings_of(*arguments)
     rays = memory_cell.made_up_rays(values, False, cell.rays)
     return memory_cell.built_trainer(cell, values, weights, ndc=False), rays
 
@@ -144,9 +142,8 @@ def paper_peak():
     @functools.cache
     def peaks(memory_cell, memory_meter, **changes) -> tuple[float, float]:
         cell = a_cell(memory_cell, **PAPER | changes)
-        values = flags.FlagValues()
-        parsing.parse_flags(["test", "--expname=test", "--dataset_type=blender", "--use_viewdirs"], values)
-        values["random_seed"].value = 0
+        values = parsing.parse_settings(["--expname=test", "--dataset_type=blender", "--use_viewdirs"])
+        values = values.replace(random_seed=0)
         trainer = memory_cell.built_trainer(cell, values, "worst", ndc=False)
         rays = memory_cell.made_up_rays(values, False, cell.rays)
         measured, _ = memory_meter.measure(memory_cell.work_of(cell, trainer, rays))
@@ -169,7 +166,7 @@ def test_the_measured_peak_is_linear_in_netchunk(paper_peak, memory_cell, memory
 def paper_work(training: bool, rays: int, precision: str = "float32") -> prediction.Workload:
     """A step or a chunk of the paper's networks, as the program describes it to the planner."""
     sizes = ["--netdepth=8", "--netdepth_fine=8", "--N_samples=64", "--N_importance=64"]
-    trainer = build.make_trainer(flag_values(*sizes, f"--mixed_precision={precision}"), False)
+    trainer = build.make_trainer(settings_of(*sizes, f"--mixed_precision={precision}"), False)
     return build.workload(trainer, training, rays)
 
 
@@ -243,9 +240,9 @@ def test_with_the_worst_weights_every_sample_has_density_and_a_gradient(memory_c
 
 def test_typical_weights_are_those_of_ft_path(memory_cell, tmp_path):
     weights = tmp_path / "model_000007.npy"
-    cell, values = a_cell(memory_cell), flag_values()
-    cell.set_flags(values)
-    written = [build_mlp(parsing.field_settings(values, fine), 3).get_weights() for fine in (False, True)]
+    cell = a_cell(memory_cell)
+    values = cell.settings(settings_of())
+    written = [build_mlp(build.field_settings(values, fine), 3).get_weights() for fine in (False, True)]
     for path, arrays in zip((weights, tf1_weights.fine_path(weights)), written, strict=True):
         tf1_weights.save(path, arrays)
     trainer, _ = built(memory_cell, cell, "typical", "--ft_path", str(weights))
@@ -255,14 +252,14 @@ def test_typical_weights_are_those_of_ft_path(memory_cell, tmp_path):
 
 
 def test_rays_run_through_the_scene(memory_cell):
-    metric = memory_cell.made_up_rays(flag_values(), False, 100)
+    metric = memory_cell.made_up_rays(settings_of(), False, 100)
     np.testing.assert_allclose(np.linalg.norm(metric.directions, axis=-1), 1.0, rtol=1e-5)
     middles = metric.origins + metric.directions * (metric.near + metric.far) / 2
     assert np.abs(middles).max() <= 0.5 + 1e-5
-    ndc = memory_cell.made_up_rays(flag_values(), True, 100)
+    ndc = memory_cell.made_up_rays(settings_of(), True, 100)
     np.testing.assert_allclose((ndc.origins + ndc.directions * ndc.near)[:, 2], -1.0)
     np.testing.assert_allclose((ndc.origins + ndc.directions * ndc.far)[:, 2], 1.0)
-    near, far = memory_cell.made_up_rays(flag_values("--near=3", "--far=4"), False, 2)[3:]
+    near, far = memory_cell.made_up_rays(settings_of("--near=3", "--far=4"), False, 2)[3:]
     assert (near.numpy().min(), far.numpy().max()) == (3.0, 4.0)
 
 
@@ -393,8 +390,7 @@ def test_a_cell_that_cannot_be_built_says_why_in_one_line(tool, memory_cell, tmp
 
 def cells(tool, *arguments: str) -> list:
     args, program_flags = tool._arguments(arguments)
-    values = flags.FlagValues()
-    parsing.parse_flags(["test", "--expname=test", *program_flags], values)
+    values = parsing.parse_settings(["--expname=test", *program_flags])
     return tool.cells_of(args, values)
 
 

@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 from still_life import folders as procedural
 from still_life import objects
@@ -19,6 +18,7 @@ from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.geometry import poses, rays
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 
 SIZE = 48
 CAMERA = Camera.centred(SIZE, SIZE, 0.5 * SIZE / np.tan(0.5 * procedural.BLENDER_ANGLE))
@@ -295,9 +295,7 @@ def test_contact_sheet_shows_views_with_their_psnr(tool, tmp_path, capsys):
     data = procedural.write_blender(tmp_path / "toys", 12, 12, 1, 1, 3)
     renders = tmp_path / "run" / "renderonly_test_000100"
     renders.mkdir(parents=True)
-    values = flags.FlagValues()
-    parsing.define_flags(values)
-    values(["x", "--expname=run", "--dataset_type=blender", f"--datadir={data}", "--white_bkgd", "--testskip=1"])
+    values = Settings(expname="run", dataset_type="blender", datadir=str(data), white_bkgd=True, testskip=1)
     (tmp_path / "run" / "args.txt").write_text(parsing.args_text(values))
     photos = contact_sheet.load_photos(tmp_path / "run" / "args.txt")
     assert photos.shape == (3, 12, 12, 3)

@@ -18,9 +18,9 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
 from PIL import Image as Photo
 
+from nerf_tf import build
 from nerf_tf.data.keyframe_file import load_keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
@@ -201,7 +201,6 @@ def test_fewer_samples_are_still_enough_to_render(tool):
 def run(tmp_path):
     """A run's folder, moved from where it was made: args.txt, weights of steps 3 and 7, the latter's returned too."""
     folder = tmp_path / "moved" / "tiny"
-    values = flags.FlagValues()
     arguments = ["--expname", "tiny", "--basedir", str(tmp_path / "elsewhere"), "--ft_path", "other.npy"]
     arguments += [
         "--dataset_type",
@@ -213,11 +212,11 @@ def run(tmp_path):
         "1",
     ]
     arguments += ["--netdepth", "2", "--netdepth_fine", "2", "--netwidth", "16", "--netwidth_fine", "16"]
-    parsing.parse_flags(["test", *arguments, "--N_samples", "8", "--N_importance", "4"], values)
+    values = parsing.parse_settings([*arguments, "--N_samples", "8", "--N_importance", "4"])
     folder.mkdir(parents=True)
     (folder / "args.txt").write_text(parsing.args_text(values), encoding="utf-8")
     for step in (3, 7):
-        weights = [build_mlp(parsing.field_settings(values, fine), step).get_weights() for fine in (False, True)]
+        weights = [build_mlp(build.field_settings(values, fine), step).get_weights() for fine in (False, True)]
         tf1_weights.save(folder / f"model_{step:06d}.npy", weights[0])
         tf1_weights.save(folder / f"model_fine_{step:06d}.npy", weights[1])
     return folder, weights
@@ -225,8 +224,7 @@ def run(tmp_path):
 
 def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
     viewer, trained, (folder, weights) = tool("viewer"), tool("support.trained"), run
-    values = flags.FlagValues()
-    parsing.parse_flags(["viewer", *trained.with_run([str(folder), "--N_samples", "6"])], values)
+    values = parsing.parse_settings([*trained.with_run([str(folder), "--N_samples", "6"])])
     made = viewer.make_viewer(values, None)
     assert made.out == folder
     assert str(made.quality) == "6 + 4"
@@ -246,8 +244,7 @@ def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
     monkeypatch.setattr(occupancy, "COARSE_CELLS", 8)
     monkeypatch.setattr(occupancy, "FINE_CELLS", 16)
     viewer, (folder, _) = tool("viewer"), run
-    values = flags.FlagValues()
-    parsing.parse_flags(["viewer", *tool("support.trained").with_run([str(folder)])], values)
+    values = parsing.parse_settings([*tool("support.trained").with_run([str(folder)])])
     made = viewer.make_viewer(values, None)
     assert not made.quality.occupancy
     assert not (folder / "occupancy.npz").exists()

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 from support import commandline
 
 from nerf_tf import build
@@ -42,6 +41,7 @@ from nerf_tf.memory import meter
 from nerf_tf.output import figures
 from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass, render_rays
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic, tf1_weights
 from nerf_tf.train.counts import opacities
 from nerf_tf.train.step import Trainer
@@ -81,16 +81,16 @@ class DenseTrainer(Trainer):
         return losses, gradients, opacities(passes[-1].rendering.acc, shares), passes[-1].raw[..., 3]
 
 
-def make_trainer(engine: str, values: flags.FlagValues, ndc: bool) -> Trainer:
+def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:
     """A trainer as the program would make it, but for the engine."""
-    values["mixed_precision"].value = "float32" if engine == "dense" else engine
-    trainer = build.make_trainer(values, ndc)
+    settings = settings.replace(mixed_precision="float32" if engine == "dense" else engine)
+    trainer = build.make_trainer(settings, ndc)
     if engine != "dense":
-        build.plan_training(values, trainer)
+        build.plan_training(settings, trainer)
         return trainer
     fields = [f and DenseField(f.mlp, f.settings, f.netchunk) for f in (trainer.coarse, trainer.fine)]
     return DenseTrainer(
-        *fields, parsing.render_settings(values, ndc), parsing.train_settings(values), values.random_seed
+        *fields, build.render_settings(settings, ndc), build.train_settings(settings), settings.random_seed
     )
 
 
@@ -115,13 +115,13 @@ class Racer:
         record: step, seconds and psnr [N] of the rays to look at, and train_psnr [steps].
     """
 
-    def __init__(self, engine: str, values: flags.FlagValues, scene: Scene):
-        self.trainer = make_trainer(engine, values, scene.ndc)
+    def __init__(self, engine: str, settings: Settings, scene: Scene):
+        self.trainer = make_trainer(engine, settings, scene.ndc)
         self.step, self.spent = 0, 0.0
         self.record = {"step": [], "seconds": [], "psnr": [], "train_psnr": []}
         self._name, self._next_look = engine, 0.0
-        self._unseen = held_out_rays(scene, HELD_OUT_RAYS, values.random_seed)
-        self._batches = iter(ray_batches(scene, parsing.batch_settings(values), values.random_seed))
+        self._unseen = held_out_rays(scene, HELD_OUT_RAYS, settings.random_seed)
+        self._batches = iter(ray_batches(scene, build.batch_settings(settings), settings.random_seed))
         self._batch = next(self._batches)
         self.trainer.train_step.get_concrete_function(self._batch)  # the time to trace is not the time to train
         still = self.trainer.rendering.deterministic()
@@ -154,9 +154,9 @@ def _split(batch: RayBatch, size: int) -> list[RayBatch]:
     return [tf.nest.map_structure(lambda x, i=i: x[i : i + size], batch) for i in range(0, batch.rgb.shape[0], size)]
 
 
-def race(args: argparse.Namespace, values: flags.FlagValues, scene: Scene) -> dict:
+def race(args: argparse.Namespace, settings: Settings, scene: Scene) -> dict:
     """Trains all engines, step by step in turns, and returns their records."""
-    racers = {engine: Racer(engine, values, scene) for engine in args.engines}
+    racers = {engine: Racer(engine, settings, scene) for engine in args.engines}
 
     def running(engine: str) -> bool:
         if engine == "bfloat16" and "float32" in racers:  # to be compared at equal steps
@@ -315,15 +315,15 @@ def _pass_gradients(trainer: Trainer, batch: RayBatch, first: Pass, seed: tf.Ten
     return [gradient.numpy() for gradient in gradients]
 
 
-def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, weights: str | None) -> dict:
+def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights: str | None) -> dict:
     """Times and memory of every engine at random weights or at those of a file."""
-    values["lrate"].value = 1e-12  # so that every step sees the same weights
+    settings = settings.replace(lrate=1e-12)  # so that every step sees the same weights
     # Trained weights meet the rays of their own step: past the crop around the centre of the first ones.
     start = 0 if weights is None else tf1_weights.step_of(Path(weights)) + 1
-    stream = iter(ray_batches(scene, parsing.batch_settings(values), values.random_seed, start))
+    stream = iter(ray_batches(scene, build.batch_settings(settings), settings.random_seed, start))
     batch, trainers, runs = next(stream), {}, {}
     for engine in args.engines:
-        trainer = trainers[engine] = make_trainer(engine, values, scene.ndc)
+        trainer = trainers[engine] = make_trainer(engine, settings, scene.ndc)
         if weights is not None:
             build.load_weights(trainer, Path(weights))
         still = trainer.rendering.deterministic()
@@ -350,7 +350,7 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
         result["engines"].setdefault(engine, {})[kind] = {
             "seconds": seconds,
             "median_seconds": median,
-            "rays_per_second": values.N_rand / median,
+            "rays_per_second": settings.N_rand / median,
             "gflops_per_second": flops / median,
             "peak_mb": peaks[engine, kind],
         }
@@ -363,21 +363,21 @@ def measure(args: argparse.Namespace, values: flags.FlagValues, scene: Scene, we
     return result
 
 
-def measure_all(args: argparse.Namespace, values: flags.FlagValues, scene: Scene) -> dict:
+def measure_all(args: argparse.Namespace, settings: Settings, scene: Scene) -> dict:
     """Everything that the JSON file holds."""
     precisions = {"dense": "float32", "float32": "float32", "bfloat16": "bfloat16"}
     limits = {name: matmul_limit(name, args.repeats) for name in sorted({precisions[e] for e in args.engines})}
     cases = {"random weights": None}
-    if values.ft_path is not None:
-        cases["trained weights"] = values.ft_path
+    if settings.ft_path is not None:
+        cases["trained weights"] = settings.ft_path
     report = {
         "machine": {"cpu": platform.processor() or platform.machine(), "tensorflow": tf.__version__},
         "settings": {
-            name: values[name].value
+            name: getattr(settings, name)
             for name in ("N_rand", "N_samples", "N_importance", "chunk", "netchunk", "netwidth")
         },
         "matmul_gflops_per_second": limits,
-        "cases": {case: measure(args, values, scene, weights) for case, weights in cases.items()},
+        "cases": {case: measure(args, settings, scene, weights) for case, weights in cases.items()},
     }
     report["machine"]["gpus"] = [gpu.name for gpu in tf.config.list_physical_devices("GPU")]
     for case in report["cases"].values():
@@ -454,18 +454,17 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args, rest = _arguments(argv)
-    values = flags.FlagValues()
-    parsing.parse_flags(["benchmark", *rest, "--expname=benchmark"], values)
-    values["random_seed"].value = values.random_seed or 0
+    settings = parsing.parse_settings([*rest, "--expname=benchmark"])
+    settings = settings.replace(random_seed=settings.random_seed or 0)
     try:
-        if values.ft_path is not None:
-            tf1_weights.load(values.ft_path)  # better now than after minutes
-        scene = build.load_scene(values)
+        if settings.ft_path is not None:
+            tf1_weights.load(settings.ft_path)  # better now than after minutes
+        scene = build.load_scene(settings)
         if args.race is not None:
-            name, report = "race", race(args, values, scene)
+            name, report = "race", race(args, settings, scene)
             picture = draw_race(report)
         else:
-            name, report = "benchmark", measure_all(args, values, scene)
+            name, report = "benchmark", measure_all(args, settings, scene)
             print(table(report))
             picture = draw(report)
         atomic.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from support import commandline
 
 from nerf_tf import build
@@ -26,6 +25,7 @@ from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.output import pictures, view_files
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic
 
 # What is compared, exact rendering first: precision, and whether --occupancy.
@@ -57,7 +57,7 @@ def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Im
 
 
 def measure(
-    values: flags.FlagValues, scene: Scene, view: int, factor: int
+    settings: Settings, scene: Scene, view: int, factor: int
 ) -> tuple[list[dict[str, object]], list[np.ndarray]]:
     """Renders the view with every engine, and prints a line for each as soon as it is there.
 
@@ -66,10 +66,10 @@ def measure(
     """
     records, renders = [], []
     for precision, occupancy in ENGINES:
-        values["mixed_precision"].value, values["occupancy"].value = precision, occupancy
-        trainer = build.make_trainer(values, scene.ndc)
-        build.load_weights(trainer, Path(values.ft_path))
-        image, seconds, prepared = render(build.make_renderer(values, scene, trainer), scene, view, factor)
+        settings = settings.replace(mixed_precision=precision, occupancy=occupancy)
+        trainer = build.make_trainer(settings, scene.ndc)
+        build.load_weights(trainer, Path(settings.ft_path))
+        image, seconds, prepared = render(build.make_renderer(settings, scene, trainer), scene, view, factor)
         renders.append(image.rgb)
         record = {
             "precision": precision,
@@ -117,20 +117,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--view", type=int, default=0, help="which of the test views (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")
     args, rest = parser.parse_known_args(argv)
-    values = flags.FlagValues()
-    parsing.parse_flags(["benchmark_view", *rest, "--expname=benchmark_view"], values)
-    if values.ft_path is None:
+    settings = parsing.parse_settings([*rest, "--expname=benchmark_view"])
+    if settings.ft_path is None:
         parser.error("--ft_path is missing: the weights to render")
     try:
-        scene = build.load_scene(values)
+        scene = build.load_scene(settings)
         if not 0 <= args.view < len(scene.i_test):
             raise ValueError(f"--view {args.view}: there are {len(scene.i_test)} test views, counted from 0")
         view = scene.i_test[args.view]
         with tempfile.TemporaryDirectory() as folder:  # for grids that nobody needs afterwards
-            values["basedir"].value = folder
-            records, renders = measure(values, scene, view, max(values.render_factor, 1))
+            records, renders = measure(settings.replace(basedir=folder), scene, view, max(settings.render_factor, 1))
         path = args.out / "view.json"
-        report = {"datadir": values.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
+        report = {"datadir": settings.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
         atomic.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")
         view_files.write_png(path.with_suffix(".png"), picture(records, renders))
     except (ValueError, OSError) as error:

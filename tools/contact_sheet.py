@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 from support import commandline
 
@@ -48,9 +47,7 @@ class View:
 
 def load_photos(args_file: Path) -> np.ndarray:
     """The test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as the run saw them."""
-    values = flags.FlagValues()
-    parsing.parse_flags(["contact_sheet", "--config", str(args_file)], values)
-    scene = build.load_scene(values)
+    scene = build.load_scene(parsing.parse_settings(["--config", str(args_file)]))
     return scene.images[scene.i_test]
 
 

@@ -122,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args, program_flags = _arguments(argv)
     try:
-        values, scene, renderer = trained.load("export_points", program_flags)
-        factor = max(values.render_factor, 1)
+        settings, scene, renderer = trained.load(program_flags)
+        factor = max(settings.render_factor, 1)
         points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
         write_points(args.out, points, colours)
     except (ValueError, OSError, planning.OutOfMemory) as error:

@@ -297,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError:
         return commandline.fail("extract_mesh", "needs scikit-image and trimesh: pip install -e '.[mesh]'")
     try:
-        surface = extract(trained.load("extract_mesh", program_flags), args)
+        surface = extract(trained.load(program_flags), args)
     except (ValueError, OSError, planning.OutOfMemory) as error:
         return commandline.fail("extract_mesh", error)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 from support import commandline, trained
 
+from nerf_tf import build
 from nerf_tf.geometry.rays import Rays, image_rays
 from nerf_tf.output import figures
 from nerf_tf.render.renderer import FieldFunction, RenderSettings
@@ -115,14 +115,13 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
         ValueError: the config has no fine pass, or there is no such view or pixel; and what the program raises.
         FileNotFoundError: data or weights are missing.
     """
-    words = ["plot_sampling", f"--config={args.config}"]
+    words = [f"--config={args.config}", "--render_only"]
     words += [] if args.datadir is None else [f"--datadir={args.datadir}"]
     words += [] if args.weights is None else [f"--ft_path={args.weights}"]
-    parsing.parse_flags([*words, "--render_only"])
-    values = flags.FLAGS
-    if values.N_importance == 0:
+    settings = parsing.parse_settings(words)
+    if settings.N_importance == 0:
         raise ValueError(f"{args.config}: N_importance is 0, so there is no fine pass to draw")
-    scene, trainer = trained.restored(values)
+    scene, trainer = trained.restored(settings)
     if not 0 <= args.view < len(scene.i_test):
         raise ValueError(f"--view {args.view}: there are test views 0 to {len(scene.i_test) - 1}")
     view = scene.i_test[args.view]
@@ -132,8 +131,8 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
         raise ValueError(f"--pixel {row} {col}: images have {camera.height} rows and {camera.width} columns")
     pixel = tf.constant([row * camera.width + col])
     rays = image_rays(camera, scene.poses[view], scene.near, scene.far, scene.ndc, pixel)
-    settings = parsing.render_settings(values, scene.ndc).deterministic()
-    return trace_ray(trainer.coarse, trainer.fine, rays, settings)
+    rendering = build.render_settings(settings, scene.ndc).deterministic()
+    return trace_ray(trainer.coarse, trainer.fine, rays, rendering)
 
 
 def _shown(count: int) -> np.ndarray:

@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from support import commandline
 from support.memory_cell import WAYS, Cell, run_cell
 from tqdm import tqdm
@@ -45,6 +44,7 @@ from nerf_tf.memory.meter import Stage
 from nerf_tf.output import figures
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic, tf1_weights
 
 PROGRAM = Path(__file__).resolve()
@@ -289,25 +289,25 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def cells_of(args: argparse.Namespace, values: flags.FlagValues) -> list[Cell]:
+def cells_of(args: argparse.Namespace, settings: Settings) -> list[Cell]:
     """All combinations of the lists; where there is no list, of the flag if that is set."""
 
     def of_flag(name: str, default: list) -> list:
-        flag = values[name]
-        return default if flag.using_default_value or flag.value == "auto" else [flag.value]
+        value = getattr(settings, name)
+        return [value] if name in settings.from_command_line | settings.from_file and value != "auto" else default
 
     chunks = args.chunks or of_flag("chunk", [1024, 32768])
     netchunks = args.netchunks or of_flag("netchunk", [4096, 16384, 65536])
     precisions = args.precisions or of_flag("mixed_precision", ["float32", "bfloat16"])
-    widths = [(w, w) for w in args.netwidths or ()] or [(values.netwidth, values.netwidth_fine)]
+    widths = [(w, w) for w in args.netwidths or ()] or [(settings.netwidth, settings.netwidth_fine)]
     samples = args.samples
     if samples is None:
         given = of_flag("N_samples", []) or of_flag("N_importance", [])
-        samples = [(values.N_samples, values.N_importance)] if given else [(64, 64), (64, 128)]
+        samples = [(settings.N_samples, settings.N_importance)] if given else [(64, 64), (64, 128)]
     cells = []
     for mode in args.modes:
         training = mode == "train"
-        raws, rays = ["0"] if training else args.retraw, (args.rays or [values.N_rand]) if training else [None]
+        raws, rays = ["0"] if training else args.retraw, (args.rays or [settings.N_rand]) if training else [None]
         for retraw, pair, precision, width, count, chunk, netchunk in itertools.product(
             raws, samples, precisions, widths, rays, chunks, netchunks
         ):
@@ -319,21 +319,23 @@ def cells_of(args: argparse.Namespace, values: flags.FlagValues) -> list[Cell]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args, program_flags = _arguments(sys.argv[1:] if argv is None else argv)
-    values = flags.FlagValues()
-    parsing.parse_flags(["profile_memory", "--expname=profile", *program_flags], values)
-    weights = args.weights or ("typical" if values.ft_path is not None else "worst")
+    settings = parsing.parse_settings(["--expname=profile", *program_flags])
+    weights = args.weights or ("typical" if settings.ft_path is not None else "worst")
     if args.cell is not None:
-        return run_cell(Cell(**json.loads(args.cell)), args.way, values, weights)
+        return run_cell(Cell(**json.loads(args.cell)), args.way, settings, weights)
     arguments = ["--weights", weights, *program_flags]
     try:
-        if weights == "typical" and values.ft_path is not None:
-            tf1_weights.load(values.ft_path)  # says what is wrong with it once, not for every cell
+        if weights == "typical" and settings.ft_path is not None:
+            tf1_weights.load(settings.ft_path)  # says what is wrong with it once, not for every cell
         if args.stages:
             args.modes = ["render"]
-            well, written = compare_ways(cells_of(args, values)[0], arguments, args.out / "stages.csv"), ["stages.csv"]
+            well, written = (
+                compare_ways(cells_of(args, settings)[0], arguments, args.out / "stages.csv"),
+                ["stages.csv"],
+            )
         else:
             figures.new_figure(1, 1)  # an hour later would be late to say that matplotlib is missing
-            rows = sweep(cells_of(args, values), values.netdepth, arguments, args.out / "profile.csv")
+            rows = sweep(cells_of(args, settings), settings.netdepth, arguments, args.out / "profile.csv")
             figures.save(draw(rows), args.out / "profile.png")
             well, written = all(row["failure"] is None for row in rows), ["profile.csv", "profile.png"]
     except (ValueError, OSError) as error:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from support import commandline
 
 from nerf_tf import build
@@ -33,10 +32,9 @@ def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
         ValueError, OSError: run and file do not go together, or cannot be read.
     """
     arrays = readers.read_npz(path, ["ndc"])
-    values = flags.FlagValues()
-    parsing.parse_flags(["replay_step", f"--config={run / 'args.txt'}"], values)
+    settings = parsing.parse_settings([f"--config={run / 'args.txt'}"])
     try:
-        trainer = build.make_trainer(values, bool(arrays["ndc"]))
+        trainer = build.make_trainer(settings, bool(arrays["ndc"]))
         return trainer, diagnosis.load_step(arrays, trainer)
     except ValueError as error:
         raise ValueError(f"{path}: does not belong to {run / 'args.txt'} ({error})") from error

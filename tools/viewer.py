@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
+import dataclasses
 import importlib.util
 import io
 import logging
@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 from support import commandline, refinement, trained
 from support.viewer_page import Page, Quality
 
@@ -36,6 +35,7 @@ from nerf_tf import build
 from nerf_tf.data.scene import Scene
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 
 if TYPE_CHECKING:
     import viser
@@ -159,27 +159,24 @@ def chunk(quality: Quality) -> int:
     return CPU_CHUNK_OCCUPANCY if quality.occupancy else CPU_CHUNK
 
 
-def make_viewer(values: flags.FlagValues, out: Path | None) -> Viewer:
+def make_viewer(settings: Settings, out: Path | None) -> Viewer:
     """The viewer of what the flags name, which writes to `out`, or to the run's folder.
 
     Raises:
         ValueError, OSError: files are missing or wrong.
     """
-    values["render_only"].value = True
-    scene, trainer = trained.restored(values)
+    settings = settings.replace(render_only=True)
+    scene, trainer = trained.restored(settings)
 
     def renderer(quality: Quality) -> Renderer:
-        own = copy.deepcopy(values)
-        own["chunk"].value = chunk(quality)
-        for name in ("N_samples", "N_importance", "occupancy"):
-            own[name].value = getattr(quality, name)
+        own = settings.replace(chunk=chunk(quality), **dataclasses.asdict(quality))
         made = build.make_renderer(own, scene, trainer)
         if made.prepare is not None:
             made.prepare()
         return made
 
-    quality = Quality(values.N_samples, values.N_importance, values.occupancy)
-    return Viewer(scene, renderer, quality, out or Path(values.basedir) / values.expname)
+    quality = Quality(settings.N_samples, settings.N_importance, settings.occupancy)
+    return Viewer(scene, renderer, quality, out or settings.folder)
 
 
 def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -198,10 +195,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args, rest = _arguments(sys.argv[1:] if argv is None else argv)
         check_viser()
-        values = flags.FlagValues()
-        parsing.parse_flags(["viewer", *trained.with_run(rest)], values)
+        settings = parsing.parse_settings(trained.with_run(rest))
         check_address(args.host, args.port)
-        viewer = make_viewer(values, args.out)
+        viewer = make_viewer(settings, args.out)
         seconds = viewer.warm_up()
         port = viewer.open(args.host, args.port)
     except (ValueError, OSError) as error:

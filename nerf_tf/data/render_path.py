@@ -1,11 +1,10 @@
-"""The path that a run renders: poses of a scene's own path, of one around or through it, or of a file."""
+"""The camera path that a run renders: one of the scene's own, or one read from a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from nerf_tf.data import keyframe_file
 from nerf_tf.data.scene import Scene
@@ -13,48 +12,38 @@ from nerf_tf.geometry import keyframes
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.storage import readers
 
-# Frames of circles and spirals unless --render_frames says otherwise: four seconds, as the original's spiral.
+# Frames of circles and spirals where nothing else is asked for: four seconds, as the original's spiral.
 PATH_FRAMES = 120
 
 
-def load_render_poses(values: flags.FlagValues, scene: Scene) -> np.ndarray:
-    """Poses [M, 3, 4] to render as the path: of `--render_path_file`, of the test views, or of `--render_path`.
+def scene_path(scene: Scene, kind: str = "auto", frames: int | None = None) -> np.ndarray:
+    """A camera path through or around a scene.
+
+    Args:
+        scene: the scene.
+        kind: auto (the data set's own path), orbit (a circle around what the cameras look at), spiral (in front of
+            cameras that face one way), or test (from one test view to the next).
+        frames: length of the path; None: as many as the path has, or 120 for circles and spirals.
+
+    Returns:
+        [M, 3, 4] float32 camera-to-world poses.
 
     Raises:
-        ValueError: the file does not hold M camera-to-world matrices or keyframes, or the scene has no such path.
+        ValueError: the scene has no such path.
     """
-    if values.render_path_file is not None:
-        path = Path(values.render_path_file)
-        if path.suffix.lower() == ".json":
-            return _interpolated(path, values.fps)
-        return _load_poses(path)
-    if values.render_test:
-        return scene.poses[scene.i_test]
-    poses = _scene_path(values, scene)
-    if values.render_frames is not None and len(poses) not in (0, values.render_frames):
-        poses = _resampled(poses, values.render_frames)
+    poses = _whole_path(scene, kind, frames or PATH_FRAMES)
+    if frames is not None and len(poses) not in (0, frames):
+        poses = _resample(poses, frames)
     return poses
 
 
-def _resampled(poses: np.ndarray, frames: int) -> np.ndarray:
-    """A path [M, 3, 4] in so many frames; one whose last frame is a step from the first stays a loop without a seam."""
-    steps = np.linalg.norm(np.diff(poses[:, :, 3], axis=0), axis=-1)
-    loops = len(poses) > 2 and np.linalg.norm(poses[0, :, 3] - poses[-1, :, 3]) <= 1.01 * steps.max()
-    if loops:
-        poses = np.concatenate([poses, poses[:1]])
-    every = keyframes.Keyframes(np.arange(len(poses)), poses)
-    times = np.linspace(0, len(poses) - 1, frames, endpoint=not loops)
-    return keyframes.resample(every, times).astype(np.float32)
-
-
-def _scene_path(values: flags.FlagValues, scene: Scene) -> np.ndarray:
-    """The path that `--render_path` names; circles and spirals have `--render_frames` frames from the start."""
-    if values.render_path == "auto":
+def _whole_path(scene: Scene, kind: str, frames: int) -> np.ndarray:
+    """The path of that kind; only circles and spirals have the given number of frames."""
+    if kind == "auto":
         return scene.render_poses
-    if values.render_path == "test":
+    if kind == "test":
         return scene.poses[scene.i_test]
-    frames = values.render_frames or PATH_FRAMES
-    if values.render_path == "orbit":
+    if kind == "orbit":
         if scene.ndc:
             raise ValueError("--render_path orbit goes around the scene, and NDC holds its front only; take spiral")
         return pose_maths.orbit_around(scene.poses, frames).astype(np.float32)
@@ -64,26 +53,59 @@ def _scene_path(values: flags.FlagValues, scene: Scene) -> np.ndarray:
             "--render_path spiral is for cameras that face one way, and these look from around; take orbit"
         )
     if scene.ndc:
-        return scene.render_poses  # LLFF's own is the spiral; what makes its focus is not in NDC
+        return scene.render_poses  # the loader's own spiral; its focus follows from bounds that NDC does not keep
     recentred = pose_maths.compose(pose_maths.invert(middle), scene.poses)
-    return pose_maths.compose(middle, pose_maths.spiral_path(recentred, scene.near, scene.far, frames)).astype(
-        np.float32
-    )
+    spiral = pose_maths.spiral_path(recentred, scene.near, scene.far, frames)
+    return pose_maths.compose(middle, spiral).astype(np.float32)
 
 
-def _interpolated(path: Path, fps: int) -> np.ndarray:
+def _resample(poses: np.ndarray, frames: int) -> np.ndarray:
+    """Resamples a path [M, 3, 4]; one that ends a step from where it began stays a loop without a seam."""
+    steps = np.linalg.norm(np.diff(poses[:, :, 3], axis=0), axis=-1)
+    loops = len(poses) > 2 and np.linalg.norm(poses[0, :, 3] - poses[-1, :, 3]) <= 1.01 * steps.max()
+    if loops:
+        poses = np.concatenate([poses, poses[:1]])
+    every_pose = keyframes.Keyframes(np.arange(len(poses)), poses)
+    times = np.linspace(0, len(poses) - 1, frames, endpoint=not loops)
+    return keyframes.resample(every_pose, times).astype(np.float32)
+
+
+def read_path(path: Path, fps: int) -> np.ndarray:
+    """Reads a camera path from a file.
+
+    Args:
+        path: an npy file of poses [M, 3, 4] or [M, 4, 4]; or a JSON file of keyframes, which are interpolated, or of
+            frames with a `transform_matrix` each, as in transforms_*.json, which are taken one by one.
+        fps: frames per second of interpolated keyframes.
+
+    Returns:
+        [M, 3, 4] float32 camera-to-world poses in OpenGL axes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds neither.
+    """
+    if path.suffix.lower() != ".json":
+        poses = readers.read_array(path, "; --render_path_file takes poses as npy or keyframes as json")
+        if poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
+            shape = list(poses.shape)
+            raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
+        if not len(poses) or not np.isfinite(poses).all():
+            raise ValueError(f"{path}: poses must be finite numbers, and at least one")
+        return _checked(path, {f"pose {i}": pose for i, pose in enumerate(poses)})
+    document = readers.read_json(path, keyframe_file.LARGEST_TEXT, "; expected keyframes as JSON")
+    frames = document.get("frames") if isinstance(document, dict) else None
+    if isinstance(frames, list) and frames and "keyframes" not in document:
+        found = enumerate(frame.get("transform_matrix") if isinstance(frame, dict) else None for frame in frames)
+        return _checked(path, {f"frame {i}: transform_matrix": matrix for i, matrix in found})
     keys = keyframe_file.load_keyframes(path)
     with readers.blamed_on(path):
         return keyframes.interpolate(keys, fps).astype(np.float32)
 
 
-def _load_poses(path: Path) -> np.ndarray:
-    poses = readers.read_array(path, "; --render_path_file takes poses as npy or keyframes as json")
-    if poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
-        shape = list(poses.shape)
-        raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
-    if not len(poses) or not np.isfinite(poses).all():
-        raise ValueError(f"{path}: poses must be finite numbers, and at least one")
-    poses = np.stack([readers.camera_matrix(pose, f"{path}: pose {i}") for i, pose in enumerate(poses)])
-    pose_maths.require_rigid(poses, [f"{path}: pose {i}" for i in range(len(poses))])
+def _checked(path: Path, matrices: dict[str, object]) -> np.ndarray:
+    """The poses [M, 3, 4] that named matrices are, checked to be rigid."""
+    names = [f"{path}: {name}" for name in matrices]
+    poses = np.stack([readers.camera_matrix(m, name) for m, name in zip(matrices.values(), names, strict=True)])
+    pose_maths.require_rigid(poses, names)
     return poses.astype(np.float32)

@@ -50,6 +50,16 @@ class Option:
             value = _BOOLEANS[text.lower()] if self.kind is bool else self.kind(text)
         except (KeyError, ValueError):
             raise ValueError(f"expected {self.expected()}") from None
+        self.check(value)
+        return value
+
+    def check(self, value: object) -> None:
+        """Raises ValueError, saying what was expected, unless the flag may have that value."""
+        if (value is None and self.default is None) or value in self.words:
+            return
+        kinds = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
+            raise ValueError(f"expected {self.expected()}")
         if self.high is None and self.kind in _LARGEST and value > _LARGEST[self.kind]:
             raise ValueError(f"expected at most {_LARGEST[self.kind]:.10g}")
         within = (
@@ -61,7 +71,6 @@ class Option:
         )
         if not within:
             raise ValueError(f"expected {self.expected()}")
-        return value
 
 
 # The words that configargparse, the original's parser, takes for a switch in a file, and absl's short forms.

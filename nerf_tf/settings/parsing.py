@@ -13,19 +13,14 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import configargparse
 from absl import flags
 
 from nerf_tf.settings.options import GROUPS, OPTIONS, Option
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import readers
-
-if TYPE_CHECKING:
-    from nerf_tf.data.pipeline import BatchSettings
-    from nerf_tf.field.mlp import FieldSettings
-    from nerf_tf.render.renderer import RenderSettings
-    from nerf_tf.train.step import TrainSettings
 
 # Characters in a config file and in a line of it: configs/ needs 500 and 60, and long lines take the parser seconds.
 _LARGEST_FILE, _LONGEST_LINE = 2**16, 2**10
@@ -83,7 +78,8 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
         if len(rest) > 1:
             raise ValueError(_stray_word(argv, rest))
         _read_config(flag_values)
-        _check(flag_values)
+        if read_settings(flag_values).expname is None:
+            raise ValueError("--expname is missing: name the run, on the command line or in the --config file")
     except flags.UnrecognizedFlagError as error:
         _fail(f"unknown flag --{error.flagname}{_did_you_mean(error.flagname, flag_values, '--')}")
     except (flags.Error, ValueError, OSError) as error:
@@ -91,27 +87,46 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
     return rest
 
 
-def args_text(flag_values: flags.FlagValues = flags.FLAGS) -> str:
+def read_settings(flag_values: flags.FlagValues = flags.FLAGS) -> Settings:
+    """The settings that parsed flags stand for.
+
+    Raises:
+        ValueError: values contradict each other, or a text cannot be written to args.txt.
+    """
+    values = {name: flag_values[name].value for name in OPTIONS}
+    for name, value in values.items():
+        if isinstance(value, str):
+            _check_text(name, value)
+    commanded = frozenset(name for name in OPTIONS if flag_values[name].present)
+    set_anywhere = frozenset(name for name in OPTIONS if not flag_values[name].using_default_value)
+    return Settings(**values, from_command_line=commanded, from_file=set_anywhere - commanded)
+
+
+def parse_settings(arguments: Sequence[str]) -> Settings:
+    """The settings that a command line and its --config file stand for; exits as `parse_flags` does."""
+    flag_values = flags.FlagValues()
+    parse_flags(["nerf_tf", *arguments], flag_values)
+    return read_settings(flag_values)
+
+
+def args_text(settings: Settings) -> str:
     """All flags as sorted `name = value` lines, for args.txt; given back as --config they set the same values."""
-    return "".join(f"{name} = {_spelling(flag_values[name].value)}\n" for name in sorted(OPTIONS))
+    return "".join(f"{name} = {_spelling(getattr(settings, name))}\n" for name in sorted(OPTIONS))
 
 
-def changes(
-    path: Path, names: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
-) -> dict[str, tuple[str, str]]:
+def changes(path: Path, names: Sequence[str], settings: Settings) -> dict[str, tuple[str, str]]:
     """Those of the named flags that an args.txt gives another value: name -> its value there, and now.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is none of `name = value` lines.
     """
-    before, now = _read_file(str(path)), {name: str(flag_values[name].value) for name in names}
+    before, now = _read_file(str(path)), {name: str(getattr(settings, name)) for name in names}
     return {name: (str(before[name]), now[name]) for name in names if name in before and before[name] != now[name]}
 
 
-def config_text(flag_values: flags.FlagValues = flags.FLAGS) -> str | None:
+def config_text(settings: Settings) -> str | None:
     """The text of the file named by --config, None without one."""
-    path = flag_values["config"].value
-    return None if path is None else Path(path).read_text(encoding="utf-8-sig")
+    return None if settings.config is None else Path(settings.config).read_text(encoding="utf-8-sig")
 
 
 def help_text(flag_values: flags.FlagValues = flags.FLAGS, full: bool = False) -> str:
@@ -206,88 +221,13 @@ def _spelling(value: object) -> str:
     raise ValueError("a value with line breaks, or all within [ ], cannot be written to args.txt")
 
 
-def _check(flag_values: flags.FlagValues) -> None:
-    """Raises ValueError about values that are wrong together, or that would fail only late."""
-    values = {name: flag_values[name].value for name in OPTIONS}
-    for name, value in values.items():
-        if isinstance(value, str) and (not value.strip() or value.startswith("--")):
-            raise ValueError(f"--{name} has no value (found {value!r}); write --{name}=VALUE")
-        if isinstance(value, str) and not value.replace("\n", " ").isprintable():
-            raise ValueError(f"--{name}={value}: holds characters that cannot be printed")
-        try:
-            _spelling(value)
-        except ValueError as error:
-            raise ValueError(f"--{name}={value}: {error}") from None
-    if values["expname"] is None:
-        raise ValueError("--expname is missing: name the run, on the command line or in the --config file")
-    if Path(values["expname"]).name != values["expname"] or values["expname"] == "..":
-        raise ValueError(
-            f"--expname={values['expname']}: expected one folder name; put the folders above it in --basedir"
-        )
-    if values["N_importance"] > 0 and values["N_samples"] < 3:
-        raise ValueError(
-            f"--N_samples={values['N_samples']}: --N_importance needs at least 3 coarse samples to draw from"
-        )
-    if values["eval_folder"] is not None and not values["eval_only"]:
-        raise ValueError("--eval_folder names views to compare, which needs --eval_only")
-    if values["eval_only"] and values["render_only"]:
-        raise ValueError("--eval_only and --render_only are two things to do: choose one")
-    if values["render_path_file"] is not None and (values["render_path"], values["render_frames"]) != ("auto", None):
-        raise ValueError("--render_path_file is a path of its own: add --render_path=auto --render_frames=None")
-    if None not in (values["near"], values["far"]) and values["near"] >= values["far"]:
-        raise ValueError(f"--near={values['near']} is not below --far={values['far']}")
-
-
-# What the parts below the program take. Their modules load TensorFlow, so they are imported late.
-
-
-def field_settings(flag_values: flags.FlagValues, fine: bool) -> FieldSettings:
-    """Shape of the coarse or the fine network."""
-    from nerf_tf.field.mlp import FieldSettings
-
-    encoded = flag_values.i_embed == 0
-    return FieldSettings(
-        depth=flag_values.netdepth_fine if fine else flag_values.netdepth,
-        width=flag_values.netwidth_fine if fine else flag_values.netwidth,
-        multires=flag_values.multires if encoded else 0,
-        multires_views=flag_values.multires_views if encoded else 0,
-        use_viewdirs=flag_values.use_viewdirs,
-    )
-
-
-def render_settings(flag_values: flags.FlagValues, ndc: bool) -> RenderSettings:
-    """How rays become colours; `lindisp` has no effect under NDC, where t is even in disparity already.
-
-    With `--chunk auto` the chunk is the default one until there is a plan.
-    """
-    from nerf_tf.render.renderer import RenderSettings
-
-    chunk = {} if flag_values.chunk == "auto" else {"chunk": flag_values.chunk}
-    return RenderSettings(
-        N_samples=flag_values.N_samples,
-        N_importance=flag_values.N_importance,
-        perturb=flag_values.perturb,
-        raw_noise_std=flag_values.raw_noise_std,
-        white_bkgd=flag_values.white_bkgd,
-        lindisp=flag_values.lindisp and not ndc,
-        **chunk,
-    )
-
-
-def batch_settings(flag_values: flags.FlagValues) -> BatchSettings:
-    """Which rays make a training batch."""
-    from nerf_tf.data.pipeline import BatchSettings
-
-    return BatchSettings(
-        N_rand=flag_values.N_rand,
-        no_batching=flag_values.no_batching,
-        precrop_iters=flag_values.precrop_iters,
-        precrop_frac=flag_values.precrop_frac,
-    )
-
-
-def train_settings(flag_values: flags.FlagValues) -> TrainSettings:
-    """How weights move."""
-    from nerf_tf.train.step import TrainSettings
-
-    return TrainSettings(lrate=flag_values.lrate, lrate_decay=flag_values.lrate_decay)
+def _check_text(name: str, value: str) -> None:
+    """Raises ValueError about a text that cannot be meant, or that args.txt cannot hold."""
+    if not value.strip() or value.startswith("--"):
+        raise ValueError(f"--{name} has no value (found {value!r}); write --{name}=VALUE")
+    if not value.replace("\n", " ").isprintable():
+        raise ValueError(f"--{name}={value}: holds characters that cannot be printed")
+    try:
+        _spelling(value)
+    except ValueError as error:
+        raise ValueError(f"--{name}={value}: {error}") from None

@@ -11,7 +11,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
 from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch
@@ -24,6 +23,7 @@ from nerf_tf.memory.meter import Meter, Stage, measure
 from nerf_tf.render.renderer import RenderSettings, render_rays
 from nerf_tf.render.sampling import add_fine_samples, stratified_t_vals
 from nerf_tf.render.volume import volume_render
+from nerf_tf.settings.settings import Settings
 from nerf_tf.train.step import Trainer
 
 WAYS = ("original", "engine")  # of rendering a chunk: eager and encodings first, or tile by tile
@@ -51,12 +51,11 @@ class Cell:
     netwidth: int
     netwidth_fine: int
 
-    def set_flags(self, values: flags.FlagValues) -> None:
-        """Gives the program's flags the cell's values."""
-        for name in ("chunk", "netchunk", "N_samples", "N_importance", "netwidth", "netwidth_fine"):
-            values[name].value = getattr(self, name)
-        values["N_rand"].value = self.rays
-        values["mixed_precision"].value = self.precision
+    def settings(self, settings: Settings) -> Settings:
+        """The program's settings with the values of this cell."""
+        names = ("chunk", "netchunk", "N_samples", "N_importance", "netwidth", "netwidth_fine")
+        own = {name: getattr(self, name) for name in names}
+        return settings.replace(**own, N_rand=self.rays, mixed_precision=self.precision)
 
     @property
     def samples(self) -> str:
@@ -64,7 +63,7 @@ class Cell:
         return f"{self.N_samples}+{self.N_importance}"
 
 
-def made_up_rays(values: flags.FlagValues, ndc: bool, count: int) -> Rays:
+def made_up_rays(settings: Settings, ndc: bool, count: int) -> Rays:
     """Rays such as a scene of this kind has: from around it to its middle, or under NDC straight through the cube."""
     rng = np.random.default_rng(0)
     if ndc:
@@ -77,24 +76,23 @@ def made_up_rays(values: flags.FlagValues, ndc: bool, count: int) -> Rays:
         origins = rng.uniform(-0.5, 0.5, [count, 3]) - 4.0 * directions
         default_near, default_far = 2.0, 6.0
     viewdirs = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
-    near = np.full([count, 1], default_near if values.near is None else values.near)
-    far = np.full([count, 1], default_far if values.far is None else values.far)
+    near = np.full([count, 1], default_near if settings.near is None else settings.near)
+    far = np.full([count, 1], default_far if settings.far is None else settings.far)
     return Rays(*(tf.constant(x, tf.float32) for x in (origins, directions, viewdirs, near, far)))
 
 
-def built_trainer(cell: Cell, values: flags.FlagValues, weights: str, ndc: bool) -> Trainer:
+def built_trainer(cell: Cell, settings: Settings, weights: str, ndc: bool) -> Trainer:
     """The program's networks and optimizer for a cell, with typical weights or the worst."""
-    cell.set_flags(values)
-    trainer = build.make_trainer(values, ndc)
+    trainer = build.make_trainer(cell.settings(settings), ndc)
     if weights == "worst":
-        density = 1.0 + 4.0 * values.raw_noise_std  # noise takes it below zero once in 30,000 samples
+        density = 1.0 + 4.0 * settings.raw_noise_std  # noise takes it below zero once in 30,000 samples
         for field in filter(None, (trainer.coarse, trainer.fine)):
             set_density(field, density)
         # Nor is the gradient of any sample too small to count.
         trainer.coarse = dataclasses.replace(trainer.coarse, row_tolerance=0.0)
         trainer.fine = trainer.fine and dataclasses.replace(trainer.fine, row_tolerance=0.0)
-    elif values.ft_path is not None:
-        build.load_weights(trainer, Path(values.ft_path))
+    elif settings.ft_path is not None:
+        build.load_weights(trainer, Path(settings.ft_path))
     trainer.resize(cell.chunk, cell.netchunk)
     return trainer
 
@@ -233,15 +231,14 @@ def account(way: str, trainer: Trainer, rays: Rays, retraw: bool) -> list[Stage]
     return meter.stages
 
 
-def run_cell(cell: Cell, way: str | None, values: flags.FlagValues, weights: str) -> int:
+def run_cell(cell: Cell, way: str | None, settings: Settings, weights: str) -> int:
     """Measures a cell, or accounts for it the given way, and prints lines of JSON; returns the exit code."""
     tf.config.experimental.enable_tensor_float_32_execution(False)  # as the program does
-    if values.random_seed is None:
-        values["random_seed"].value = 0
-    ndc = values.dataset_type == "llff" and not values.no_ndc
+    settings = settings.replace(random_seed=settings.random_seed or 0)
+    ndc = settings.dataset_type == "llff" and not settings.no_ndc
     try:
-        trainer = built_trainer(cell, values, weights, ndc)
-        rays = made_up_rays(values, ndc, cell.rays)
+        trainer = built_trainer(cell, settings, weights, ndc)
+        rays = made_up_rays(settings, ndc, cell.rays)
         if way is not None:
             for stage in account(way, trainer, rays, cell.retraw):
                 print(json.dumps(stage._asdict()))

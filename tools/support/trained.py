@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
-
 from nerf_tf import build
 from nerf_tf.data.scene import Scene
 from nerf_tf.render.renderer import FieldFunction, Renderer
 from nerf_tf.settings import parsing
+from nerf_tf.settings.settings import Settings
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer
 
@@ -20,12 +19,12 @@ class Trained(NamedTuple):
     """A trained scene.
 
     Attributes:
-        values: the flags.
+        settings: all settings.
         scene: photos and cameras.
         renderer: the networks, and how the flags want them rendered.
     """
 
-    values: flags.FlagValues
+    settings: Settings
     scene: Scene
     renderer: Renderer
 
@@ -57,30 +56,28 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     return ["--config", str(run / "args.txt"), "--basedir", str(run.parent), "--expname", run.name, *newest, *rest]
 
 
-def load(program: str, arguments: Sequence[str]) -> Trained:
+def load(arguments: Sequence[str]) -> Trained:
     """The scene that a run or flags (see `with_run`) describe, with the weights that the program would render from.
 
     Raises:
         ValueError, OSError: data or weights are missing or malformed.
         SystemExit: the flags are wrong; one line says what.
     """
-    values = flags.FlagValues()
-    parsing.parse_flags([program, *with_run(arguments), "--render_only"], values)
-    values["occupancy"].value = False  # its networks answer only where there is something to see
-    scene, trainer = restored(values)
+    settings = parsing.parse_settings([*with_run(arguments), "--render_only"])
+    settings = settings.replace(occupancy=False)  # its networks answer only where there is something to see
+    scene, trainer = restored(settings)
     if not len(scene.i_train):
-        raise ValueError(f"{values.datadir}: all views are held out, none is left to look from; raise --llffhold")
-    return Trained(values, scene, build.make_renderer(values, scene, trainer))
+        raise ValueError(f"{settings.datadir}: all views are held out, none is left to look from; raise --llffhold")
+    return Trained(settings, scene, build.make_renderer(settings, scene, trainer))
 
 
-def restored(values: flags.FlagValues) -> tuple[Scene, Trainer]:
+def restored(settings: Settings) -> tuple[Scene, Trainer]:
     """The scene that the flags name, and networks with their weights.
 
     Raises:
         ValueError, OSError: files are missing or wrong.
     """
-    scene = build.load_scene(values)
-    trainer = build.make_trainer(values, scene.ndc)
-    folder = Path(values.basedir) / values.expname
-    build.restore(values, trainer, CheckpointStore(trainer.state, folder / "checkpoints"), folder)
+    scene = build.load_scene(settings)
+    trainer = build.make_trainer(settings, scene.ndc)
+    build.restore(settings, trainer, CheckpointStore(trainer.state, settings.folder / "checkpoints"), settings.folder)
     return scene, trainer
