@@ -22,8 +22,9 @@ from nerf_tf.memory import planning, prediction
 from nerf_tf.output.curve import summaries_folder
 from nerf_tf.render.occupancy import Box, Occupancy
 from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
+from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
-from nerf_tf.storage import tf1_weights
+from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer, TrainSettings
 
@@ -40,6 +41,7 @@ def check_folders(settings: Settings) -> None:
         OSError: something else has the name of one, or there is no permission to make it.
     """
     run = settings.folder
+    _require_the_run_of_the_config(settings)
     if settings.training and "[" in str(run):
         raise ValueError(
             f"{run}: TensorFlow finds no checkpoint under a name with [ in it; give another --expname or --basedir"
@@ -54,6 +56,30 @@ def check_folders(settings: Settings) -> None:
             raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(f"{there}: nothing can be written there; give another --basedir")
+
+
+def _require_the_run_of_the_config(settings: Settings) -> None:
+    """Raises ValueError where `--config` lies in the folder of a run, and the settings name another folder.
+
+    So it is after a run was renamed, copied or moved: its args.txt still names the old folder, where training would
+    start over.
+    """
+    if settings.config is None:
+        return
+    config = parsing.find_config(settings.config).resolve()
+    progress = run_folder.describe_progress(config.parent)
+    if progress is None or config.parent == settings.folder.resolve():
+        return
+    given = settings.from_command_line
+    named = "expname" in given and ("basedir" in given or settings.expname != config.parent.name)
+    if named or given & {"ft_path", "no_reload", "eval_folder"}:
+        logger.info("%s: this run, with the flags of the one in %s", settings.folder, config.parent)
+        return
+    raise ValueError(
+        f"{config}: {config.parent} holds {progress}, but the flags name the folder {settings.folder}; to go on with "
+        f"that run add --basedir {config.parent.parent} --expname {config.parent.name}; to use {settings.folder} all "
+        f"the same add --basedir {settings.basedir} --expname {settings.expname}"
+    )
 
 
 def load_scene(settings: Settings) -> Scene:
@@ -77,6 +103,10 @@ def load_scene(settings: Settings) -> Scene:
     if near < 0:
         raise ValueError(f"near {near:g} is behind the cameras, which are closer to the scene than 1: give --near")
     height, width = scene.images.shape[1:3]
+    for name in settings.without_effect():
+        logger.warning("--%s has no effect on a %s scene; leave it out", name, settings.dataset_type)
+    if settings.lindisp and scene.ndc:
+        logger.warning("--lindisp has no effect under NDC, which is even in disparity; leave it out or add --no_ndc")
     logger.info(
         "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s",
         settings.dataset_type, settings.datadir, len(scene.images), width, height,
@@ -257,6 +287,7 @@ def restore(settings: Settings, trainer: Trainer, store: CheckpointStore, folder
         logger.info("%s: goes on at step %d", path, trainer.step.numpy())
     else:
         path = newest if ft_path is None else Path(ft_path)
+        run_folder.require_coarse_weights(path)
         trainer.step.assign(tf1_weights.step_of(path) + 1)
         load_weights(trainer, path)
         logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())

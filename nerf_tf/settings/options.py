@@ -18,6 +18,7 @@ class Option:
         low, high: smallest and largest value; `above` is a bound that is not itself allowed.
         choices: the only values allowed, if any.
         words: values allowed besides those of its type.
+        datasets: the dataset types on which it has an effect; empty: all.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Option:
     above: float | None = None
     choices: tuple[int | str, ...] = ()
     words: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
 
     def expected(self) -> str:
         """What a value must be, in words."""
@@ -143,19 +145,48 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "data": (
         Option("dataset_type", str, "llff", "kind of scene", choices=("llff", "blender", "deepvoxels")),
-        Option("testskip", int, 8, "keep every n-th test and validation image (blender, deepvoxels); 0: all", low=0),
+        Option(
+            "testskip",
+            int,
+            8,
+            "keep every n-th test and validation image (blender, deepvoxels); 0: all",
+            low=0,
+            datasets=("blender", "deepvoxels"),
+        ),
     ),
-    "deepvoxels": (Option("shape", str, "greek", "object to load", choices=("armchair", "cube", "greek", "vase")),),
+    "deepvoxels": (
+        Option(
+            "shape",
+            str,
+            "greek",
+            "object to load",
+            choices=("armchair", "cube", "greek", "vase"),
+            datasets=("deepvoxels",),
+        ),
+    ),
     "blender": (
         Option("white_bkgd", bool, False, "put images on white where they are transparent"),
-        Option("half_res", bool, False, "halve the images' sides"),
+        Option("half_res", bool, False, "halve the images' sides", datasets=("blender",)),
     ),
     "llff": (
-        Option("factor", int, 8, "divide the images' sides by this; 0 or 1: full size", low=0),
-        Option("no_ndc", bool, False, "no normalised device coordinates: for scenes that do not face forward"),
+        Option("factor", int, 8, "divide the images' sides by this; 0 or 1: full size", low=0, datasets=("llff",)),
+        Option(
+            "no_ndc",
+            bool,
+            False,
+            "no normalised device coordinates: for scenes that do not face forward",
+            datasets=("llff",),
+        ),
         Option("lindisp", bool, False, "space samples evenly in disparity (1/depth) rather than in depth"),
-        Option("spherify", bool, False, "the cameras surround the scene (360 degrees)"),
-        Option("llffhold", int, 8, "every n-th image is a test image; 0: only the most central one", low=0),
+        Option("spherify", bool, False, "the cameras surround the scene (360 degrees)", datasets=("llff",)),
+        Option(
+            "llffhold",
+            int,
+            8,
+            "every n-th image is a test image; 0: only the most central one",
+            low=0,
+            datasets=("llff",),
+        ),
     ),
     "logging": (
         Option("i_print", int, 100, "steps between progress lines and TensorBoard scalars; 0: never", low=0),

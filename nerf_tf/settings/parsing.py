@@ -24,6 +24,7 @@ from nerf_tf.storage import readers
 
 # Characters in a config file and in a line of it: configs/ needs 500 and 60, and long lines take the parser seconds.
 _LARGEST_FILE, _LONGEST_LINE = 2**16, 2**10
+_PACKAGE = Path(__file__).parent.parent
 
 
 class _Parser(flags.ArgumentParser):
@@ -126,7 +127,16 @@ def changes(path: Path, names: Sequence[str], settings: Settings) -> dict[str, t
 
 def config_text(settings: Settings) -> str | None:
     """The text of the file named by --config, None without one."""
-    return None if settings.config is None else Path(settings.config).read_text(encoding="utf-8-sig")
+    return None if settings.config is None else find_config(settings.config).read_text(encoding="utf-8-sig")
+
+
+def find_config(path: str) -> Path:
+    """The config file that `--config` names; configs/... may also be one that comes with the package."""
+    found = Path(path)
+    if found.parts[:1] == ("configs",) and not found.exists():
+        # An installed package holds configs/; a checkout has it beside the package.
+        found = next((folder / path for folder in (_PACKAGE, _PACKAGE.parent) if (folder / path).is_file()), found)
+    return found
 
 
 def help_text(flag_values: flags.FlagValues = flags.FLAGS, full: bool = False) -> str:
@@ -203,7 +213,7 @@ def _read_config(flag_values: flags.FlagValues) -> None:
 
 
 def _read_file(path: str) -> dict[str, str | list]:
-    text = readers.read_text(Path(path), _LARGEST_FILE, "; --config takes a file of `key = value` lines")
+    text = readers.read_text(find_config(path), _LARGEST_FILE, "; --config takes a file of `key = value` lines")
     try:
         if max(map(len, text.splitlines()), default=0) > _LONGEST_LINE:
             raise ValueError(f"a line is longer than {_LONGEST_LINE} characters")

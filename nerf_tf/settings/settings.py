@@ -37,6 +37,14 @@ class _Checked:
         """The run's folder."""
         return Path(self.basedir) / self.expname
 
+    def without_effect(self) -> list[str]:
+        """Names of the flags that were changed from their defaults and have no effect on this dataset type."""
+        return [
+            name
+            for name, option in OPTIONS.items()
+            if option.datasets and self.dataset_type not in option.datasets and getattr(self, name) != option.default
+        ]
+
     @property
     def training(self) -> bool:
         """Whether the run trains, rather than renders or evaluates."""
