@@ -1,8 +1,36 @@
-"""NeRF (Mildenhall et al., ECCV 2020) on TensorFlow 2 and Keras 3: the original's flags, files and numbers."""
+"""NeRF (Mildenhall et al., ECCV 2020) on TensorFlow 2 and Keras 3: the original's flags, files and numbers.
 
+The names below are the package's public surface; docs/library.md describes them.
+"""
+
+import importlib
 import os
+from typing import Any
 
 # Keras reads this when it is first imported; another backend, set for other projects, could not run a tf.function.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 __version__ = "0.3.0"
+
+# Where each public name is defined. They are imported when first used: TensorFlow takes seconds to load.
+_PUBLIC = {
+    "Settings": "settings.settings",
+    "Scene": "data.scene",
+    "read_config": "library",
+    "load_scene": "library",
+    "build_fields": "library",
+    "load_renderer": "library",
+    "train_scene": "library",
+    "image_rays": "geometry.rays",
+    "RenderSettings": "render.renderer",
+    "render_rays": "render.renderer",
+    "write_image": "library",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -51,11 +51,7 @@ def main(settings: Settings, verbosity: int | None = None) -> int:
         logging.getLogger().setLevel(converter.absl_to_standard(verbosity))
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow's checkpoints chatter there
     tf.get_logger().setLevel(logging.ERROR)  # its warnings are for those who change the code
-    for gpu in tf.config.list_physical_devices("GPU"):
-        # TensorFlow would otherwise take the whole GPU at once, and leave nothing to measure.
-        tf.config.experimental.set_memory_growth(gpu, True)
-    # On recent GPUs float32 products would keep 10 bits, and renders would miss the original's by far.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+    build.set_up_tensorflow()
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
     code, reason = end_of_run(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import secrets
@@ -82,8 +83,19 @@ def _require_the_run_of_the_config(settings: Settings) -> None:
     )
 
 
+@functools.cache
+def set_up_tensorflow() -> None:
+    """Sets how TensorFlow uses a GPU, before anything runs on it."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # By default TensorFlow takes the whole GPU at once, and leaves nothing to measure.
+        tf.config.experimental.set_memory_growth(gpu, True)
+    # TensorFloat-32 keeps 10 bits of float32 products: renders would miss the original's by far.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
 def load_scene(settings: Settings) -> Scene:
-    """The scene that the flags describe, with `--near` and `--far` applied."""
+    """Loads the scene that the settings describe, with `--near` and `--far` applied."""
+    set_up_tensorflow()
     if not Path(settings.datadir).is_dir():
         raise FileNotFoundError(f"{settings.datadir}: no such folder; --datadir names the folder of the scene")
     if settings.dataset_type == "llff":
@@ -130,6 +142,7 @@ def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:
 
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
     """Networks with fresh weights, and an optimizer for them; without a seed `--random_seed` or a new one counts."""
+    set_up_tensorflow()
     if seed is None:
         seed = secrets.randbelow(2**31) if settings.random_seed is None else settings.random_seed
     compiled = settings.jit_compile == "true" or (settings.jit_compile == "auto" and planning.has_gpu())
@@ -259,6 +272,19 @@ def load_weights(trainer: Trainer, path: Path) -> None:
     if trainer.fine is not None:
         fine_path = tf1_weights.fine_path(path)
         tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
+
+
+def restored_trainer(settings: Settings, scene: Scene) -> Trainer:
+    """Networks with the weights that the settings name, see `restore`.
+
+    Raises:
+        ValueError, OSError: there are none, or they belong to other networks.
+    """
+    trainer = make_trainer(settings, scene.ndc)
+    restore(
+        settings, trainer, CheckpointStore(trainer.state, settings.folder / run_folder.CHECKPOINTS), settings.folder
+    )
+    return trainer
 
 
 def restore(settings: Settings, trainer: Trainer, store: CheckpointStore, folder: Path) -> None:

@@ -11,7 +11,7 @@ import difflib
 import io
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -174,8 +174,8 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _did_you_mean(name: str, flag_values: flags.FlagValues, dashes: str = "") -> str:
-    known = {candidate.lower(): candidate for candidate in (flag_values if dashes else OPTIONS)}
+def _did_you_mean(name: str, names: Iterable[str], dashes: str = "") -> str:
+    known = {candidate.lower(): candidate for candidate in names}
     nearest = difflib.get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {dashes}{known[nearest[0]]}?" if nearest else "; --help lists all flags"
 
@@ -194,22 +194,32 @@ def _read_config(flag_values: flags.FlagValues) -> None:
     path = flag_values["config"].value
     if path is None:
         return
-    given = {name for name in OPTIONS if flag_values[name].present}
+    for name, value in read_config(path).items():
+        if not flag_values[name].present:
+            flag_values[name].value = value
+            flag_values[name].using_default_value = False
+
+
+def read_config(path: str) -> dict[str, object]:
+    """Reads a config file; returns the value of each flag that it sets.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or a key or a value in it is wrong.
+    """
+    values = {}
     for key, value in _read_file(path).items():
         name = key.removeprefix("--")
-        if name == "config":  # The line that args.txt writes about its own run; files do not nest.
+        if name == "config":  # the line that args.txt writes about its own run; files do not nest
             continue
         if name not in OPTIONS:
-            raise ValueError(f"{path}: unknown key {key!r}{_did_you_mean(name, flag_values)}")
+            raise ValueError(f"{path}: unknown key {key!r}{_did_you_mean(name, OPTIONS)}")
         if isinstance(value, list):
             raise ValueError(f"{path}: {name} is a list; expected {OPTIONS[name].expected()}")
         try:
-            parsed = OPTIONS[name].parse(value)
+            values[name] = OPTIONS[name].parse(value)
         except ValueError as error:
             raise ValueError(f"{path}: {name} = {value}: {error}") from None
-        if name not in given:
-            flag_values[name].value = parsed
-            flag_values[name].using_default_value = False
+    return values
 
 
 def _read_file(path: str) -> dict[str, str | list]:

@@ -233,7 +233,6 @@ def account(way: str, trainer: Trainer, rays: Rays, retraw: bool) -> list[Stage]
 
 def run_cell(cell: Cell, way: str | None, settings: Settings, weights: str) -> int:
     """Measures a cell, or accounts for it the given way, and prints lines of JSON; returns the exit code."""
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # as the program does
     settings = settings.replace(random_seed=settings.random_seed or 0)
     ndc = settings.dataset_type == "llff" and not settings.no_ndc
     try:

@@ -11,7 +11,6 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.render.renderer import FieldFunction, Renderer
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
-from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer
 
 
@@ -78,6 +77,4 @@ def restored(settings: Settings) -> tuple[Scene, Trainer]:
         ValueError, OSError: files are missing or wrong.
     """
     scene = build.load_scene(settings)
-    trainer = build.make_trainer(settings, scene.ndc)
-    build.restore(settings, trainer, CheckpointStore(trainer.state, settings.folder / "checkpoints"), settings.folder)
-    return scene, trainer
+    return scene, build.restored_trainer(settings, scene)
