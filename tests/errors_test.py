@@ -478,6 +478,8 @@ TABLE = [
     other("nothing to render", nothing, "--render_only"),
     other("ft_path missing", nothing, "--ft_path=model_000001.npy"),
     other("ft_path without a step", nothing, "--ft_path=best.npy"),
+    other("ft_path of the fine network", nothing, f"--ft_path=HERE/weights/{FINE}"),
+    other("ft_path is a folder", nothing, "--ft_path=HERE/weights"),
     other("fine weights missing", remove(f"weights/{FINE}"), OWN_WEIGHTS),
     other("weights of another width", nothing, f"{OWN_WEIGHTS} --netwidth=12"),
     other("weights of another depth", nothing, f"{OWN_WEIGHTS} --netdepth=3"),
