@@ -1,4 +1,4 @@
-"""From flags to the parts of a run: folders, scene, networks, what renders them, weights to start from."""
+"""Builds the parts of a run from its settings: scene, networks, renderer, starting weights."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ LONGEST_NAME = 255  # bytes, wherever anybody keeps files
 
 
 def check_folders(settings: Settings) -> None:
-    """Finds out before any work is done, and without writing, whether a run's folders can be made.
+    """Checks, before any work and without writing, that the run's folders can be made.
 
     Raises:
-        ValueError: checkpoints in it could be written, and not read again; or the run's name is too long.
-        OSError: something else has the name of one, or there is no permission to make it.
+        ValueError: the run's name is too long or would hide its checkpoints, or `--config` belongs to another run.
+        OSError: a file has the folder's name, or there is no permission to make it.
     """
     run = settings.folder
     _require_the_run_of_the_config(settings)
@@ -141,7 +141,7 @@ def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:
 
 
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
-    """Networks with fresh weights, and an optimizer for them; without a seed `--random_seed` or a new one counts."""
+    """Builds networks with fresh weights and their optimizer; `seed` defaults to `--random_seed` or a new one."""
     set_up_tensorflow()
     if seed is None:
         seed = secrets.randbelow(2**31) if settings.random_seed is None else settings.random_seed
@@ -157,7 +157,7 @@ def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trai
 
 
 def start_over(settings: Settings, trainer: Trainer) -> None:
-    """Makes the trainer what a new one with the next seed is, but for the count of restarts."""
+    """Resets the trainer to fresh weights of the next seed, and counts the restart."""
     restarts = int(trainer.counts.numpy()[-1]) + 1
     trainer.become(make_trainer(settings, False, _next_seed(int(trainer.seed.numpy()), 1)), restarts)
 
@@ -211,10 +211,10 @@ def plan_training(settings: Settings, trainer: Trainer) -> planning.Memory:
 
 
 def make_renderer(settings: Settings, scene: Scene, trainer: Trainer) -> Renderer:
-    """What renders the trainer's networks.
+    """Builds the renderer of the trainer's networks.
 
     Raises:
-        ValueError: `--memory_budget_mb` is too little for it.
+        ValueError: `--memory_budget_mb` is too little to render in.
     """
     height, width = scene.images.shape[1:3]
     planned = make_memory(settings, trainer, training=False, rays=height * width)
@@ -247,7 +247,7 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer) -> Rendere
 
 
 def ray_box(scene: Scene) -> Box:
-    """The smallest box around all that the scene's cameras and its path can see, in the space that rays live in."""
+    """The smallest box, in the space of the rays (NDC or world), around all that cameras and path can see."""
     views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], c2w) for c2w in scene.render_poses)]
     corners = []
     for camera in set(scene.cameras):
@@ -263,10 +263,10 @@ def ray_box(scene: Scene) -> Box:
 
 
 def load_weights(trainer: Trainer, path: Path) -> None:
-    """Gives the networks the weights of a coarse `.npy` file, and of the fine one that is found beside it by name.
+    """Loads the weights of a coarse `.npy` file, and of the fine one that lies beside it, into the networks.
 
     Raises:
-        ValueError, OSError: a file is missing, is none, or belongs to another network.
+        ValueError, OSError: a file is missing, is no weight file, or belongs to another network.
     """
     tf1_weights.assign(trainer.coarse.mlp, tf1_weights.load(path), path)
     if trainer.fine is not None:
@@ -288,11 +288,11 @@ def restored_trainer(settings: Settings, scene: Scene) -> Trainer:
 
 
 def restore(settings: Settings, trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
-    """Gives the trainer the weights that the original would start from, and where there is a checkpoint all the rest.
+    """Loads what the run starts from into the trainer.
 
-    That is `--ft_path`, or else the newest checkpoint in the run's folder, or else, in a folder that the original
-    wrote, the newest `model_*.npy`; nothing with `--no_reload`. Given back as `--config`, a run's own args.txt says how
-    it began, and not where it goes on: from its checkpoint, if it has one.
+    That is `--ft_path`; else the newest checkpoint in the run's folder, with the optimizer's state; else the newest
+    `model_*.npy` there, as the original does; nothing with `--no_reload`. Where `--config` is the run's own args.txt,
+    its `ft_path` and `no_reload` say how the run began and are not applied again once it has a checkpoint.
     """
     newest = tf1_weights.newest(folder)
     own = settings.config is not None and Path(settings.config).resolve() == (folder / "args.txt").resolve()
@@ -323,7 +323,7 @@ def restore(settings: Settings, trainer: Trainer, store: CheckpointStore, folder
 
 
 def field_settings(settings: Settings, fine: bool) -> FieldSettings:
-    """Shape of the coarse or the fine network."""
+    """The shape of the coarse or the fine network."""
     encoded = settings.i_embed == 0
     return FieldSettings(
         depth=settings.netdepth_fine if fine else settings.netdepth,
@@ -335,9 +335,9 @@ def field_settings(settings: Settings, fine: bool) -> FieldSettings:
 
 
 def render_settings(settings: Settings, ndc: bool) -> RenderSettings:
-    """How rays become colours; `lindisp` has no effect under NDC, where t is even in disparity already.
+    """How rays are sampled and composited. Under NDC `lindisp` has no effect: t is even in disparity already.
 
-    With `--chunk auto` the chunk is the default one until there is a plan.
+    With `--chunk auto` the chunk is the default one until memory is planned.
     """
     chunk = {} if settings.chunk == "auto" else {"chunk": settings.chunk}
     return RenderSettings(
@@ -352,7 +352,7 @@ def render_settings(settings: Settings, ndc: bool) -> RenderSettings:
 
 
 def batch_settings(settings: Settings) -> BatchSettings:
-    """Which rays make a training batch."""
+    """Which rays a training batch holds."""
     return BatchSettings(
         N_rand=settings.N_rand,
         no_batching=settings.no_batching,
@@ -362,5 +362,5 @@ def batch_settings(settings: Settings) -> BatchSettings:
 
 
 def train_settings(settings: Settings) -> TrainSettings:
-    """How weights move."""
+    """The learning rate and its decay."""
     return TrainSettings(lrate=settings.lrate, lrate_decay=settings.lrate_decay)

@@ -335,7 +335,7 @@ class Run:
     def tell_changes(self) -> None:
         """Warns of what is another than when the run was started, or went on, before."""
         with contextlib.suppress(OSError, ValueError):  # there is none, or none that can be read
-            for name, (was, now) in parsing.changes(self.folder / "args.txt", DECIDING, self.settings).items():
+            for name, (was, now) in parsing.changed_flags(self.folder / "args.txt", DECIDING, self.settings).items():
                 logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, parsing.one_line(was))
 
     def write_weights(self, step: int) -> None:

@@ -1,8 +1,8 @@
-"""Flags and config files: how they are read, checked, explained, and handed to the parts below the program.
+"""Command line and config file to `Settings`, and `Settings` to args.txt.
 
-Flags live on absl's `flags.FLAGS`; `app.run(main, flags_parser=parse_flags)` reads them from the command line and from
-the `key = value` file named by `--config`. The command line beats the file. Whatever is wrong with either is answered
-by one line on stderr and exit code 2. TensorFlow is not imported here, so that the answer comes at once.
+The command line takes precedence over the `key = value` file that `--config` names. A mistake in either ends the
+program with one line on stderr and exit code 2. TensorFlow is not imported here: it takes seconds, and the answer to a
+mistake should come at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 class _Parser(flags.ArgumentParser):
-    """An option as absl sees it."""
+    """Parses and checks the text of one option for absl."""
 
     def __init__(self, option: Option) -> None:
         self._option = option
@@ -77,12 +77,12 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
     try:
         rest = flag_values(list(argv))
         if len(rest) > 1:
-            raise ValueError(_stray_word(argv, rest))
+            raise ValueError(_explain_stray_word(argv, rest))
         _read_config(flag_values)
         if read_settings(flag_values).expname is None:
             raise ValueError("--expname is missing: name the run, on the command line or in the --config file")
     except flags.UnrecognizedFlagError as error:
-        _fail(f"unknown flag --{error.flagname}{_did_you_mean(error.flagname, flag_values, '--')}")
+        _fail(f"unknown flag --{error.flagname}{_suggest_name(error.flagname, flag_values, '--')}")
     except (flags.Error, ValueError, OSError) as error:
         _fail(str(error))
     return rest
@@ -111,15 +111,15 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
 
 
 def args_text(settings: Settings) -> str:
-    """All flags as sorted `name = value` lines, for args.txt; given back as --config they set the same values."""
-    return "".join(f"{name} = {_spelling(getattr(settings, name))}\n" for name in sorted(OPTIONS))
+    """The text of args.txt: all flags as sorted `name = value` lines, which --config reads back to the same values."""
+    return "".join(f"{name} = {_quote(getattr(settings, name))}\n" for name in sorted(OPTIONS))
 
 
-def changes(path: Path, names: Sequence[str], settings: Settings) -> dict[str, tuple[str, str]]:
-    """Those of the named flags that an args.txt gives another value: name -> its value there, and now.
+def changed_flags(path: Path, names: Sequence[str], settings: Settings) -> dict[str, tuple[str, str]]:
+    """Compares flags with an args.txt; returns for each that differs its value there, and its value now.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is none of `name = value` lines.
+        FileNotFoundError, ValueError: there is no such file, or it does not hold `name = value` lines.
     """
     before, now = _read_file(str(path)), {name: str(getattr(settings, name)) for name in names}
     return {name: (str(before[name]), now[name]) for name in names if name in before and before[name] != now[name]}
@@ -164,7 +164,7 @@ def _help_entry(title: str, meaning: str, default: object) -> list[str]:
 
 
 def one_line(message: str) -> str:
-    """A message as one line; what a terminal would act on rather than show, as names in files may hold, is escaped."""
+    """A message on one line. Characters that a terminal would obey rather than show, as in file names, are escaped."""
     text = " ".join(message.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
@@ -174,14 +174,14 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _did_you_mean(name: str, names: Iterable[str], dashes: str = "") -> str:
+def _suggest_name(name: str, names: Iterable[str], dashes: str = "") -> str:
     known = {candidate.lower(): candidate for candidate in names}
     nearest = difflib.get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {dashes}{known[nearest[0]]}?" if nearest else "; --help lists all flags"
 
 
-def _stray_word(argv: Sequence[str], rest: Sequence[str]) -> str:
-    """What to say about words that belong to no flag: most often the value of a switch, set off by a space."""
+def _explain_stray_word(argv: Sequence[str], rest: Sequence[str]) -> str:
+    """The message about words that belong to no flag; most often the value of a switch after a space."""
     word, before = rest[1], argv[max(len(argv) - len(rest[1:]) - 1, 0)]
     name = before.lstrip("-")
     if name in OPTIONS and OPTIONS[name].kind is bool:
@@ -212,7 +212,7 @@ def read_config(path: str) -> dict[str, object]:
         if name == "config":  # the line that args.txt writes about its own run; files do not nest
             continue
         if name not in OPTIONS:
-            raise ValueError(f"{path}: unknown key {key!r}{_did_you_mean(name, OPTIONS)}")
+            raise ValueError(f"{path}: unknown key {key!r}{_suggest_name(name, OPTIONS)}")
         if isinstance(value, list):
             raise ValueError(f"{path}: {name} is a list; expected {OPTIONS[name].expected()}")
         try:
@@ -232,8 +232,8 @@ def _read_file(path: str) -> dict[str, str | list]:
         raise ValueError(f"{path}: not a config file of `key = value` lines: {error}") from None
 
 
-def _spelling(value: object) -> str:
-    """How a value is written so that a config file gives it back; ValueError where it cannot be."""
+def _quote(value: object) -> str:
+    """Writes a value so that the config file parser reads it back; raises ValueError where that is impossible."""
     text = str(value)
     for spelling in (text, f'"{text}"', f"'{text}'"):
         if configargparse.DefaultConfigFileParser().parse(io.StringIO(f"key = {spelling}")) == {"key": text}:
@@ -242,12 +242,12 @@ def _spelling(value: object) -> str:
 
 
 def _check_text(name: str, value: str) -> None:
-    """Raises ValueError about a text that cannot be meant, or that args.txt cannot hold."""
+    """Raises ValueError about a text that is surely a mistake, or that args.txt cannot hold."""
     if not value.strip() or value.startswith("--"):
         raise ValueError(f"--{name} has no value (found {value!r}); write --{name}=VALUE")
     if not value.replace("\n", " ").isprintable():
         raise ValueError(f"--{name}={value}: holds characters that cannot be printed")
     try:
-        _spelling(value)
+        _quote(value)
     except ValueError as error:
         raise ValueError(f"--{name}={value}: {error}") from None
