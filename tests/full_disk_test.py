@@ -174,7 +174,7 @@ def test_a_checkpoint_is_whole_or_absent(small_disk):
     trainer.step.assign(3)
     before, size = contents(small_disk), sum(-(-file.stat().st_size // PAGE) for file in (folder / "ckpt-2").iterdir())
     for pages in (*range(4), size // 2, size - 2, size - 1):
-        message = r"^.*ckpt-3: no checkpoint \(No space left on device\); those before it are as they were$"
+        message = r"^.*ckpt-3: cannot be written \(No space left on device\); earlier checkpoints are unchanged$"
         with only(pages, small_disk), pytest.raises(OSError, match=message):
             store.save()
         assert contents(small_disk) == before
@@ -229,7 +229,9 @@ def test_a_run_whose_disk_fills_up_ends_with_one_line_at_the_next_checkpoint(sma
     monkeypatch.setattr(CheckpointStore, "settle", settle_and_fill)
     with contextlib.ExitStack() as filled:
         result = run(*BLENDER, *quiet, f"--basedir={small_disk}", "--expname=t", "--N_iters=20")
-    assert_one_line(result, 1, r"ckpt-2: no checkpoint \(No space left on device\); those before it are as they were$")
+    assert_one_line(
+        result, 1, r"ckpt-2: cannot be written \(No space left on device\); earlier checkpoints are unchanged$"
+    )
     assert result.stderr.count("TensorBoard's file cannot be written") == 1
     assert result.steps("t") == list(range(9))
     assert before.pop(str(small_disk / "t" / "run.lock"))

@@ -33,21 +33,21 @@ def start_holder(folder: Path) -> subprocess.Popen:
 
 
 def write_holder(folder: Path, **changes: object) -> None:
-    (folder / lock.NAME).write_text(json.dumps(lock._this_process() | changes))
+    (folder / lock.LOCK_FILE).write_text(json.dumps(lock._this_process() | changes))
 
 
 def test_the_second_run_is_told_who_the_first_is_and_a_dead_one_is_in_nobodys_way(tmp_path, caplog):
     process = start_holder(tmp_path)
     with pytest.raises(
-        OSError, match=rf"run.lock: pid {process.pid} on {socket.gethostname()} trains here since .*--exp"
+        OSError, match=rf"run.lock: pid {process.pid} on {socket.gethostname()} has been training here since .*--exp"
     ):
         lock.held(tmp_path).__enter__()
     process.kill()
     process.wait()
-    assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == process.pid
+    assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["pid"] == process.pid
     with lock.held(tmp_path):
         assert f"pid {process.pid} on {socket.gethostname()} is dead; taken over" in caplog.text
-        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,9 +70,9 @@ def test_the_folders_are_on_the_disk_before_anything_is_in_them(tmp_path, monkey
 @LINUX
 def test_a_holder_on_another_machine_counts_as_alive(tmp_path):
     write_holder(tmp_path, pid=7, host="elsewhere", boot="another")
-    with pytest.raises(OSError, match=r"pid 7 on elsewhere .* cannot be seen from this machine.* delete this file"):
+    with pytest.raises(OSError, match=r"pid 7 on elsewhere .*; this machine cannot tell whether .* delete this file"):
         lock.held(tmp_path).__enter__()
-    assert "elsewhere" in (tmp_path / lock.NAME).read_text()
+    assert "elsewhere" in (tmp_path / lock.LOCK_FILE).read_text()
 
 
 @LINUX
@@ -92,7 +92,7 @@ def test_the_dead_are_known(tmp_path, dead):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\0\0"])
 def test_a_file_that_says_nothing_is_no_hindrance(tmp_path, content):
-    (tmp_path / lock.NAME).write_text(content)
+    (tmp_path / lock.LOCK_FILE).write_text(content)
     with lock.held(tmp_path):
         pass
 
@@ -104,7 +104,7 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(tmp_path, kind):
     if kind != "broken link":
         diary.write_text("dear diary")
     (tmp_path / "run").mkdir()
-    path = tmp_path / "run" / lock.NAME
+    path = tmp_path / "run" / lock.LOCK_FILE
     if kind == "pipe":
         os.mkfifo(path)
     else:
@@ -130,10 +130,10 @@ def no_locks(handle: int, operation: int) -> None:
 def test_without_locks_of_the_kernel_the_processes_number_and_start_decide(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", no_locks)
     write_holder(tmp_path)
-    with pytest.raises(OSError, match=f"pid {os.getpid()} .* trains here"):
+    with pytest.raises(OSError, match=f"pid {os.getpid()} .* has been training here"):
         lock.held(tmp_path).__enter__()
     write_holder(tmp_path, host="container")  # whose numbers mean nothing here
-    with pytest.raises(OSError, match="cannot be seen"):
+    with pytest.raises(OSError, match="cannot tell whether"):
         lock.held(tmp_path).__enter__()
     for dead in ({"pid": 2**22 + 1}, {"started": "1"}, {"boot": "before"}):  # the second: a number used again
         write_holder(tmp_path, **dead)
@@ -143,7 +143,7 @@ def test_without_locks_of_the_kernel_the_processes_number_and_start_decide(tmp_p
 
 def test_a_system_without_any_of_this(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
-    monkeypatch.setattr(lock, "_text", lambda path: "")
+    monkeypatch.setattr(lock, "_kernel_text", lambda path: "")
     with lock.held(tmp_path), pytest.raises(OSError, match="delete this file"):
         lock.held(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []
