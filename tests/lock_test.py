@@ -18,7 +18,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs L
 HOLDER = """
 import sys
 from pathlib import Path
-from nerf_tf.train import lock
+from nerf_tf.storage import lock
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
