@@ -76,7 +76,7 @@ def test_a_pickle_in_place_of_an_array_does_not_run(tmp_path, name, disguise):
     payload = hostile_payloads(sentinel)[name]
     floats = npy(header_of("'<f8'", f"({len(payload) // 8 + 1}, 17)"), payload)
     path.write_bytes({"objects": npy_bytes(payload), "floats": floats, "bare": payload}[disguise])
-    for read in (readers.read_array, llff.read_poses_bounds):
+    for read in (readers.read_npy, llff.read_poses_bounds):
         with pytest.raises(ValueError, match=r"poses_bounds\.npy: not an npy file of plain numbers"):
             read(path)
     assert not sentinel.exists()
@@ -154,7 +154,7 @@ def test_npy_headers(tmp_path, header, message):
     path = tmp_path / "poses.npy"
     path.write_bytes(npy(header, bytes(16)))
     with pytest.raises(ValueError, match=rf"poses\.npy: not an npy file of plain numbers \(.*{message}"):
-        readers.read_array(path)
+        readers.read_npy(path)
 
 
 def test_an_npy_file_of_holes(tmp_path):
@@ -162,14 +162,14 @@ def test_an_npy_file_of_holes(tmp_path):
     path.write_bytes(npy(header_of("'<f8'", "(68719476736, 17)"), b""))
     os.truncate(path, 2**36 * 17 * 8 + 1000)
     with pytest.raises(ValueError, match=r"poses\.npy: not an npy file of plain numbers \(it is larger than"):
-        readers.read_array(path)
+        readers.read_npy(path)
 
 
 def test_an_npy_header_longer_than_the_file(tmp_path):
     path = tmp_path / "poses.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + b"\xff\xff\xff\x7f" + b"{")
     with pytest.raises(ValueError, match=r"poses\.npy: not an npy file"):
-        readers.read_array(path)
+        readers.read_npy(path)
 
 
 # Archives of arrays
@@ -420,7 +420,7 @@ def make_hole(path: Path) -> None:
 
 
 READERS = {
-    "array.npy": readers.read_array,
+    "array.npy": readers.read_npy,
     "occupancy.npz": readers.read_npz,
     "keys.json": keyframe_file.load_keyframes,
     "vgg16.ckpt": lpips.read,

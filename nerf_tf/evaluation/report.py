@@ -69,9 +69,9 @@ def _json_number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def render(
+def write_and_score_views(
     folder: Path, images: Iterable[Image], photos: Sequence[np.ndarray], save_arrays: bool
-) -> tuple[view_files.Film, Evaluation]:
+) -> tuple[view_files.VideoBuffer, Evaluation]:
     """Writes test views as `view_files.write_views` does, and scores them with photos [H, W, 3]."""
     float_psnrs: list[float] = []
     times = [time.perf_counter()]
@@ -83,22 +83,22 @@ def render(
             times.append(time.perf_counter())
 
     frames = view_files.write_views(folder, add_float_psnrs(), save_arrays)
-    scores = {"psnr_float": float_psnrs} | score(frames.rgb, photos)
+    scores = {"psnr_float": float_psnrs} | score_views(frames.rgb, photos)
     return frames, Evaluation(folder, *photos[0].shape[:2], scores, float(np.median(np.diff(times))))
 
 
-def read(folder: Path, photos: Sequence[np.ndarray]) -> Evaluation:
+def score_folder(folder: Path, photos: Sequence[np.ndarray]) -> Evaluation:
     """Scores the views `NNN.png` of a folder with photos [H, W, 3].
 
     Raises:
         FileNotFoundError: a view is missing.
         ValueError: there are more views than photos, a view cannot be read, or sizes differ.
     """
-    return Evaluation(folder, *photos[0].shape[:2], score(read_views(folder, photos), photos))
+    return Evaluation(folder, *photos[0].shape[:2], score_views(read_views(folder, photos), photos))
 
 
 def read_views(folder: Path, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Reads the 8-bit views `NNN.png` of a folder, one for each photo [H, W, 3]; errors as `read`."""
+    """Reads the 8-bit views `NNN.png` of a folder, one for each photo [H, W, 3]; errors as `score_folder`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of rendered views")
     count = len(list(folder.glob("[0-9]*.png")))
@@ -111,16 +111,16 @@ def read_views(folder: Path, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
             f"{folder}: views of {width}x{height} with {channels} channels for photos of {expected[1]}x{expected[0]} "
             "with 3; render again with --render_factor 0, or check --half_res and --factor"
         )
-    return [metrics.photo_8bit(view) for view in views]
+    return [metrics.round_to_8bit(view) for view in views]
 
 
-def score(views: Sequence[np.ndarray], photos: Sequence[np.ndarray]) -> dict[str, list[float]]:
+def score_views(views: Sequence[np.ndarray], photos: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Computes all metrics of each 8-bit view [H, W, 3] with its photo, rounded to 8 bits."""
-    functions = measures(*photos[0].shape[:2])
+    functions = choose_metrics(*photos[0].shape[:2])
     scores: dict[str, list[float]] = {name: [] for name in functions}
     pairs = zip(views, photos, strict=True)
     for view, photo in tqdm(pairs, desc="comparing", total=len(photos), unit="view", delay=0.5):
-        reference = metrics.photo_8bit(photo)
+        reference = metrics.round_to_8bit(photo)
         for name in list(scores):
             try:
                 scores[name].append(functions[name](view, reference))
@@ -130,7 +130,7 @@ def score(views: Sequence[np.ndarray], photos: Sequence[np.ndarray]) -> dict[str
     return scores
 
 
-def measures(height: int, width: int) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+def choose_metrics(height: int, width: int) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
     """The metrics that can be computed for images of this size; the log says which are left out, and why."""
     functions: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"psnr_8bit": metrics.psnr}
     side = min(height, width)
@@ -156,7 +156,7 @@ def weights_step(folder: Path) -> int | None:
     return match and int(match[2]) - (match[1] == "renderonly_test")
 
 
-def report(path: Path, run_info: Mapping[str, object], evaluation: Evaluation) -> None:
+def write_report(path: Path, run_info: Mapping[str, object], evaluation: Evaluation) -> None:
     """Logs the table and writes metrics.json; `run_info` has at least scene, step and white_bkgd."""
     step = "unknown" if run_info["step"] is None else run_info["step"]
     seconds = evaluation.seconds_per_view

@@ -71,6 +71,6 @@ class Meter:
         self.stages.append(Stage(name, outputs / MEGABYTE, (_peak() - self._before) / MEGABYTE))
         return result
 
-    def inside_the_next(self, name: str) -> None:
+    def add_nested_stage(self, name: str) -> None:
         """Records a stage that runs within the next one and has no outputs of its own."""
         self.stages.append(Stage(name, 0.0, None))

@@ -19,7 +19,7 @@ class OutOfMemory(Exception):
     """Memory ran out and nothing is left to halve; the message names the plan and one that may fit."""
 
 
-class Memory:
+class MemoryPlanner:
     """Chooses chunk and netchunk for one workload, and smaller ones when memory runs out.
 
     Attributes:
@@ -51,16 +51,16 @@ class Memory:
         logger.info("%s", self)
 
     def __str__(self) -> str:
-        return prediction.in_words(self.work, self.plan)
+        return prediction.describe_plan(self.work, self.plan)
 
-    def give_way(self, error: tf.errors.ResourceExhaustedError) -> prediction.Plan:
+    def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError) -> prediction.Plan:
         """Halves what is "auto", and returns the new plan.
 
         Raises:
             OutOfMemory: neither is "auto", or halving no longer helps.
         """
         reason = f"out of memory ({failed_allocation(error)}) with {self}"
-        reduced = prediction.smaller(self.work, self.plan, **self._auto)
+        reduced = prediction.reduce_plan(self.work, self.plan, **self._auto)
         if reduced is None:
             suggestion = self._suggest_plan()
             raise OutOfMemory(f"{reason}. What may fit: {suggestion}; --chunk auto --netchunk auto finds what does")
@@ -74,12 +74,12 @@ class Memory:
         try:
             plan = self._plan_within(budget, None, None)
         except ValueError:
-            plan = prediction.smaller(self.work, self.plan, halve_chunk=True, halve_netchunk=True)
-        return prediction.in_words(self.work, plan) if plan else "lower N_samples or netwidth"
+            plan = prediction.reduce_plan(self.work, self.plan, halve_chunk=True, halve_netchunk=True)
+        return prediction.describe_plan(self.work, plan) if plan else "lower N_samples or netwidth"
 
     def _plan_within(self, budget: float, chunk: int | None, netchunk: int | None) -> prediction.Plan:
         largest_tile = prediction.LARGEST_GPU_TILE if has_gpu() else prediction.LARGEST_TILE
-        return prediction.plan(self.work, budget, chunk, netchunk, largest_tile)
+        return prediction.choose_plan(self.work, budget, chunk, netchunk, largest_tile)
 
 
 def has_gpu() -> bool:

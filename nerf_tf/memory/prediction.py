@@ -36,8 +36,7 @@ ACCUMULATORS = 1.5
 GRADIENT_COPIES = 2.0
 # Measured peaks exceed the prediction by at most this factor; a plan must fit nevertheless.
 MARGIN = 1.3
-# The range that `plan` chooses from. On a CPU a tile of LARGEST_TILE points stays in the caches; a GPU is faster with
-# larger tiles.
+# What `choose_plan` chooses from. On a CPU a tile of LARGEST_TILE points stays in the caches; a GPU needs larger tiles.
 LARGEST_CHUNK, SMALLEST_CHUNK = 32768, 64
 LARGEST_TILE, LARGEST_GPU_TILE, SMALLEST_TILE = 16384, 262144, 256
 
@@ -118,7 +117,7 @@ class Plan:
     predicted: int
 
 
-def predict(work: Workload, chunk: int, netchunk: int) -> int:
+def predict_memory(work: Workload, chunk: int, netchunk: int) -> int:
     """Predicts the peak in bytes of a training step or a rendered chunk, not counting `work.resident`."""
     rays = rays_at_once(work.rays, work.samples, chunk, netchunk, work.training, work.compiled)
     passes = [(work.coarse, work.N_samples)]
@@ -151,7 +150,7 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
     return min(points, netchunk) * tile + points * per_sample * FLOAT
 
 
-def plan(
+def choose_plan(
     work: Workload, budget: float, chunk: int | None, netchunk: int | None, largest_tile: int = LARGEST_TILE
 ) -> Plan:
     """Chooses the largest netchunk that fits a budget, as it decides the speed; then the largest chunk.
@@ -169,12 +168,12 @@ def plan(
     netchunks = [netchunk] if netchunk else _halvings(largest_tile, SMALLEST_TILE)
     for tile in netchunks:
         for rays in chunks:
-            predicted = predict(work, rays, tile)
+            predicted = predict_memory(work, rays, tile)
             if MARGIN * predicted + work.resident <= budget:
                 return Plan(rays, tile, predicted)
             if rays * work.samples <= tile and tile != netchunks[-1]:
                 break  # fewer rays would not fill the tile; a smaller tile is better
-    least = MARGIN * predict(work, chunks[-1], netchunks[-1]) + work.resident
+    least = MARGIN * predict_memory(work, chunks[-1], netchunks[-1]) + work.resident
     raise ValueError(
         f"memory_budget_mb {budget / MEGABYTE:.0f} is too little: {work.name} takes {math.ceil(least / MEGABYTE)} MB "
         f"at chunk {chunks[-1]} and netchunk {netchunks[-1]}; raise it"
@@ -182,24 +181,24 @@ def plan(
     )
 
 
-def smaller(work: Workload, current: Plan, halve_chunk: bool, halve_netchunk: bool) -> Plan | None:
+def reduce_plan(work: Workload, current: Plan, halve_chunk: bool, halve_netchunk: bool) -> Plan | None:
     """Halves chunk, netchunk or both until the predicted peak falls; returns None if it cannot fall.
 
     One halving may not be enough. Half of a chunk larger than the rays changes nothing. Tiles too small for all
     samples of a ray need more memory, as training then works on a whole chunk.
     """
     chunk, netchunk = min(current.chunk, work.rays), current.netchunk
-    before = predict(work, chunk, netchunk)
+    before = predict_memory(work, chunk, netchunk)
     while (halve_chunk and chunk > 1) or (halve_netchunk and netchunk > 1):
         chunk = max(1, chunk // 2) if halve_chunk else chunk
         netchunk = max(1, netchunk // 2) if halve_netchunk else netchunk
-        predicted = predict(work, chunk, netchunk)
+        predicted = predict_memory(work, chunk, netchunk)
         if predicted < before:
             return Plan(chunk, netchunk, predicted)
     return None
 
 
-def in_words(work: Workload, plan: Plan) -> str:
+def describe_plan(work: Workload, plan: Plan) -> str:
     """Describes a plan and its predicted memory in one line."""
     peak, resident = plan.predicted / MEGABYTE, work.resident / MEGABYTE
     settings = f"{work.name}: chunk {plan.chunk}, netchunk {plan.netchunk}"

@@ -113,7 +113,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
         return (total[last] - total[first]) / (count[last] - count[first])
 
 
-def draw(runs: dict[str, dict[str, Curve]]):
+def draw_curves(runs: dict[str, dict[str, Curve]]):
     """Draws curves by run and tag: loss on a logarithmic axis, PSNR of batches and of held-out views.
 
     Raises:
@@ -121,8 +121,8 @@ def draw(runs: dict[str, dict[str, Curve]]):
     """
     figure = figures.new_figure(11.0, 4.2)
     loss, psnr = figure.subplots(1, 2)
-    figures.tidy(loss, "Loss: mean squared error, coarse + fine")
-    figures.tidy(psnr, "PSNR in dB: lines are training batches, dots held-out views")
+    figures.style_axes(loss, "Loss: mean squared error, coarse + fine")
+    figures.style_axes(psnr, "PSNR in dB: lines are training batches, dots held-out views")
     loss.set_yscale("log")
     for i, (name, curves) in enumerate(runs.items()):
         colour = COLOURS[i % len(COLOURS)]
@@ -171,7 +171,7 @@ class CurveFile:
         curves = self._history.curves()
         if self._drawable and curves:
             try:
-                figures.save(draw({self._name: curves}), self._path)
+                figures.save(draw_curves({self._name: curves}), self._path)
             except OSError:
                 raise
             except Exception as error:  # anything that matplotlib raises

@@ -28,7 +28,7 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
 
 
-def tidy(axes, title: str) -> None:
+def style_axes(axes, title: str) -> None:
     """Sets the title of a 2D plot and hides its top and right border."""
     axes.set_title(title, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,7 @@ GAP = 4  # pixels between pictures in a row
 CAPTION = 22  # pixels above them for names, and below for a caption
 
 
-def coloured(levels: np.ndarray) -> np.ndarray:
+def apply_colour_map(levels: np.ndarray) -> np.ndarray:
     """Maps levels [...] to 8-bit colours [..., 3]: 0 and NaN to black, 1 to pale yellow."""
     positions = np.clip(np.nan_to_num(levels), 0.0, 1.0) * (len(MAGMA) - 1)
     channels = [np.interp(positions, np.arange(len(MAGMA)), MAGMA[:, channel]) for channel in range(3)]
@@ -41,7 +41,7 @@ def false_colours(values: np.ndarray, acc: np.ndarray, dark: float, light: float
         background: 8-bit grey level.
     """
     span = light - dark
-    colours = coloured((np.asarray(values, np.float64) - dark) / (span if span != 0 else 1.0))
+    colours = apply_colour_map((np.asarray(values, np.float64) - dark) / (span if span != 0 else 1.0))
     cover = np.clip(np.nan_to_num(acc), 0.0, 1.0)[..., None]
     return np.rint(colours * cover + background * (1.0 - cover)).astype(np.uint8)
 
@@ -51,12 +51,12 @@ def expected_depth(depth: np.ndarray, acc: np.ndarray) -> np.ndarray:
     return np.divide(depth, acc, out=np.zeros_like(depth), where=acc > 0)
 
 
-def solid_values(values: np.ndarray, acc: np.ndarray) -> np.ndarray:
+def opaque_values(values: np.ndarray, acc: np.ndarray) -> np.ndarray:
     """The finite values [N] among [H, W] at pixels of more than `MIN_OPACITY`."""
     return values[(acc > MIN_OPACITY) & np.isfinite(values)]
 
 
-def shown_range(values: Iterable[np.ndarray]) -> tuple[float, float]:
+def display_range(values: Iterable[np.ndarray]) -> tuple[float, float]:
     """The 1st and the 99th percentile of all values together, which a few stray rays do not change."""
     together = np.concatenate([*values, np.empty(0, np.float32)])
     low, high = np.percentile(together, [1.0, 99.0]) if together.size else (0.0, 0.0)

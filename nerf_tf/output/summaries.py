@@ -36,7 +36,7 @@ class Summaries:
         self._writer: tf.summary.SummaryWriter | None = None
 
     @contextlib.contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
+    def _step_writer(self, step: int) -> Iterator[None]:
         """Writes the summaries of a block under `step` and flushes them to the file."""
         try:
             if not self._started:
@@ -74,21 +74,21 @@ class Summaries:
                 writer.write(event.SerializeToString())
         self._started = True
 
-    def scalars(self, step: int, **values: tf.Tensor | float | None) -> None:
+    def write_scalars(self, step: int, **values: tf.Tensor | float | None) -> None:
         """Writes the scalars that are not None."""
-        with self._writing(step):
+        with self._step_writer(step):
             for tag, value in values.items():
                 if value is not None:
                     tf.summary.scalar(tag, value)
 
-    def histogram(self, step: int, tag: str, values: tf.Tensor) -> None:
+    def write_histogram(self, step: int, tag: str, values: tf.Tensor) -> None:
         """Writes a histogram of at most `MAX_HISTOGRAM_VALUES` of the values, evenly spaced."""
         flat = values.numpy().ravel()
         # TensorBoard needs 240 bytes a value to sort them, on a GPU more than a training step needs.
-        with tf.device("CPU:0"), self._writing(step):
+        with tf.device("CPU:0"), self._step_writer(step):
             tf.summary.histogram(tag, flat[:: -(-flat.size // MAX_HISTOGRAM_VALUES)])
 
-    def view(self, step: int, image: Image, photo: np.ndarray) -> None:
+    def write_view(self, step: int, image: Image, photo: np.ndarray) -> None:
         """Writes a rendered view beside its photo [H, W, 3]."""
         tiles = {"rgb": to_8bit(image.rgb), "disp": normalised_disparity([image.disp])[0], "acc": to_8bit(image.acc)}
         tiles["rgb_holdout"] = to_8bit(photo)
@@ -96,6 +96,6 @@ class Summaries:
             tiles["rgb0"] = to_8bit(image.rgb0)
             tiles["disp0"] = normalised_disparity([image.disp0])[0]
             tiles["z_std"] = normalised_disparity([image.z_std])[0]
-        with self._writing(step):
+        with self._step_writer(step):
             for tag, tile in tiles.items():
                 tf.summary.image(tag, tile[None, ..., None] if tile.ndim == 2 else tile[None])

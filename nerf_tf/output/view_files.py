@@ -16,7 +16,7 @@ import numpy as np
 
 from nerf_tf.output import pictures
 from nerf_tf.render.renderer import Image
-from nerf_tf.storage.atomic import complete_file, make_folder, writing
+from nerf_tf.storage.atomic import complete_file, make_folder, path_in_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +44,20 @@ def normalised_disparity(disps: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [grey_disparity(disp, largest) for disp in disps]
 
 
-def coloured_disparity(image: Image) -> np.ndarray:
+def colour_disparity(image: Image) -> np.ndarray:
     """Draws a view's disparity in 8-bit colours [H, W, 3]: near is light, empty is black."""
-    far, near = pictures.shown_range([pictures.solid_values(image.disp, image.acc)])
+    far, near = pictures.display_range([pictures.opaque_values(image.disp, image.acc)])
     return pictures.false_colours(image.disp, image.acc, dark=far, light=near)
 
 
-def coloured_depth(image: Image) -> np.ndarray:
+def colour_depth(image: Image) -> np.ndarray:
     """Draws a view's depth in 8-bit colours [H, W, 3]: near is light, empty is black."""
     depth = pictures.expected_depth(image.depth, image.acc)
-    near, far = pictures.shown_range([pictures.solid_values(depth, image.acc)])
+    near, far = pictures.display_range([pictures.opaque_values(depth, image.acc)])
     return pictures.false_colours(depth, image.acc, dark=far, light=near)
 
 
-class Frames(Sequence[np.ndarray]):
+class LazyFrames(Sequence[np.ndarray]):
     """A sequence of video frames, each drawn when it is accessed."""
 
     def __init__(self, count: Callable[[], int], draw: Callable[[int], np.ndarray]):
@@ -72,7 +72,7 @@ class Frames(Sequence[np.ndarray]):
         return self._draw(i)
 
 
-class Film:
+class VideoBuffer:
     """Collects rendered views for videos in an unnamed temporary file, at 12 bytes a pixel.
 
     Videos of disparity and depth have one scale for all frames, so they can be drawn only after the last view.
@@ -87,7 +87,7 @@ class Film:
         Raises:
             OSError: the folder cannot be written; the message names it.
         """
-        with writing(folder):
+        with path_in_write_errors(folder):
             make_folder(folder)
             # Unbuffered, as closing a buffered file writes again, which fails again on a full disk.
             self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115
@@ -105,14 +105,14 @@ class Film:
         pixels = np.empty(image.acc.shape, self.PIXEL)
         pixels["rgb"], pixels["acc"] = to_8bit(image.rgb), to_8bit(image.acc)
         pixels["disp"], pixels["depth"] = image.disp, pictures.expected_depth(image.depth, image.acc)
-        with writing(self._folder):
+        with path_in_write_errors(self._folder):
             offset, unwritten = self._file.seek(0, os.SEEK_END), memoryview(pixels.tobytes())
             while unwritten:
                 unwritten = unwritten[self._file.write(unwritten) :]
         self._views.append((offset, pixels.shape))
         self._largest_disparity = max(self._largest_disparity, largest_disparity(image.disp))
         for values, samples in ((pixels["disp"], self._disparities), (pixels["depth"], self._depths)):
-            opaque = pictures.solid_values(values, image.acc)
+            opaque = pictures.opaque_values(values, image.acc)
             samples.append(opaque[:: -(-opaque.size // self.SAMPLES) or 1].copy())
         return pixels["rgb"]
 
@@ -121,39 +121,39 @@ class Film:
         self._file.seek(offset)
         return np.frombuffer(self._file.read(math.prod(shape) * self.PIXEL.itemsize), self.PIXEL).reshape(shape)
 
-    def _frames(self, draw: Callable[[np.ndarray], np.ndarray]) -> Frames:
-        return Frames(lambda: len(self._views), lambda i: draw(self._pixels(i)))
+    def _frames(self, draw: Callable[[np.ndarray], np.ndarray]) -> LazyFrames:
+        return LazyFrames(lambda: len(self._views), lambda i: draw(self._pixels(i)))
 
     @property
-    def rgb(self) -> Frames:
+    def rgb(self) -> LazyFrames:
         """8-bit images [H, W, 3]."""
         return self._frames(lambda pixels: pixels["rgb"])
 
     @property
-    def grey_disp(self) -> Frames:
+    def grey_disp(self) -> LazyFrames:
         """8-bit grey disparity [H, W] on one scale, as in the original's videos."""
         return self._frames(lambda pixels: grey_disparity(pixels["disp"], self._largest_disparity))
 
     @property
-    def disp(self) -> Frames:
+    def disp(self) -> LazyFrames:
         """Disparity in 8-bit colours [H, W, 3]: near is light, empty is black."""
-        far, near = pictures.shown_range(self._disparities)
+        far, near = pictures.display_range(self._disparities)
         return self._frames(
             lambda pixels: pictures.false_colours(pixels["disp"], pixels["acc"] / 255.0, dark=far, light=near)
         )
 
     @property
-    def depth(self) -> Frames:
+    def depth(self) -> LazyFrames:
         """Depth in 8-bit colours [H, W, 3]: near is light, empty is black."""
-        near, far = pictures.shown_range(self._depths)
+        near, far = pictures.display_range(self._depths)
         return self._frames(
             lambda pixels: pictures.false_colours(pixels["depth"], pixels["acc"] / 255.0, dark=far, light=near)
         )
 
     @property
-    def acc(self) -> Frames:
+    def acc(self) -> LazyFrames:
         """Opacity in 8-bit colours [H, W, 3]: opaque is light, empty is black."""
-        return self._frames(lambda pixels: pictures.coloured(pixels["acc"] / 255.0))
+        return self._frames(lambda pixels: pictures.apply_colour_map(pixels["acc"] / 255.0))
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -170,12 +170,12 @@ def write_arrays(path: Path, image: Image) -> None:
         np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> Film:
+def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> VideoBuffer:
     """Writes each view as `NNN.png` as soon as it is rendered, and with `save_arrays` also as `NNN.npz`.
 
     After the last view, removes further views and arrays that an earlier rendering left in the folder.
     """
-    video, written = Film(folder), set()
+    video, written = VideoBuffer(folder), set()
     for i, image in enumerate(images):
         path = folder / f"{i:03d}.png"
         write_png(path, video.append(image))
@@ -194,8 +194,8 @@ def write_side_by_side(path: Path, photo: np.ndarray, image: Image, caption: str
     tiles = {
         "photo": to_8bit(photo),
         "render": to_8bit(image.rgb),
-        "disparity": coloured_disparity(image),
-        "opacity": pictures.coloured(image.acc),
+        "disparity": colour_disparity(image),
+        "opacity": pictures.apply_colour_map(image.acc),
     }
     write_png(path, pictures.side_by_side(tiles, caption))
 

@@ -17,7 +17,7 @@ from nerf_tf.storage.atomic import complete_file
 from nerf_tf.train.step import Trainer
 
 
-def stages(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
+def replay_step(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
     """Replays the trainer's next step, without changing the trainer, and yields its tensors with names.
 
     First the rays and the photos' colours. Then, for the coarse and the fine pass: weights, samples, raw network
@@ -48,23 +48,23 @@ def stages(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]
             yield f"{name} gradient of {variable.path}", gradient
 
 
-def first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
+def find_first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
     """Names the next step's first tensor with a NaN or an infinity, or says that there is none."""
-    for name, tensor in stages(trainer, batch):
+    for name, tensor in replay_step(trainer, batch):
         if not np.isfinite(tensor).all():
             return name
     return "none: all values are finite, but the squares of some are not"
 
 
 def diagnose(trainer: Trainer, batch: RayBatch, step: int) -> str:
-    """Calls `first_non_finite` for the step that the trainer has just skipped.
+    """Calls `find_first_non_finite` for the step that the trainer has just skipped.
 
     Returns "unknown" with the reason when memory runs out, as the replay needs more of it than the step.
     """
     next_step = trainer.step.numpy()
     trainer.step.assign(step)
     try:
-        return first_non_finite(trainer, batch)
+        return find_first_non_finite(trainer, batch)
     except (tf.errors.ResourceExhaustedError, MemoryError):
         return "unknown (memory ran out during the search)"
     finally:

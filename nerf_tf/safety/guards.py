@@ -1,7 +1,7 @@
 """Guards against failed training: steps without finite gradients, and scenes that collapse.
 
-Each training step updates `Counts`, which checkpoints hold, and a `Watch` judges them. So a resumed run is judged at
-the same step as one that was never interrupted.
+Each training step updates `Counts`, which checkpoints hold, and a `TrainingMonitor` judges them. So a resumed run is
+judged at the same step as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nerf_tf.train.counts import Counts
 logger = logging.getLogger(__name__)
 
 # Healthy runs may start out collapsed but recover within a few hundred steps; after this many, none ever did.
-COLLAPSE_AFTER = 1000
+COLLAPSE_STEPS = 1000
 # When this many further seeds collapse too, the seed is not the reason.
 MAX_RESTARTS = 3
 
@@ -45,7 +45,7 @@ class Collapse(Exception):
     """The scene has collapsed; the message says to what, and names remedies."""
 
 
-class Watch:
+class TrainingMonitor:
     """Checks the counts after each step, and warns or ends the run.
 
     Args:
@@ -58,7 +58,7 @@ class Watch:
         self._name, self._max_bad_steps, self._stops = name, max_bad_steps, stops
         self._last_collapsed = 0
 
-    def look(self, step: int, batch: RayBatch, counts: Counts) -> None:
+    def check(self, step: int, batch: RayBatch, counts: Counts) -> None:
         """Checks the counts after `step`, which trained on `batch`.
 
         Raises:
@@ -74,10 +74,10 @@ class Watch:
             message = f"step {step}: loss or gradient was not finite in {counts.bad} steps in a row"
             raise BadSteps(message, step, batch)
         kind, steps = max(("empty space", counts.empty), ("a solid block", counts.solid), key=lambda pair: pair[1])
-        if steps >= COLLAPSE_AFTER and self._stops:
+        if steps >= COLLAPSE_STEPS and self._stops:
             raise Collapse(_collapse_message(step, kind, steps))
         # Once every so many steps; the count stays the same over steps that cannot be judged.
-        if steps >= COLLAPSE_AFTER and steps % COLLAPSE_AFTER == 0 and steps != self._last_collapsed:
+        if steps >= COLLAPSE_STEPS and steps % COLLAPSE_STEPS == 0 and steps != self._last_collapsed:
             logger.warning("%s %s", self._name, _collapse_message(step, kind, steps))
         self._last_collapsed = steps
 
@@ -89,7 +89,7 @@ def _collapse_message(step: int, kind: str, steps: int) -> str:
     )
 
 
-def put_aside(folder: Path, summaries: Path, number: int, keep: Path) -> Path:
+def archive_collapsed_run(folder: Path, summaries: Path, number: int, keep: Path) -> Path:
     """Moves the outputs of a collapsed run into the folder `collapsed_{number}` within its folder.
 
     If it was interrupted, calling it again moves the rest.

@@ -41,7 +41,7 @@ class StopRequest:
         self._number: int | None = None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Treats SIGINT and SIGTERM as requests to stop during a block.
 
         A second signal ends the process at once. Signals that the program ignores from its start, as under `nohup`,
@@ -82,7 +82,7 @@ class StopRequest:
         if self._number is not None:
             raise Stopped(self._number)
 
-    def guarded(self, items: Iterable[Item]) -> Iterator[Item]:
+    def check_each(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yields the items; raises `Stopped` before the next one if a stop was requested."""
         for item in items:
             self.check()

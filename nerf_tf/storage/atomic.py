@@ -35,7 +35,7 @@ def complete_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path`, which the message names, cannot be written.
     """
-    with writing(path):
+    with path_in_write_errors(path):
         make_folder(path.parent)
         with _locked_temporary(path, Path.touch) as temporary:
             yield temporary
@@ -53,7 +53,7 @@ def complete_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path`, which the message names, cannot be written, or exists and is not empty.
     """
-    with writing(path):
+    with path_in_write_errors(path):
         make_folder(path.parent)
         _remove_abandoned(path.parent.glob(f"{UNFINISHED}*"))
         with _locked_temporary(path, Path.mkdir) as temporary:
@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def path_in_write_errors(path: Path) -> Iterator[None]:
     """Makes an OSError raised by the block say that `path` cannot be written, and why."""
     try:
         yield
@@ -96,7 +96,7 @@ def make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def open_plain(path: Path, flags: int) -> int:
+def open_file_or_folder(path: Path, flags: int) -> int:
     """Opens a regular file or a folder without following links or blocking; returns its file descriptor.
 
     Raises:
@@ -176,7 +176,7 @@ def _lock(path: Path) -> int | None:
     """
     if fcntl is None:
         return None
-    handle = open_plain(path, os.O_RDONLY)
+    handle = open_file_or_folder(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

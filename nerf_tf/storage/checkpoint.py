@@ -67,7 +67,7 @@ class CheckpointStore:
         return next(iter(self._newest_first()), None)
 
     @property
-    def unsettled(self) -> bool:
+    def uncommitted(self) -> bool:
         """Whether the run ended before all outputs due at the checkpoint's step were written."""
         return self.path is not None and self.path.is_dir() and not (self.path / COMMITTED).exists()
 
@@ -104,13 +104,13 @@ class CheckpointStore:
             with contextlib.suppress(OSError):  # a surplus checkpoint does no harm
                 self._remove(path)
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """Marks the current checkpoint: all outputs due at its step have been written.
 
         Raises:
             OSError: the mark cannot be written.
         """
-        if self.unsettled:
+        if self.uncommitted:
             with complete_file(self.path / COMMITTED):
                 pass
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nerf_tf.storage.atomic import make_folder, open_plain
+from nerf_tf.storage.atomic import make_folder, open_file_or_folder
 
 try:
     import fcntl
@@ -25,7 +25,7 @@ LOCK_FILE = "run.lock"
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path) -> Iterator[None]:
     """Keeps other processes from training in a run's folder during a block.
 
     `run.lock` names the process that trains. The kernel's lock on that file decides; it ends with its process, so the
@@ -60,7 +60,7 @@ def held(folder: Path) -> Iterator[None]:
 def _acquire(path: Path) -> int:
     """Locks the file, writes this process into it, and returns its file descriptor."""
     while True:
-        handle = open_plain(path, os.O_RDWR | os.O_CREAT)
+        handle = open_file_or_folder(path, os.O_RDWR | os.O_CREAT)
         try:
             locked = _lock(handle)
             if not _is_same_file(handle, path):  # its holder deleted it between the two lines above

@@ -29,7 +29,7 @@ READING_ERRORS = (*readers.PARSER_ERRORS, pickle.UnpicklingError, ImportError)
 MAX_OPCODES = 10**6
 
 
-def read(payload: bytes) -> object:
+def parse(payload: bytes) -> object:
     """Reads a pickle of lists, tuples, dicts, text, numbers and arrays, with records for arrays.
 
     Raises:
@@ -39,13 +39,13 @@ def read(payload: bytes) -> object:
     return _Recorder(io.BytesIO(payload), encoding="latin1").load()
 
 
-def float_array(record: object, what: str) -> np.ndarray:
+def build_float_array(record: object, what: str) -> np.ndarray:
     """Builds a float array in native byte order from its record; error messages call it `what`.
 
     Raises:
         ValueError: the record is not that of a float array.
     """
-    shape, dtype, fortran, contents = array_state(record, what)
+    shape, dtype, fortran, contents = split_array_record(record, what)
     if dtype.args[0] not in ("f2", "f4", "f8"):
         raise ValueError(f"{what} is not an array of floats but of type {dtype.args[0][:20]!r}")
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
@@ -59,7 +59,7 @@ def float_array(record: object, what: str) -> np.ndarray:
     return np.array(array, kind.newbyteorder("="), order="C")
 
 
-def array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
+def split_array_record(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
     """Splits an array's record into shape, record of the dtype, whether in Fortran order, and contents.
 
     Raises:

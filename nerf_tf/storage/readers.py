@@ -43,7 +43,7 @@ _ZIP_ERRORS = (*PARSER_ERRORS, OSError, RuntimeError, struct.error, zipfile.BadZ
 
 
 @contextlib.contextmanager
-def blamed_on(path: Path) -> Iterator[None]:
+def path_in_errors(path: Path) -> Iterator[None]:
     """Puts the file's name before the message of a ValueError raised by the block."""
     try:
         yield
@@ -114,7 +114,7 @@ def read_json(path: Path, largest: int, hint: str = "") -> object:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
-def number(value: object, name: str) -> float:
+def parse_number(value: object, name: str) -> float:
     """Converts a value from JSON to a float, which may be infinite or NaN; error messages call it `name`.
 
     Raises:
@@ -128,7 +128,7 @@ def number(value: object, name: str) -> float:
     raise ValueError(f"{name} is {reprlib.repr(value)}, which is not a number")
 
 
-def camera_matrix(value: object, name: str) -> np.ndarray:
+def parse_camera_matrix(value: object, name: str) -> np.ndarray:
     """Converts a camera-to-world matrix [4, 4] or [3, 4] from JSON to float64 [3, 4] of finite numbers.
 
     Raises:
@@ -168,7 +168,7 @@ def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return header
 
 
-def read_array(path: Path, hint: str = "") -> np.ndarray:
+def read_npy(path: Path, hint: str = "") -> np.ndarray:
     """Reads the real numbers of an npy file, without pickle, in no more memory than the file has bytes.
 
     Raises:

@@ -50,7 +50,7 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
             if path.stat().st_size > LARGEST_FILE:
                 raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
             payload = file.read()
-        return _float_arrays(_array_items(pickled_arrays.read(payload), count), len(payload))
+        return _float_arrays(_array_items(pickled_arrays.parse(payload), count), len(payload))
     except pickled_arrays.READING_ERRORS as error:
         raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
 
@@ -143,7 +143,7 @@ def _float_arrays(items: list, most: int) -> list[np.ndarray]:
     arrays, total = [], 0
     for i, item in enumerate(items):
         what = f"array {i} of {len(items)}"
-        arrays.append(pickled_arrays.float_array(item, what))
+        arrays.append(pickled_arrays.build_float_array(item, what))
         total += arrays[-1].nbytes
         if total > most:
             raise ValueError(f"it has {most} bytes, but arrays for {total}")
@@ -155,7 +155,7 @@ def _float_arrays(items: list, most: int) -> list[np.ndarray]:
 
 def _array_items(record: object, count: int) -> list:
     """Returns the records of the `count` arrays in the outer array."""
-    shape, dtype, _, items = pickled_arrays.array_state(record, "its content")
+    shape, dtype, _, items = pickled_arrays.split_array_record(record, "its content")
     if not dtype.args[0].startswith("O") or shape != (count,) or not isinstance(items, list) or len(items) != count:
         raise ValueError(f"its content is not the list of {count} arrays that its header announces")
     return items
