@@ -423,7 +423,7 @@ READERS = {
     "array.npy": readers.read_npy,
     "occupancy.npz": readers.read_npz,
     "keys.json": keyframe_file.load_keyframes,
-    "vgg16.ckpt": lpips.read,
+    "vgg16.ckpt": lpips.read_weights,
     "poses_bounds.npy": llff.read_poses_bounds,
     "model_000001.npy": tf1_weights.load,
     "a.png": image_files.read_image,

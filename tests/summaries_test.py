@@ -52,7 +52,7 @@ def test_scalars_and_histograms(tmp_path):
 
 def test_a_view_beside_its_photo(tmp_path):
     image, photo = make_image(0), make_image(1).rgb
-    Summaries(tmp_path).view(20, image, photo)
+    Summaries(tmp_path).write_view(20, image, photo)
     events = read_summaries(tmp_path)
     assert sorted(events.Tags()["tensors"]) == ["acc", "disp", "disp0", "rgb", "rgb0", "rgb_holdout", "z_std"]
     assert events.Tensors("rgb")[0].step == 20
@@ -64,7 +64,7 @@ def test_a_view_beside_its_photo(tmp_path):
 
 
 def test_a_view_without_a_fine_network(tmp_path):
-    Summaries(tmp_path).view(0, make_image(0, fine=False), make_image(1).rgb)
+    Summaries(tmp_path).write_view(0, make_image(0, fine=False), make_image(1).rgb)
     assert sorted(read_summaries(tmp_path).Tags()["tensors"]) == ["acc", "disp", "rgb", "rgb_holdout"]
 
 

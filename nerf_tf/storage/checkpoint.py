@@ -49,7 +49,7 @@ class CheckpointStore:
     """
 
     def __init__(self, state: Mapping[str, Any], folder: Path):
-        """Writes nothing yet.
+        """Prepares the state for saving and restoring.
 
         Args:
             state: networks, optimizer and variables by name (`Trainer.state`), among them the variable `step`.
