@@ -370,8 +370,8 @@ def test_a_collapse_starts_over_with_the_next_seed(tmp_path, impatient):
     assert direct.code == 0
     for a, b in zip(weights_in(tmp_path / "t", 49), weights_in(tmp_path / "direct", 49), strict=True):
         np.testing.assert_array_equal(a, b)
-    aside = files_in(tmp_path / "t" / "collapsed_1")
-    assert {"model_000020.npy", "model_fine_000020.npy"} <= aside
+    archived = files_in(tmp_path / "t" / "collapsed_1")
+    assert {"model_000020.npy", "model_fine_000020.npy"} <= archived
     assert list((tmp_path / "summaries" / "t_collapsed_1").glob("events*"))
     assert list((tmp_path / "summaries" / "t").glob("events*"))
     # A run that goes on keeps the seed that it has come to, whatever args.txt says.
@@ -428,17 +428,17 @@ OLD_FILES = (
 
 
 def write_collapsed_run(basedir: Path) -> dict[str, bytes]:
-    """A run's files, each with its name in it; returns what they must be when they are put aside."""
+    """A run's files, each with its name in it; returns what they must be once archived."""
     run, summaries = Path(NAME), Path("summaries") / NAME
     old = [*(run / name for name in OLD_FILES), *(run / "checkpoints" / f"ckpt-{i}" / "state.index" for i in (3, 4))]
-    aside = {str(run / "collapsed_1" / path.relative_to(run)): str(path).encode() for path in old}
+    archived = {str(run / "collapsed_1" / path.relative_to(run)): str(path).encode() for path in old}
     kept = [run / "args.txt", run / "checkpoints" / "ckpt-5" / "state.index", run / "renderonly_path_000020" / "0.png"]
     kept += [run / "abc_spiral_000020_rgb.mp4", summaries.with_name("a1") / "events"]
     for path in [*old, *kept, summaries / "events"]:
         (basedir / path).parent.mkdir(parents=True, exist_ok=True)
         (basedir / path).write_text(str(path))
     events = {f"{summaries}_collapsed_1/events": str(summaries / "events").encode()}
-    return aside | events | {str(path): str(path).encode() for path in kept}
+    return archived | events | {str(path): str(path).encode() for path in kept}
 
 
 def archive(basedir: Path) -> Path:
@@ -446,7 +446,7 @@ def archive(basedir: Path) -> Path:
     return guards.archive_collapsed_run(folder, basedir / "summaries" / NAME, 1, keep=folder / "checkpoints" / "ckpt-5")
 
 
-def test_putting_a_run_aside_may_be_cut_short_anywhere(tmp_path):
+def test_archiving_a_run_may_be_cut_short_anywhere(tmp_path):
     at, struck = 0, True
     while struck:
         for after in (False, True):
@@ -463,7 +463,7 @@ def test_putting_a_run_aside_may_be_cut_short_anywhere(tmp_path):
     assert at > 20
 
 
-def test_putting_a_run_aside_on_a_full_disk_is_done_later(tmp_path):
+def test_archiving_a_run_on_a_full_disk_is_done_later(tmp_path):
     for at in range(0, 20, 3):
         basedir = tmp_path / str(at)
         expected = write_collapsed_run(basedir)
@@ -521,8 +521,8 @@ def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, m
         assert (run.start, run.seed, counts_of(fresh)) == (0, 8, NONE._replace(restarts=1))
         assert not run.store.uncommitted
         assert [path.name for path in (basedir / NAME / "checkpoints").glob("ckpt-*")] == [run.store.path.name]
-        aside = contents(basedir / NAME / "collapsed_1")
-        assert {name.replace("checkpoints/ckpt-2/", "") for name in aside} >= {*OLD_FILES, "sha256.txt", "settled"}
+        archived = contents(basedir / NAME / "collapsed_1")
+        assert {name.replace("checkpoints/ckpt-2/", "") for name in archived} >= {*OLD_FILES, "sha256.txt", "settled"}
         assert not (basedir / "summaries" / NAME).exists()
         at += 5  # all of them take half a minute
     assert at > 5 * old_runs > 5
@@ -585,7 +585,7 @@ def run_in_a_child(arguments: list[str]) -> int:
 def test_deterministic_runs_are_equal_bit_for_bit(tmp_path):
     script = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent / "tools")!r}]
 from app_test import LLFF
 from guards_test import run_in_a_child
 flags_of_run = ["--basedir={tmp_path}", "--deterministic", "--random_seed=5", "--N_iters=8", "--i_img=0", "--i_print=1"]

@@ -54,7 +54,7 @@ class MemoryPlanner:
         return prediction.describe_plan(self.work, self.plan)
 
     def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError) -> prediction.Plan:
-        """Halves what is "auto", and returns the new plan.
+        """Halves chunk and netchunk where they are "auto", and returns the new plan.
 
         Raises:
             OutOfMemory: neither is "auto", or halving no longer helps.

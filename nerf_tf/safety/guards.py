@@ -17,7 +17,7 @@ from nerf_tf.train.counts import Counts
 
 logger = logging.getLogger(__name__)
 
-# Healthy runs may start out collapsed but recover within a few hundred steps; after this many, none ever did.
+# A healthy run may start out collapsed but recovers within a few hundred steps; after this many it never does.
 COLLAPSE_STEPS = 1000
 # When this many further seeds collapse too, the seed is not the reason.
 MAX_RESTARTS = 3

@@ -50,7 +50,7 @@ def build_float_array(record: object, what: str) -> np.ndarray:
         raise ValueError(f"{what} is not an array of floats but of type {dtype.args[0][:20]!r}")
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
     if order not in ("<", ">", "="):
-        raise ValueError(f"{what} has no proper byte order")
+        raise ValueError(f"{what} has an invalid byte order")
     kind = np.dtype(order + dtype.args[0])
     content = _content_bytes(contents, what)
     if len(content) != math.prod(shape) * kind.itemsize:
@@ -69,12 +69,12 @@ def split_array_record(record: object, what: str) -> tuple[tuple, _Call, bool, o
         raise ValueError(f"{what} is not an array")
     state = record.state
     if not (isinstance(state, tuple) and len(state) == 5):
-        raise ValueError(f"{what} is not a whole array")
+        raise ValueError(f"{what} is an incomplete array")
     _, shape, dtype, fortran, contents = state
     if not (isinstance(shape, tuple) and len(shape) <= 8 and all(type(s) is int and 0 < s < 2**63 for s in shape)):
-        raise ValueError(f"{what} has no proper shape")
+        raise ValueError(f"{what} has an invalid shape")
     if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
-        raise ValueError(f"{what} has no proper type")
+        raise ValueError(f"{what} has an invalid type")
     return shape, dtype, bool(fortran), contents
 
 
@@ -116,7 +116,7 @@ class _Recorder(pickle.Unpickler):
 
 
 def _check_sizes(payload: bytes) -> None:
-    """Checks the sizes in a pickle first: a few bytes could make the unpickler allocate gigabytes."""
+    """Checks sizes before unpickling, as a few bytes could make the unpickler allocate gigabytes."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
         if count == MAX_OPCODES:
             raise ValueError(f"it has more than {MAX_OPCODES} pickle instructions")

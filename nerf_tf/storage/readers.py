@@ -230,9 +230,9 @@ def _member_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarr
     array = _plain_array(io.BytesIO(content), len(content), kinds="biufU")
     if array.dtype.kind == "U":
         characters = array.reshape(-1).view(f"{array.dtype.byteorder}u4")
-        # Python's strings cannot hold others and fail later.
+        # A Python string cannot hold larger code points, and fails only when it is read.
         if np.any(characters > sys.maxunicode):
-            raise ValueError("it holds text of characters that do not exist")
+            raise ValueError("it holds invalid Unicode characters")
     return array
 
 

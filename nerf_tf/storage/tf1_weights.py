@@ -89,7 +89,7 @@ def step_of(path: str | os.PathLike) -> int:
     """
     digits = _step_digits(Path(path))
     if len(digits) > 18:
-        raise ValueError(f"{path}: no training takes so many steps as its name says; name it as in model_200000.npy")
+        raise ValueError(f"{path}: the step in its name has more than 18 digits; rename it as in model_200000.npy")
     return int(digits)
 
 
