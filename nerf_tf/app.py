@@ -15,7 +15,7 @@ from nerf_tf import build
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation import report
 from nerf_tf.memory import planning
-from nerf_tf.run import Run, about, photos_of_test_views
+from nerf_tf.run import Run, photos_of_test_views, run_info
 from nerf_tf.safety import guards
 from nerf_tf.safety.stop import Stopped
 from nerf_tf.settings import parsing
@@ -31,8 +31,8 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def explained(*kinds: type[Exception]) -> Iterator[None]:
-    """Turns errors that a block raises about its input into `UserError`."""
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns exceptions of these kinds, raised by the block, into `UserError`."""
     try:
         yield
     except kinds as error:
@@ -83,7 +83,7 @@ def end_of_run(settings: Settings) -> tuple[int, str | None]:
 def run(settings: Settings) -> None:
     """Loads what the settings name, then renders, evaluates or trains."""
     folder = settings.folder
-    with explained(ValueError, OSError):
+    with user_errors(ValueError, OSError):
         build.check_folders(settings)
         scene = build.load_scene(settings)
         if settings.eval_folder is not None:
@@ -92,8 +92,8 @@ def run(settings: Settings) -> None:
         trainer = build.make_trainer(settings, scene.ndc)
         renderer = build.make_renderer(settings, scene, trainer)
     # Rendering may go on beside training: it reads, and writes to folders of its own.
-    with explained(OSError), lock.held(folder) if settings.training else contextlib.nullcontext():
-        with explained(ValueError, OSError):
+    with user_errors(OSError), lock.lock_run(folder) if settings.training else contextlib.nullcontext():
+        with user_errors(ValueError, OSError):
             store = CheckpointStore(trainer.state, folder / "checkpoints")
             build.restore(settings, trainer, store, folder)
             this = Run(settings, folder, scene, trainer, store, renderer, build.load_render_poses(settings, scene))
@@ -102,7 +102,7 @@ def run(settings: Settings) -> None:
             elif settings.training:
                 planned = build.plan_training(settings, trainer)
                 batches = this.batches()
-        with explained(OSError, guards.Collapse, guards.BadSteps):
+        with user_errors(OSError, guards.Collapse, guards.BadSteps):
             if settings.eval_only:
                 this.evaluate()
             elif settings.render_only:
@@ -115,5 +115,5 @@ def run(settings: Settings) -> None:
 def compare_folder(settings: Settings, folder: Path, scene: Scene) -> None:
     """Compares the views in `--eval_folder` with the photos; writes metrics.json into the run's folder."""
     views = Path(settings.eval_folder)
-    result = report.read(views, photos_of_test_views(scene))
-    report.report(folder / "metrics.json", about(settings, report.weights_step(views)), result)
+    result = report.score_folder(views, photos_of_test_views(scene))
+    report.write_report(folder / "metrics.json", run_info(settings, report.weights_step(views)), result)

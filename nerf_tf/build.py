@@ -159,20 +159,20 @@ def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trai
 def start_over(settings: Settings, trainer: Trainer) -> None:
     """Resets the trainer to fresh weights of the next seed, and counts the restart."""
     restarts = int(trainer.counts.numpy()[-1]) + 1
-    trainer.become(make_trainer(settings, False, _next_seed(int(trainer.seed.numpy()), 1)), restarts)
+    trainer.copy_state_from(make_trainer(settings, False, _next_seed(int(trainer.seed.numpy()), 1)), restarts)
 
 
 def _next_seed(seed: int, times: int) -> int:
     return (seed + times) % 2**32  # what --random_seed takes
 
 
-def make_memory(settings: Settings, trainer: Trainer, training: bool, rays: int) -> planning.Memory:
+def make_memory(settings: Settings, trainer: Trainer, training: bool, rays: int) -> planning.MemoryPlanner:
     """The memory plan of training steps, or of rendering views, of so many rays.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little for it.
     """
-    return planning.Memory(
+    return planning.MemoryPlanner(
         workload(trainer, training, rays), settings.chunk, settings.netchunk, settings.memory_budget_mb
     )
 
@@ -199,7 +199,7 @@ def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload
     )
 
 
-def plan_training(settings: Settings, trainer: Trainer) -> planning.Memory:
+def plan_training(settings: Settings, trainer: Trainer) -> planning.MemoryPlanner:
     """Gives the trainer the chunk and netchunk that the settings ask for; returns their plan.
 
     Raises:
@@ -240,7 +240,7 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer) -> Rendere
         scene.near,
         scene.far,
         scene.ndc,
-        lambda error: sized(planned.give_way(error)),
+        lambda error: sized(planned.on_out_of_memory(error)),
         prepare if settings.occupancy else None,
         scene.unit,
     )

@@ -36,8 +36,8 @@ from nerf_tf.train.step import StepResult, Trainer
 logger = logging.getLogger(__name__)
 
 
-def unless_unwritable(action: Callable[..., None], once: bool = False) -> Callable[..., None]:
-    """The same action, which warns where it cannot write its file rather than raise OSError; `once` in a row."""
+def warn_if_unwritable(action: Callable[..., None], once: bool = False) -> Callable[..., None]:
+    """Wraps an action so that it warns instead of raising OSError; with `once`, only at the first failure in a row."""
     failing = False
 
     def attempt(*arguments: object) -> None:
@@ -58,15 +58,15 @@ def photos_of_test_views(scene: Scene) -> list[np.ndarray]:
     return [scene.images[i] for i in scene.i_test]
 
 
-def about(settings: Settings, step: int | None) -> dict[str, object]:
-    """What metrics.json says of the run, whose weights are those of `step`."""
+def run_info(settings: Settings, step: int | None) -> dict[str, object]:
+    """The entries of metrics.json about the run; `step` is that of its weights."""
     scene = Path(settings.datadir).resolve().name
-    told = {name: getattr(settings, name) for name in ("expname", "dataset_type", "white_bkgd")}
-    return {"scene": scene, "step": step} | told
+    info = {name: getattr(settings, name) for name in ("expname", "dataset_type", "white_bkgd")}
+    return {"scene": scene, "step": step} | info
 
 
-def rendered_with(settings: Settings) -> dict[str, object]:
-    """What the scores and the speed of rendered views depend on besides the weights, for metrics.json."""
+def render_info(settings: Settings) -> dict[str, object]:
+    """The entry of metrics.json with the settings that scores and speed depend on besides the weights."""
     names = ("N_samples", "N_importance", "mixed_precision", "occupancy")
     return {"rendered_with": {name: getattr(settings, name) for name in names}}
 
@@ -86,14 +86,14 @@ class Log:
         """Notes a step."""
         scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
         skipped = Counts(*result.counts.numpy()).skipped
-        self._summaries.scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
-        self._summaries.histogram(step, "tran", result.sigma)
+        self._summaries.write_scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
+        self._summaries.write_histogram(step, "tran", result.sigma)
         self.curve.add(step, loss=result.loss, psnr=result.psnr)
 
     def holdout(self, step: int, image: Image, photo: np.ndarray, psnr_holdout: float) -> None:
         """Notes a rendered validation view and its PSNR."""
-        self._summaries.view(step, image, photo)
-        self._summaries.scalars(step, psnr_holdout=psnr_holdout)
+        self._summaries.write_view(step, image, photo)
+        self._summaries.write_scalars(step, psnr_holdout=psnr_holdout)
         self.curve.add(step, psnr_holdout=psnr_holdout)
 
 
@@ -163,16 +163,16 @@ class Run:
             view_files.write_video(folder / f"video{kind}.mp4", video, self.settings.fps)
         logger.info("%s", folder)
 
-    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> view_files.Film:
+    def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> view_files.VideoBuffer:
         """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
         scene, save_arrays = self.scene, self.settings.save_arrays
         test_cameras = [cameras[i] for i in scene.i_test]
         images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
         if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
             return view_files.write_views(folder, images, save_arrays)
-        frames, result = report.render(folder, images, photos_of_test_views(scene), save_arrays)
-        told = about(self.settings, step) | rendered_with(self.settings)
-        report.report(self.folder / "metrics.json", told, result)
+        frames, result = report.write_and_score_views(folder, images, photos_of_test_views(scene), save_arrays)
+        info = run_info(self.settings, step) | render_info(self.settings)
+        report.write_report(self.folder / "metrics.json", info, result)
         return frames
 
     def evaluate(self) -> None:
@@ -183,9 +183,9 @@ class Run:
 
     def views(self, *arguments: object, **keywords: object) -> Iterator[Image]:
         """What `renderer.path` renders; raises `Stopped` between two views if training shall stop."""
-        return self.stop.guarded(self.renderer.path(*arguments, **keywords))
+        return self.stop.check_each(self.renderer.path(*arguments, **keywords))
 
-    def train(self, batches: Iterable[RayBatch], planned: planning.Memory) -> bool:
+    def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
         """Trains up to `--N_iters`, writing what the original writes, when it writes it.
 
         Returns:
@@ -200,18 +200,18 @@ class Run:
         summaries = summaries_folder(self.folder)
         for folder in (self.folder, summaries):
             atomic.remove_unfinished(folder)
-        if self.start > last and not self.store.unsettled:
+        if self.start > last and not self.store.uncommitted:
             return self.finished()
-        self.put_collapsed_run_aside()
+        self.archive_collapsed_run()
         log = Log(self.folder, summaries, self.start)
         save = Event(settings.i_weights, lambda step: self.store.save())
-        settle = Event(settings.i_weights, unless_unwritable(lambda step: self.store.settle()))
+        commit = Event(settings.i_weights, warn_if_unwritable(lambda step: self.store.commit()))
 
-        def give_way(error: tf.errors.ResourceExhaustedError) -> None:
-            plan = planned.give_way(error)
+        def on_out_of_memory(error: tf.errors.ResourceExhaustedError) -> None:
+            plan = planned.on_out_of_memory(error)
             self.trainer.resize(plan.chunk, plan.netchunk)
 
-        with self.stop.listening():
+        with self.stop.handle_signals():
             try:
                 self.write_what_is_due(log)
                 if self.start > last:
@@ -219,14 +219,16 @@ class Run:
                 self.write_settings(replace=True)
                 train(
                     self.trainer,
-                    self.stop.guarded(batches),
+                    self.stop.check_each(batches),
                     settings.N_iters,
                     settings.expname,
                     settings.i_print,
-                    unless_unwritable(log.report, once=True),
-                    [save, *self.events(log), settle],
-                    give_way,
-                    guards.Watch(settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn").look,
+                    warn_if_unwritable(log.report, once=True),
+                    [save, *self.events(log), commit],
+                    on_out_of_memory,
+                    guards.TrainingMonitor(
+                        settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn"
+                    ).check,
                 )
                 if not save.due(last):
                     self.store.save()
@@ -251,10 +253,10 @@ class Run:
         self.write_weights(last)  # once more where they were due: now it counts if they cannot be written
         i_img = self.settings.i_img
         if i_img or self.settings.i_testset:
-            unless_unwritable(log.curve.write)()
+            warn_if_unwritable(log.curve.write)()
         if i_img and last % i_img and len(self.scene.i_val):
-            unless_unwritable(self.write_latest)(last, *self.holdout(last))
-        self.store.settle()
+            warn_if_unwritable(self.write_latest)(last, *self.holdout(last))
+        self.store.commit()
 
     def finished(self) -> bool:
         """Says that there is nothing left to train."""
@@ -273,7 +275,7 @@ class Run:
         raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
 
     def start_over(self, collapse: guards.Collapse) -> None:
-        """Begins again with the next seed, where a run collapsed; its files are put aside when training starts.
+        """Begins again with the next seed, where a run collapsed; its files are archived when training starts.
 
         Raises:
             guards.Collapse: `--on_collapse` is not restart, or it has been so too often.
@@ -289,16 +291,17 @@ class Run:
         self.store.save()
         logger.warning("%s %s", self.settings.expname, collapse)
 
-    def put_collapsed_run_aside(self) -> None:
-        """Moves files of a run that collapsed out of the way of the new one, which has not had its first step yet.
+    def archive_collapsed_run(self) -> None:
+        """Moves a collapsed run's files away when the new run has not yet done its first step.
 
-        Whoever dies here finds the checkpoint unsettled at the next start, and does the rest.
+        If the program is killed here, the checkpoint stays uncommitted, and the next start moves the rest.
         """
         restarts = Counts(*self.trainer.counts.numpy()).restarts
-        if self.store.unsettled and self.start == 0 and restarts > 0:
-            aside = guards.put_aside(self.folder, summaries_folder(self.folder), restarts, keep=self.store.path)
-            self.store.settle()
-            logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, aside)
+        if self.store.uncommitted and self.start == 0 and restarts > 0:
+            summaries = summaries_folder(self.folder)
+            archive = guards.archive_collapsed_run(self.folder, summaries, restarts, keep=self.store.path)
+            self.store.commit()
+            logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, archive)
 
     def events(self, log: Log) -> list[Event]:
         """What is written every so many steps; where it cannot be, the run goes on to the next checkpoint."""
@@ -310,30 +313,30 @@ class Run:
             Event(settings.i_img if len(self.scene.i_val) else 0, lambda step: self.show_holdout(step, log)),
             *(Event(interval, lambda step: log.curve.write()) for interval in {settings.i_img, settings.i_testset}),
         )
-        return [event._replace(action=unless_unwritable(event.action)) for event in events]
+        return [event._replace(action=warn_if_unwritable(event.action)) for event in events]
 
     def write_what_is_due(self, log: Log) -> None:
         """Writes what a run that died at its last checkpoint, or stopped there, had still to write at that step."""
         step = self.start - 1
-        if self.store.unsettled and step >= 0:
+        if self.store.uncommitted and step >= 0:
             for event in self.events(log):
                 if event.due(step):
                     event.action(step)
             if step == self.settings.N_iters - 1:
                 self.write_weights(step)
-            self.store.settle()
+            self.store.commit()
 
     def write_settings(self, replace: bool) -> None:
         """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""
         if replace and self.start > 0:
-            self.tell_changes()
+            self.warn_of_changed_flags()
         if replace or not (self.folder / "args.txt").exists():
             atomic.write_text(self.folder / "args.txt", parsing.args_text(self.settings))
             if self.settings.config is not None:
                 atomic.write_text(self.folder / "config.txt", parsing.config_text(self.settings))
 
-    def tell_changes(self) -> None:
-        """Warns of what is another than when the run was started, or went on, before."""
+    def warn_of_changed_flags(self) -> None:
+        """Warns of flags that differ from those in the run's args.txt."""
         with contextlib.suppress(OSError, ValueError):  # there is none, or none that can be read
             for name, (was, now) in parsing.changed_flags(self.folder / "args.txt", DECIDING, self.settings).items():
                 logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, parsing.one_line(was))
@@ -375,14 +378,14 @@ class Run:
         poses, fps = self.render_poses, self.settings.fps
         cameras = [self.scene.cameras[0]] * len(poses)
         stem = f"{self.settings.expname}_spiral_{step:06d}"
-        film = view_files.Film(self.folder)
+        video = view_files.VideoBuffer(self.folder)
         for image in self.views(cameras, poses):
-            film.append(image)
-        view_files.write_video(self.folder / f"{stem}_rgb.mp4", film.rgb, fps)
-        view_files.write_video(self.folder / f"{stem}_disp.mp4", film.grey_disp, fps)
+            video.append(image)
+        view_files.write_video(self.folder / f"{stem}_rgb.mp4", video.rgb, fps)
+        view_files.write_video(self.folder / f"{stem}_disp.mp4", video.grey_disp, fps)
         if self.settings.use_viewdirs:
             still_poses = np.repeat(poses[:1], len(poses), axis=0)
-            film = view_files.Film(self.folder)
+            video = view_files.VideoBuffer(self.folder)
             for image in self.views(cameras, still_poses, poses, description="still path"):
-                film.append(image)
-            view_files.write_video(self.folder / f"{stem}_rgb_still.mp4", film.rgb, fps)
+                video.append(image)
+            view_files.write_video(self.folder / f"{stem}_rgb_still.mp4", video.rgb, fps)

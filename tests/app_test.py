@@ -498,14 +498,14 @@ def test_videos_of_disparity_depth_and_opacity(interrupted, tmp_path):
     folder = interrupted.basedir / "colour" / "renderonly_path_000012"
     arrays = [dict(np.load(folder / f"{i:03d}.npz")) for i in range(2)]
     accs = [view["acc"] for view in arrays]
-    away, close = pictures.shown_range(map(pictures.solid_values, [view["disp"] for view in arrays], accs))
+    away, close = pictures.display_range(map(pictures.opaque_values, [view["disp"] for view in arrays], accs))
     depths = [pictures.expected_depth(view["depth"], view["acc"]) for view in arrays]
-    near, far = pictures.shown_range(map(pictures.solid_values, depths, accs))
+    near, far = pictures.display_range(map(pictures.opaque_values, depths, accs))
     for i, acc in enumerate(accs):
         expected = {
             "video_disp.mp4": pictures.false_colours(arrays[i]["disp"], acc, dark=away, light=close),
             "video_depth.mp4": pictures.false_colours(depths[i], acc, dark=far, light=near),
-            "video_acc.mp4": pictures.coloured(acc),
+            "video_acc.mp4": pictures.apply_colour_map(acc),
         }
         for name, frame in expected.items():
             shown = np.asarray(imageio.mimread(folder / name)[i], float)
@@ -657,13 +657,13 @@ tf.linalg.matmul(tf.ones([512, 512]), tf.ones([512, 512]))  # threads and their 
 pages = int(open("/proc/self/statm").read().split()[0])
 limit, before = pages * resource.getpagesize() + int(left) * 2**20, resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-give_way = planning.Memory.give_way
+on_out_of_memory = planning.MemoryPlanner.on_out_of_memory
 
-def give_way_on_a_larger_machine(self, error):
+def retry_on_a_larger_machine(self, error):
     resource.setrlimit(resource.RLIMIT_AS, before)
-    return give_way(self, error)
+    return on_out_of_memory(self, error)
 
-planning.Memory.give_way = give_way_on_a_larger_machine
+planning.MemoryPlanner.on_out_of_memory = retry_on_a_larger_machine
 sys.exit(app.main(settings))
 """
 # 1.2 million points a step: all at once they need about 3 GB.

@@ -137,9 +137,9 @@ def test_folders_have_the_usual_mode(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from nerf_tf import files
+from nerf_tf.storage import atomic
 run = Path(sys.argv[1]) / "run"
-with files.complete_file(run / "events.out.tfevents.1"), files.complete_folder(run / "made") as made:
+with atomic.complete_file(run / "events.out.tfevents.1"), atomic.complete_folder(run / "made") as made:
     (made / "half").touch()
     print("writing", flush=True)
     sys.stdin.read()

@@ -77,7 +77,7 @@ def test_grids_are_built_in_tiles_of_the_plan(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(Occupancy, "update", lambda self, fields, weights: found.append(fields[0].netchunk))
     renderer.prepare()
-    smaller, _, _ = renderer.give_way(tf.errors.ResourceExhaustedError(None, None, "OOM"))
+    smaller, _, _ = renderer.on_out_of_memory(tf.errors.ResourceExhaustedError(None, None, "OOM"))
     renderer.prepare()
     planned = renderer.coarse.field.netchunk
     assert found == [planned, smaller.field.netchunk] == [planned, planned // 2]

@@ -19,7 +19,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.renderer import RenderSettings
 from nerf_tf.storage import checkpoint
-from nerf_tf.storage.checkpoint import PIECES, CheckpointStore
+from nerf_tf.storage.checkpoint import STATE_FILES, CheckpointStore
 from nerf_tf.train.step import Trainer, TrainSettings
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
@@ -253,7 +253,7 @@ def test_a_checkpoint_without_a_part_does_not_fit(tmp_path, fresh, part):
     folder = tmp_path / "checkpoints" / "ckpt-1"
     folder.mkdir(parents=True)
     tf.train.Checkpoint(**parts).write(str(folder / checkpoint.STATE))
-    (folder / checkpoint.SUMS).write_text("".join(f"{line}\n" for line in checkpoint._sums(folder)))
+    (folder / checkpoint.CHECKSUM_FILE).write_text("".join(f"{line}\n" for line in checkpoint._checksums(folder)))
     with pytest.raises(ValueError, match="ckpt-1: does not fit the networks"):
         CheckpointStore(fresh.state, tmp_path / "checkpoints").restore()
 
@@ -267,9 +267,9 @@ def test_every_flipped_bit_is_seen(tmp_path, twice_saved):
             data = bytearray(whole)
             data[bit // 8] ^= 1 << (bit % 8)
             path.write_bytes(data)
-            assert checkpoint._damage(folder)
+            assert checkpoint._find_damage(folder)
         path.write_bytes(whole)
-    assert checkpoint._damage(folder) is None
+    assert checkpoint._find_damage(folder) is None
 
 
 def test_without_any_whole_checkpoint_there_is_one_line(tmp_path, twice_saved, fresh):
@@ -347,6 +347,6 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path, monkeypatch):
     named = calls.index(("rename", "ckpt-1"))
     unfinished = calls[named - 1][1]
     assert unfinished.startswith(".unfinished-")
-    expected = {unfinished, *(f"{unfinished}/{name}" for name in (*PIECES, checkpoint.SUMS))}
+    expected = {unfinished, *(f"{unfinished}/{name}" for name in (*STATE_FILES, checkpoint.CHECKSUM_FILE))}
     assert set(calls[:named]) == {("fsync", name) for name in expected}
     assert calls[named + 1] == ("fsync", ".")

@@ -309,7 +309,7 @@ def no_memory_for_a_step(here: Path) -> contextlib.AbstractContextManager:
 
 def impatient(here: Path) -> contextlib.AbstractContextManager:
     """A collapse of few steps counts, and none starts over."""
-    return mock.patch.multiple(guards, COLLAPSE_AFTER=20, MAX_RESTARTS=0)
+    return mock.patch.multiple(guards, COLLAPSE_STEPS=20, MAX_RESTARTS=0)
 
 
 def nobody_can_tell(here: Path) -> contextlib.AbstractContextManager:
@@ -317,7 +317,7 @@ def nobody_can_tell(here: Path) -> contextlib.AbstractContextManager:
 
 
 def another_run(here: Path) -> contextlib.AbstractContextManager:
-    return lock.held(here / "logs" / "x")
+    return lock.lock_run(here / "logs" / "x")
 
 
 NO_ROOM = OSError(28, "No space left on device")

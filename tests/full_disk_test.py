@@ -82,7 +82,7 @@ def write_bad_step(path: Path) -> None:
 
 def write_metrics(path: Path) -> None:
     about = {"scene": "lego", "step": 1, "white_bkgd": True}
-    report.report(path, about, Evaluation(path.parent, 8, 8, {"psnr_8bit": [30.0 + i / 7 for i in range(500)]}))
+    report.write_report(path, about, Evaluation(path.parent, 8, 8, {"psnr_8bit": [30.0 + i / 7 for i in range(500)]}))
 
 
 def write_curve(path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_checkpoint_is_whole_or_absent(small_disk):
     trainer.step.assign(3)
     before, size = contents(small_disk), sum(-(-file.stat().st_size // PAGE) for file in (folder / "ckpt-2").iterdir())
     for pages in (*range(4), size // 2, size - 2, size - 1):
-        message = r"^.*ckpt-3: no checkpoint \(No space left on device\); those before it are as they were$"
+        message = r"^.*ckpt-3: cannot be written \(No space left on device\); earlier checkpoints are unchanged$"
         with only(pages, small_disk), pytest.raises(OSError, match=message):
             store.save()
         assert contents(small_disk) == before
@@ -186,11 +186,11 @@ def test_a_checkpoint_is_whole_or_absent(small_disk):
 
 def test_tensorboard_goes_on_when_there_is_room_again(small_disk):
     summaries = Summaries(small_disk / "summaries")
-    summaries.scalars(0, loss=0.5)
+    summaries.write_scalars(0, loss=0.5)
 
     def write_much() -> None:
         for step in range(1, 200):
-            summaries.histogram(step, "tran", tf.random.stateless_uniform([500], [0, step]))
+            summaries.write_histogram(step, "tran", tf.random.stateless_uniform([500], [0, step]))
 
     found = len(list((small_disk / "summaries").iterdir()))
     with only(0, small_disk):
@@ -198,14 +198,14 @@ def test_tensorboard_goes_on_when_there_is_room_again(small_disk):
             with pytest.raises(OSError, match=r"summaries: TensorBoard's file cannot be written \(/.*No space left"):
                 write_much()
     assert len(list((small_disk / "summaries").iterdir())) == found
-    summaries.scalars(200, loss=0.25)
+    summaries.write_scalars(200, loss=0.25)
     # Files of one second are read in the order of TensorFlow's own counter as text: 100 comes before 99.
     assert sorted(scalars(read_summaries(small_disk / "summaries"), "loss")) == [(0, 0.5), (200, 0.25)]
 
 
 def test_no_lock_without_room(small_disk):
     with only(0, small_disk), pytest.raises(OSError, match=r"run.lock: cannot be written \(No space left"):
-        lock.held(small_disk / "run").__enter__()
+        lock.lock_run(small_disk / "run").__enter__()
     assert contents(small_disk) == {}
 
 
@@ -218,18 +218,20 @@ def test_a_run_that_gives_up_says_why_even_if_it_cannot_save_the_step(small_disk
 
 
 def test_a_run_whose_disk_fills_up_ends_with_one_line_at_the_next_checkpoint(small_disk, monkeypatch):
-    settle, before = CheckpointStore.settle, {}
+    commit, before = CheckpointStore.commit, {}
     quiet = ["--N_importance=0", "--i_weights=8", "--i_img=0", "--i_testset=0", "--i_video=0", "--i_print=1"]
 
-    def settle_and_fill(store: CheckpointStore) -> None:
-        settle(store)
+    def commit_and_fill(store: CheckpointStore) -> None:
+        commit(store)
         before.update(contents(small_disk / "t"))
         filled.enter_context(only(0, small_disk))
 
-    monkeypatch.setattr(CheckpointStore, "settle", settle_and_fill)
+    monkeypatch.setattr(CheckpointStore, "commit", commit_and_fill)
     with contextlib.ExitStack() as filled:
         result = run(*BLENDER, *quiet, f"--basedir={small_disk}", "--expname=t", "--N_iters=20")
-    assert_one_line(result, 1, r"ckpt-2: no checkpoint \(No space left on device\); those before it are as they were$")
+    assert_one_line(
+        result, 1, r"ckpt-2: cannot be written \(No space left on device\); earlier checkpoints are unchanged$"
+    )
     assert result.stderr.count("TensorBoard's file cannot be written") == 1
     assert result.steps("t") == list(range(9))
     assert before.pop(str(small_disk / "t" / "run.lock"))

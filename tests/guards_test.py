@@ -31,7 +31,7 @@ from nerf_tf.geometry.rays import finish_rays
 from nerf_tf.render.renderer import RenderSettings
 from nerf_tf.run import Run
 from nerf_tf.safety import diagnosis, guards
-from nerf_tf.safety.guards import BadSteps, Collapse, Watch
+from nerf_tf.safety.guards import BadSteps, Collapse, TrainingMonitor
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import readers
@@ -77,22 +77,22 @@ def test_opacities_are_shares_of_the_batch():
     np.testing.assert_allclose(found, [0.5, 0.25])
 
 
-def test_the_watch_warns_once_and_again_after_as_many_steps(caplog):
-    watch = Watch("run", 0, stops=False)
+def test_the_monitor_warns_once_and_again_after_as_many_steps(caplog):
+    monitor = TrainingMonitor("run", 0, stops=False)
     for empty in [998, 999, 1000, 1000, 1001, *range(1002, 2001)]:
-        watch.look(empty, None, NONE._replace(empty=empty))
+        monitor.check(empty, None, NONE._replace(empty=empty))
     assert [record.getMessage().split(": the")[0] for record in caplog.records] == ["run step 1000", "run step 2000"]
     for words in ("empty space", "--precrop_iters 500", "--no_batching", "--lrate", "--raw_noise_std", "--white_bkgd"):
         assert words in caplog.text
 
 
-def test_the_watch_ends_a_run():
-    watch = Watch("run", 3, stops=True)
-    watch.look(1, None, NONE._replace(bad=2, solid=999))
+def test_the_monitor_ends_a_run():
+    monitor = TrainingMonitor("run", 3, stops=True)
+    monitor.check(1, None, NONE._replace(bad=2, solid=999))
     with pytest.raises(BadSteps, match=r"step 2: .* 3 steps in a row"):
-        watch.look(2, None, NONE._replace(bad=3))
+        monitor.check(2, None, NONE._replace(bad=3))
     with pytest.raises(Collapse, match="solid block"):
-        watch.look(2, None, NONE._replace(solid=1000))
+        monitor.check(2, None, NONE._replace(solid=1000))
 
 
 # Steps that are skipped
@@ -176,7 +176,7 @@ def test_checkpoints_hold_the_counts_and_older_ones_are_read(fresh, tmp_path):
 
 
 def test_stages_are_those_of_the_step(fresh):
-    stages = {name: tensor.numpy() for name, tensor in diagnosis.stages(fresh, make_batch(0))}
+    stages = {name: tensor.numpy() for name, tensor in diagnosis.replay_step(fresh, make_batch(0))}
     result = fresh.train_step(make_batch(0))
     np.testing.assert_allclose(stages["coarse loss"] + stages["fine loss"], result.loss, rtol=1e-5)
     np.testing.assert_allclose(stages["fine raw"][..., 3], result.sigma, rtol=1e-4, atol=1e-5)
@@ -192,7 +192,7 @@ def test_the_first_tensor_that_is_not_finite(fresh, layer, found):
     if layer is not None:
         kernel = fresh.coarse.mlp.weights[layer]
         kernel.assign(1e38 * tf.ones_like(kernel))
-    assert diagnosis.first_non_finite(fresh, spoilt_batch(0, 0.5 if layer is not None else np.nan)) == found
+    assert diagnosis.find_first_non_finite(fresh, spoilt_batch(0, 0.5 if layer is not None else np.nan)) == found
 
 
 @pytest.fixture
@@ -235,8 +235,8 @@ def no_room(*_: object, **__: object) -> None:
 def test_a_bad_step_is_kept_though_there_is_no_memory_to_look_into_it(fresh, tmp_path, monkeypatch):
     error = BadSteps("step 3: no finite loss", 3, spoilt_batch(3, np.nan))
     fresh.step.assign(4)
-    monkeypatch.setattr(diagnosis, "first_non_finite", no_memory)
-    with pytest.raises(BadSteps, match=r"^step 3: no finite loss; first not finite: unknown, as memory .*replay_step"):
+    monkeypatch.setattr(diagnosis, "find_first_non_finite", no_memory)
+    with pytest.raises(BadSteps, match=r"^step 3: no finite loss; first not finite: unknown \(memory .*replay_step"):
         bad_run(tmp_path, fresh).give_up(error)
     assert fresh.step == 4
     with np.load(tmp_path / "bad_step_000003.npz") as arrays:
@@ -338,7 +338,7 @@ def test_trained_scenes_raise_no_alarm(real_data):
 # At a tenth of the steps that it really takes.
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(guards, "COLLAPSE_AFTER", 40)
+    monkeypatch.setattr(guards, "COLLAPSE_STEPS", 40)
 
 
 HOPELESS = ["--lrate=0.1", "--i_img=0", "--i_print=10", "--i_weights=20"]
@@ -370,8 +370,8 @@ def test_a_collapse_starts_over_with_the_next_seed(tmp_path, impatient):
     assert direct.code == 0
     for a, b in zip(weights_in(tmp_path / "t", 49), weights_in(tmp_path / "direct", 49), strict=True):
         np.testing.assert_array_equal(a, b)
-    aside = files_in(tmp_path / "t" / "collapsed_1")
-    assert {"model_000020.npy", "model_fine_000020.npy"} <= aside
+    archived = files_in(tmp_path / "t" / "collapsed_1")
+    assert {"model_000020.npy", "model_fine_000020.npy"} <= archived
     assert list((tmp_path / "summaries" / "t_collapsed_1").glob("events*"))
     assert list((tmp_path / "summaries" / "t").glob("events*"))
     # A run that goes on keeps the seed that it has come to, whatever args.txt says.
@@ -428,51 +428,51 @@ OLD_FILES = (
 
 
 def write_collapsed_run(basedir: Path) -> dict[str, bytes]:
-    """A run's files, each with its name in it; returns what they must be when they are put aside."""
+    """A run's files, each with its name in it; returns what they must be once archived."""
     run, summaries = Path(NAME), Path("summaries") / NAME
     old = [*(run / name for name in OLD_FILES), *(run / "checkpoints" / f"ckpt-{i}" / "state.index" for i in (3, 4))]
-    aside = {str(run / "collapsed_1" / path.relative_to(run)): str(path).encode() for path in old}
+    archived = {str(run / "collapsed_1" / path.relative_to(run)): str(path).encode() for path in old}
     kept = [run / "args.txt", run / "checkpoints" / "ckpt-5" / "state.index", run / "renderonly_path_000020" / "0.png"]
     kept += [run / "abc_spiral_000020_rgb.mp4", summaries.with_name("a1") / "events"]
     for path in [*old, *kept, summaries / "events"]:
         (basedir / path).parent.mkdir(parents=True, exist_ok=True)
         (basedir / path).write_text(str(path))
     events = {f"{summaries}_collapsed_1/events": str(summaries / "events").encode()}
-    return aside | events | {str(path): str(path).encode() for path in kept}
+    return archived | events | {str(path): str(path).encode() for path in kept}
 
 
-def put_aside(basedir: Path) -> Path:
+def archive(basedir: Path) -> Path:
     folder = basedir / NAME
-    return guards.put_aside(folder, basedir / "summaries" / NAME, 1, keep=folder / "checkpoints" / "ckpt-5")
+    return guards.archive_collapsed_run(folder, basedir / "summaries" / NAME, 1, keep=folder / "checkpoints" / "ckpt-5")
 
 
-def test_putting_a_run_aside_may_be_cut_short_anywhere(tmp_path):
+def test_archiving_a_run_may_be_cut_short_anywhere(tmp_path):
     at, struck = 0, True
     while struck:
         for after in (False, True):
             basedir = tmp_path / f"{at}_{after}"
             expected = write_collapsed_run(basedir)
             with Killer(at, after) as killer:
-                put_aside(basedir)
+                archive(basedir)
             struck = killer.struck
             with Killer(at // 2, after):
-                put_aside(basedir)
-            assert put_aside(basedir) == basedir / NAME / "collapsed_1"
+                archive(basedir)
+            assert archive(basedir) == basedir / NAME / "collapsed_1"
             assert contents(basedir) == expected
         at += 1
     assert at > 20
 
 
-def test_putting_a_run_aside_on_a_full_disk_is_done_later(tmp_path):
+def test_archiving_a_run_on_a_full_disk_is_done_later(tmp_path):
     for at in range(0, 20, 3):
         basedir = tmp_path / str(at)
         expected = write_collapsed_run(basedir)
         with (
-            pytest.raises(OSError, match=r"collapsed_1: what .* cannot be moved there \(No space left"),
+            pytest.raises(OSError, match=r"collapsed_1: .* cannot be moved there \(No space left"),
             Killer(at, False, OSError),
         ):
-            put_aside(basedir)
-        put_aside(basedir)
+            archive(basedir)
+        archive(basedir)
         assert contents(basedir) == expected
 
 
@@ -486,10 +486,10 @@ def start(basedir: Path, trainer: Trainer) -> Run:
 
 def collapse_again(run: Run) -> None:
     """What a start comes to: the old run's collapse, or the new run's first step."""
-    run.put_collapsed_run_aside()
+    run.archive_collapsed_run()
     if run.start > 0:
         run.start_over(Collapse("the scene has collapsed"))
-        run.put_collapsed_run_aside()
+        run.archive_collapsed_run()
 
 
 def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, monkeypatch):
@@ -503,7 +503,7 @@ def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, m
     for step in (10, 20):
         fresh.step.assign(step)
         store.save()
-        store.settle()
+        store.commit()
     before = contents(template)
 
     at, struck, old_runs = 0, True, 0
@@ -519,10 +519,10 @@ def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, m
             collapse_again(start(basedir, fresh))
         collapse_again(run := start(basedir, fresh))
         assert (run.start, run.seed, counts_of(fresh)) == (0, 8, NONE._replace(restarts=1))
-        assert not run.store.unsettled
+        assert not run.store.uncommitted
         assert [path.name for path in (basedir / NAME / "checkpoints").glob("ckpt-*")] == [run.store.path.name]
-        aside = contents(basedir / NAME / "collapsed_1")
-        assert {name.replace("checkpoints/ckpt-2/", "") for name in aside} >= {*OLD_FILES, "sha256.txt", "settled"}
+        archived = contents(basedir / NAME / "collapsed_1")
+        assert {name.replace("checkpoints/ckpt-2/", "") for name in archived} >= {*OLD_FILES, "sha256.txt", "settled"}
         assert not (basedir / "summaries" / NAME).exists()
         at += 5  # all of them take half a minute
     assert at > 5 * old_runs > 5
@@ -536,7 +536,7 @@ def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(fresh, tmp_path, monke
     CheckpointStore(fresh.state, tmp_path / NAME / "checkpoints").save()
     before, run = contents(tmp_path), start(tmp_path, fresh)
     monkeypatch.setattr(os, "fsync", no_room)
-    with pytest.raises(OSError, match=r"ckpt-2: no checkpoint \(No space left.*those before it are as they were$"):
+    with pytest.raises(OSError, match=r"ckpt-2: cannot be written \(No space left.*earlier checkpoints are unchanged$"):
         run.start_over(Collapse("the scene has collapsed"))
     assert contents(tmp_path) == before
 
@@ -585,7 +585,7 @@ def run_in_a_child(arguments: list[str]) -> int:
 def test_deterministic_runs_are_equal_bit_for_bit(tmp_path):
     script = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent / "tools")!r}]
 from app_test import LLFF
 from guards_test import run_in_a_child
 flags_of_run = ["--basedir={tmp_path}", "--deterministic", "--random_seed=5", "--N_iters=8", "--i_img=0", "--i_print=1"]

@@ -100,8 +100,8 @@ def places() -> dict[str, tuple[Any, str]]:
         "weights": (tf1_weights.npy_format, "write_array_header_1_0"),  # the rest of the file follows it
         "image": (Path, "write_bytes"),
         "video": (FfmpegFormat.Writer, "_append_data"),
-        "scalars": (Summaries, "scalars"),
-        "view": (Summaries, "view"),
+        "scalars": (Summaries, "write_scalars"),
+        "view": (Summaries, "write_view"),
         "render": (Renderer, "image"),
     }
 
@@ -116,7 +116,7 @@ def main() -> None:
     from nerf_tf import app  # noqa: F401
     from nerf_tf.output import curve
 
-    curve.draw({})  # has matplotlib find its fonts
+    curve.draw_curves({})  # has matplotlib find its fonts
     gc.freeze()  # what is here at the fork need not be looked through in each life
     for line in sys.stdin:
         child = os.fork()
@@ -169,7 +169,7 @@ def make_small() -> None:
 
     build.load_scene = load_small
     # Drawn often, for a quarter of a second each, and compared with nothing.
-    curve.draw = lambda runs: figures.new_figure(1, 1)
+    curve.draw_curves = lambda runs: figures.new_figure(1, 1)
 
 
 def die(death: Death) -> None:

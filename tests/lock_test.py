@@ -18,8 +18,8 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs L
 HOLDER = """
 import sys
 from pathlib import Path
-from nerf_tf.train import lock
-with lock.held(Path(sys.argv[1])):
+from nerf_tf.storage import lock
+with lock.lock_run(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -33,29 +33,29 @@ def start_holder(folder: Path) -> subprocess.Popen:
 
 
 def write_holder(folder: Path, **changes: object) -> None:
-    (folder / lock.NAME).write_text(json.dumps(lock._this_process() | changes))
+    (folder / lock.LOCK_FILE).write_text(json.dumps(lock._this_process() | changes))
 
 
 def test_the_second_run_is_told_who_the_first_is_and_a_dead_one_is_in_nobodys_way(tmp_path, caplog):
     process = start_holder(tmp_path)
     with pytest.raises(
-        OSError, match=rf"run.lock: pid {process.pid} on {socket.gethostname()} trains here since .*--exp"
+        OSError, match=rf"run.lock: pid {process.pid} on {socket.gethostname()} has been training here since .*--exp"
     ):
-        lock.held(tmp_path).__enter__()
+        lock.lock_run(tmp_path).__enter__()
     process.kill()
     process.wait()
-    assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == process.pid
-    with lock.held(tmp_path):
+    assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["pid"] == process.pid
+    with lock.lock_run(tmp_path):
         assert f"pid {process.pid} on {socket.gethostname()} is dead; taken over" in caplog.text
-        assert json.loads((tmp_path / lock.NAME).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / lock.LOCK_FILE).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_without_files_goes_again(tmp_path):
-    with pytest.raises(ValueError, match="mistake"), lock.held(tmp_path / "logs" / "run"):
+    with pytest.raises(ValueError, match="mistake"), lock.lock_run(tmp_path / "logs" / "run"):
         raise ValueError("a mistake")
     assert list(tmp_path.iterdir()) == []
-    with lock.held(tmp_path / "logs" / "run"):
+    with lock.lock_run(tmp_path / "logs" / "run"):
         (tmp_path / "logs" / "run" / "args.txt").touch()
     assert [path.name for path in (tmp_path / "logs" / "run").iterdir()] == ["args.txt"]
 
@@ -63,16 +63,16 @@ def test_a_folder_without_files_goes_again(tmp_path):
 def test_the_folders_are_on_the_disk_before_anything_is_in_them(tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), fsync(handle)))
-    with lock.held(tmp_path / "logs" / "run"):
+    with lock.lock_run(tmp_path / "logs" / "run"):
         assert {path.stat().st_ino for path in (tmp_path, tmp_path / "logs")} <= set(synced)
 
 
 @LINUX
 def test_a_holder_on_another_machine_counts_as_alive(tmp_path):
     write_holder(tmp_path, pid=7, host="elsewhere", boot="another")
-    with pytest.raises(OSError, match=r"pid 7 on elsewhere .* cannot be seen from this machine.* delete this file"):
-        lock.held(tmp_path).__enter__()
-    assert "elsewhere" in (tmp_path / lock.NAME).read_text()
+    with pytest.raises(OSError, match=r"pid 7 on elsewhere .*; this machine cannot tell whether .* delete this file"):
+        lock.lock_run(tmp_path).__enter__()
+    assert "elsewhere" in (tmp_path / lock.LOCK_FILE).read_text()
 
 
 @LINUX
@@ -86,14 +86,14 @@ def test_a_holder_on_another_machine_counts_as_alive(tmp_path):
 )
 def test_the_dead_are_known(tmp_path, dead):
     write_holder(tmp_path, **dead)
-    with lock.held(tmp_path):
+    with lock.lock_run(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\0\0"])
 def test_a_file_that_says_nothing_is_no_hindrance(tmp_path, content):
-    (tmp_path / lock.NAME).write_text(content)
-    with lock.held(tmp_path):
+    (tmp_path / lock.LOCK_FILE).write_text(content)
+    with lock.lock_run(tmp_path):
         pass
 
 
@@ -104,13 +104,13 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(tmp_path, kind):
     if kind != "broken link":
         diary.write_text("dear diary")
     (tmp_path / "run").mkdir()
-    path = tmp_path / "run" / lock.NAME
+    path = tmp_path / "run" / lock.LOCK_FILE
     if kind == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to(diary)
     with pytest.raises(OSError, match=r"run\.lock: is a link, a pipe or a device, not a file; remove it"):
-        lock.held(tmp_path / "run").__enter__()
+        lock.lock_run(tmp_path / "run").__enter__()
     assert os.path.lexists(path)
     assert diary.exists() == (kind != "broken link")
     assert kind == "broken link" or diary.read_text() == "dear diary"
@@ -118,7 +118,7 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(tmp_path, kind):
 
 def test_a_folder_that_cannot_be_made_leaves_none_above_it(tmp_path):
     with pytest.raises(OSError, match="name too long"):
-        lock.held(tmp_path / "logs" / "2026" / ("x" * 300)).__enter__()
+        lock.lock_run(tmp_path / "logs" / "2026" / ("x" * 300)).__enter__()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,20 +130,20 @@ def no_locks(handle: int, operation: int) -> None:
 def test_without_locks_of_the_kernel_the_processes_number_and_start_decide(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", no_locks)
     write_holder(tmp_path)
-    with pytest.raises(OSError, match=f"pid {os.getpid()} .* trains here"):
-        lock.held(tmp_path).__enter__()
+    with pytest.raises(OSError, match=f"pid {os.getpid()} .* has been training here"):
+        lock.lock_run(tmp_path).__enter__()
     write_holder(tmp_path, host="container")  # whose numbers mean nothing here
-    with pytest.raises(OSError, match="cannot be seen"):
-        lock.held(tmp_path).__enter__()
+    with pytest.raises(OSError, match="cannot tell whether"):
+        lock.lock_run(tmp_path).__enter__()
     for dead in ({"pid": 2**22 + 1}, {"started": "1"}, {"boot": "before"}):  # the second: a number used again
         write_holder(tmp_path, **dead)
-        with lock.held(tmp_path):
+        with lock.lock_run(tmp_path):
             pass
 
 
 def test_a_system_without_any_of_this(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
-    monkeypatch.setattr(lock, "_text", lambda path: "")
-    with lock.held(tmp_path), pytest.raises(OSError, match="delete this file"):
-        lock.held(tmp_path).__enter__()
+    monkeypatch.setattr(lock, "_kernel_text", lambda path: "")
+    with lock.lock_run(tmp_path), pytest.raises(OSError, match="delete this file"):
+        lock.lock_run(tmp_path).__enter__()
     assert list(tmp_path.iterdir()) == []

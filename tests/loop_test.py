@@ -50,9 +50,9 @@ def no_way(error):
     raise AssertionError("memory did not run out")
 
 
-def run_loop(trainer, N_iters, i_print=0, events=(), report=lambda *_: None, give_way=no_way):
+def run_loop(trainer, N_iters, i_print=0, events=(), report=lambda *_: None, on_out_of_memory=no_way):
     batches = Batches()
-    train(trainer, batches, N_iters, "name", i_print, report, events, give_way)
+    train(trainer, batches, N_iters, "name", i_print, report, events, on_out_of_memory)
     return batches
 
 
@@ -114,23 +114,23 @@ class GreedyTrainer(FakeTrainer):
 def test_a_step_that_runs_out_of_memory_is_tried_again_with_less():
     trainer, steps, errors = GreedyTrainer(8), [], []
 
-    def give_way(error):
+    def on_out_of_memory(error):
         errors.append(error)
         trainer.needed //= 2
 
-    run_loop(trainer, 4, events=[Event(1, steps.append)], give_way=give_way)
+    run_loop(trainer, 4, events=[Event(1, steps.append)], on_out_of_memory=on_out_of_memory)
     assert [type(error) for error in errors] == [tf.errors.ResourceExhaustedError] * 3
     assert trainer.seen == steps == [0, 1, 2, 3]
 
 
-def test_the_loop_ends_when_nothing_can_give_way():
+def test_the_loop_ends_when_nothing_smaller_is_left():
     trainer = GreedyTrainer(8)
 
-    def give_way(error):
+    def on_out_of_memory(error):
         raise ValueError("nothing left to halve") from error
 
     with pytest.raises(ValueError, match="nothing left to halve"):
-        run_loop(trainer, 4, give_way=give_way)
+        run_loop(trainer, 4, on_out_of_memory=on_out_of_memory)
     assert trainer.seen == []
 
 

@@ -134,7 +134,7 @@ def test_a_hostile_or_foreign_file_is_refused(tmp_path, content, message):
     sentinel, path = tmp_path / "sentinel", tmp_path / "vgg16.ckpt"
     path.write_bytes(pickle.dumps(content(sentinel)))
     with pytest.raises(ValueError, match=rf"vgg16\.ckpt: not LPIPS weights: .*({message})"):
-        lpips.read(path)
+        lpips.read_weights(path)
     assert not sentinel.exists()
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "vgg16.ckpt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"vgg16\.ckpt: not LPIPS weights: .*pip install"):
-        lpips.read(path)
+        lpips.read_weights(path)
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
@@ -151,9 +151,9 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(ValueError, match=r"vgg16\.ckpt: larger than"):
-        lpips.read(path)
+        lpips.read_weights(path)
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vgg16\.ckpt: no such file"):
-        lpips.read(tmp_path / "vgg16.ckpt")
+        lpips.read_weights(tmp_path / "vgg16.ckpt")

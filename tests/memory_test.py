@@ -12,7 +12,7 @@ import pytest
 
 from nerf_tf.field.query import rays_at_once
 from nerf_tf.memory import prediction
-from nerf_tf.memory.prediction import NetworkShape, Plan, Workload, plan, predict, smaller
+from nerf_tf.memory.prediction import NetworkShape, Plan, Workload, choose_plan, predict_memory, reduce_plan
 
 PAPER = NetworkShape(depth=8, width=256, points=63, viewdirs=27, bottleneck=256, weights=595_844)
 SMALL = NetworkShape(depth=4, width=64, points=39, viewdirs=0, bottleneck=256, weights=20_000)
@@ -85,17 +85,17 @@ def test_more_never_takes_less(work):
         return dataclasses.replace(work, **kwargs)
 
     netchunks = [work.samples * 2**n for n in range(9)]
-    assert_never_less([predict(replaced(rays=rays), 1000, 16384) for rays in (1, 3, 20, 85, 999, 10**6)])
-    assert_never_less([predict(work, chunk, 65536) for chunk in (1, 3, 20, 85, 999, 4096, 32768)])
-    assert_never_less([predict(work, 2000, netchunk) for netchunk in netchunks])
+    assert_never_less([predict_memory(replaced(rays=rays), 1000, 16384) for rays in (1, 3, 20, 85, 999, 10**6)])
+    assert_never_less([predict_memory(work, chunk, 65536) for chunk in (1, 3, 20, 85, 999, 4096, 32768)])
+    assert_never_less([predict_memory(work, 2000, netchunk) for netchunk in netchunks])
     # A number of rays that is no whole one is rounded down, so that samples count in full only where it is whole.
     samples = [(n, n if work.N_importance else 0) for n in (16, 32, 64, 128, 256)]
-    by_samples = [predict(replaced(N_samples=n, N_importance=m), 4, 16384) for n, m in samples]
+    by_samples = [predict_memory(replaced(N_samples=n, N_importance=m), 4, 16384) for n, m in samples]
     assert_never_less(by_samples)
-    assert predict(replaced(N_importance=64), 4, 16384) >= predict(replaced(N_importance=0), 4, 16384)
+    assert predict_memory(replaced(N_importance=64), 4, 16384) >= predict_memory(replaced(N_importance=0), 4, 16384)
     for name in ("width", "depth", "points", "weights"):
         shapes = [dataclasses.replace(PAPER, **{name: factor * getattr(PAPER, name)}) for factor in (1, 2, 3)]
-        sizes = [predict(replaced(coarse=shape, fine=work.fine and shape), 1000, 16384) for shape in shapes]
+        sizes = [predict_memory(replaced(coarse=shape, fine=work.fine and shape), 1000, 16384) for shape in shapes]
         assert sizes == sorted(sizes), name
 
 
@@ -104,25 +104,25 @@ def test_the_larger_of_two_networks_counts(work):
     wide = dataclasses.replace(PAPER, width=512)
     if work.fine is not None:
         for chunk, netchunk in ((1000, 16384), (4, 65536)):
-            reference = predict(dataclasses.replace(work, coarse=PAPER, fine=PAPER), chunk, netchunk)
-            assert predict(dataclasses.replace(work, coarse=wide, fine=PAPER), chunk, netchunk) >= reference
-            assert predict(dataclasses.replace(work, coarse=PAPER, fine=wide), chunk, netchunk) > reference
+            reference = predict_memory(dataclasses.replace(work, coarse=PAPER, fine=PAPER), chunk, netchunk)
+            assert predict_memory(dataclasses.replace(work, coarse=wide, fine=PAPER), chunk, netchunk) >= reference
+            assert predict_memory(dataclasses.replace(work, coarse=PAPER, fine=wide), chunk, netchunk) > reference
 
 
 @every_kind
 def test_it_is_flat_in_rays_beyond_what_is_processed_at_once(work):
     for chunk, netchunk in ((1000, 16384), (32768, 16384), (64, 65536), (30, 1000)):
         largest = rays_at_once(10**9, work.samples, chunk, netchunk, work.training, work.compiled)
-        sizes = {predict(dataclasses.replace(work, rays=n * largest), chunk, netchunk) for n in (1, 2, 37)}
+        sizes = {predict_memory(dataclasses.replace(work, rays=n * largest), chunk, netchunk) for n in (1, 2, 37)}
         assert len(sizes) == 1
-        assert predict(dataclasses.replace(work, rays=max(1, largest // 3)), chunk, netchunk) < sizes.pop()
+        assert predict_memory(dataclasses.replace(work, rays=max(1, largest // 3)), chunk, netchunk) < sizes.pop()
 
 
 @every_kind
 def test_it_is_linear_in_netchunk(work):
     work = dataclasses.replace(work, rays=10**6)
     # More points than fit a tile, whose number of rays is a whole one.
-    sizes = [predict(work, 32768, n * 64 * work.samples) for n in (1, 2, 3, 4)]
+    sizes = [predict_memory(work, 32768, n * 64 * work.samples) for n in (1, 2, 3, 4)]
     steps = [b - a for a, b in itertools.pairwise(sizes)]
     assert min(steps) > 0
     assert max(steps) - min(steps) <= 2  # bytes, from rounding
@@ -131,7 +131,9 @@ def test_it_is_linear_in_netchunk(work):
 @every_kind
 def test_netchunk_does_not_matter_beyond_the_points_there_are(work):
     points = 100 * work.samples
-    sizes = {predict(dataclasses.replace(work, rays=100), 1000, netchunk) for netchunk in (points, 2 * points, 10**9)}
+    sizes = {
+        predict_memory(dataclasses.replace(work, rays=100), 1000, netchunk) for netchunk in (points, 2 * points, 10**9)
+    }
     assert len(sizes) == 1
 
 
@@ -140,14 +142,14 @@ def test_values_of_half_the_size_take_less_in_training_and_no_more_in_rendering(
     full, half = (dataclasses.replace(work, value_bytes=size) for size in (4, 2))
     weights = work.coarse.weights + (work.fine.weights if work.fine else 0)
     for chunk, netchunk in ((32768, 16384), (1000, 65536), (1000, 4096)):
-        more = predict(half, chunk, netchunk) - predict(full, chunk, netchunk)
+        more = predict_memory(half, chunk, netchunk) - predict_memory(full, chunk, netchunk)
         assert more < 0 if work.training else more <= 2 * weights  # the copies to compute with
 
 
 @every_kind
 def test_training_takes_more_than_rendering(work):
     rendering, training = (dataclasses.replace(work, training=flag, rays=85) for flag in (False, True))
-    assert predict(training, 85, 16384) > predict(rendering, 85, 16384)
+    assert predict_memory(training, 85, 16384) > predict_memory(rendering, 85, 16384)
 
 
 def test_weights_stay_and_in_training_so_do_two_moments_of_each():
@@ -169,8 +171,8 @@ def budgets(work: Workload) -> list[float]:
 @every_kind
 def test_a_plan_stays_within_its_budget(work):
     for budget in budgets(work):
-        chosen = plan(work, budget, None, None)
-        assert chosen.predicted == predict(work, chosen.chunk, chosen.netchunk)
+        chosen = choose_plan(work, budget, None, None)
+        assert chosen.predicted == predict_memory(work, chosen.chunk, chosen.netchunk)
         assert prediction.MARGIN * chosen.predicted + work.resident <= budget
         assert 1 <= chosen.netchunk <= prediction.LARGEST_TILE
         assert 1 <= chosen.chunk <= prediction.LARGEST_CHUNK
@@ -179,16 +181,16 @@ def test_a_plan_stays_within_its_budget(work):
 @every_kind
 def test_a_plan_prefers_a_large_netchunk_and_then_a_large_chunk(work):
     work = dataclasses.replace(work, rays=2**17)
-    plans = [plan(work, budget, None, None) for budget in budgets(work)]
+    plans = [choose_plan(work, budget, None, None) for budget in budgets(work)]
     assert [chosen.netchunk for chosen in plans] == sorted(chosen.netchunk for chosen in plans)
     assert plans[-1].netchunk == prediction.LARGEST_TILE
-    assert plan(work, math.inf, None, None).chunk == prediction.LARGEST_CHUNK
+    assert choose_plan(work, math.inf, None, None).chunk == prediction.LARGEST_CHUNK
     for budget, chosen in zip(budgets(work), plans, strict=True):
         if chosen.netchunk < prediction.LARGEST_TILE:
-            filled = predict(work, -(-2 * chosen.netchunk // work.samples), 2 * chosen.netchunk)
+            filled = predict_memory(work, -(-2 * chosen.netchunk // work.samples), 2 * chosen.netchunk)
             assert prediction.MARGIN * filled + work.resident > budget
         if chosen.chunk < prediction.LARGEST_CHUNK:
-            assert prediction.MARGIN * predict(work, 2 * chosen.chunk, chosen.netchunk) + work.resident > budget
+            assert prediction.MARGIN * predict_memory(work, 2 * chosen.chunk, chosen.netchunk) + work.resident > budget
     # Both kinds of give and take occurred.
     assert len({chosen.netchunk for chosen in plans}) > 1 or len({chosen.chunk for chosen in plans}) > 1
 
@@ -196,37 +198,37 @@ def test_a_plan_prefers_a_large_netchunk_and_then_a_large_chunk(work):
 @every_kind
 def test_a_chunk_fills_its_tile(work):
     for budget in budgets(work):
-        chosen = plan(work, budget, None, None, largest_tile=2**18)
+        chosen = choose_plan(work, budget, None, None, largest_tile=2**18)
         # Half as many rays, and a tile that they fill, would do as well.
         assert 2 * chosen.chunk * work.samples > chosen.netchunk or chosen.netchunk <= prediction.SMALLEST_TILE
 
 
 def test_a_gpu_gets_larger_tiles():
-    assert plan(TRAINING, math.inf, None, None, largest_tile=10**5).netchunk == 10**5
+    assert choose_plan(TRAINING, math.inf, None, None, largest_tile=10**5).netchunk == 10**5
 
 
 def test_a_chunk_is_no_larger_than_the_batch():
-    assert plan(dataclasses.replace(TRAINING, rays=100), math.inf, None, None).chunk == 100
+    assert choose_plan(dataclasses.replace(TRAINING, rays=100), math.inf, None, None).chunk == 100
 
 
 @every_kind
 def test_what_is_given_stays(work):
     for chunk, netchunk, budget in ((500, None, 1e9), (None, 3000, 1e9), (500, 3000, 1e9), (10**6, 10**6, math.inf)):
-        chosen = plan(work, budget, chunk, netchunk)
+        chosen = choose_plan(work, budget, chunk, netchunk)
         assert chunk in (None, chosen.chunk)
         assert netchunk in (None, chosen.netchunk)
         assert prediction.MARGIN * chosen.predicted + work.resident <= budget
-    least = prediction.MARGIN * predict(work, 500, 3000) + work.resident
-    plan(work, least, 500, 3000)
+    least = prediction.MARGIN * predict_memory(work, 500, 3000) + work.resident
+    choose_plan(work, least, 500, 3000)
     with pytest.raises(ValueError, match="too little"):
-        plan(work, least - 1, 500, 3000)
+        choose_plan(work, least - 1, 500, 3000)
 
 
 @every_kind
 def test_the_error_is_one_line_that_says_what_would_fit(work):
     for chunk, netchunk in ((None, None), (20000, None), (None, 9000), (20000, 50000)):
         with pytest.raises(ValueError, match="memory_budget_mb 1 is too little") as caught:
-            plan(work, 1e6, chunk, netchunk)
+            choose_plan(work, 1e6, chunk, netchunk)
         message = str(caught.value)
         assert "\n" not in message
         ((megabytes, named_chunk, named_netchunk),) = [
@@ -236,8 +238,8 @@ def test_the_error_is_one_line_that_says_what_would_fit(work):
         assert netchunk in (None, named_netchunk)
         assert ("auto" in message) == (chunk is not None or netchunk is not None)
         # With that it works, and it is no more than that takes.
-        plan(work, megabytes * 1e6, chunk, netchunk)
-        predicted = plan(work, megabytes * 1e6, named_chunk, named_netchunk).predicted
+        choose_plan(work, megabytes * 1e6, chunk, netchunk)
+        predicted = choose_plan(work, megabytes * 1e6, named_chunk, named_netchunk).predicted
         needed = prediction.MARGIN * predicted + work.resident
         assert (megabytes - 1) * 1e6 < needed <= megabytes * 1e6
 
@@ -247,11 +249,11 @@ def test_the_error_is_one_line_that_says_what_would_fit(work):
 
 @every_kind
 def test_giving_way_halves_what_it_may_until_it_takes_less(work):
-    start = plan(work, math.inf, None, None)
+    start = choose_plan(work, math.inf, None, None)
     for halve_chunk, halve_netchunk in ((True, False), (False, True), (True, True)):
         current, steps = start, 0
-        while following := smaller(work, current, halve_chunk, halve_netchunk):
-            assert following.predicted == predict(work, following.chunk, following.netchunk) < current.predicted
+        while following := reduce_plan(work, current, halve_chunk, halve_netchunk):
+            assert following.predicted == predict_memory(work, following.chunk, following.netchunk) < current.predicted
             for before, after, halved in zip(
                 dataclasses.astuple(current),
                 dataclasses.astuple(following),
@@ -262,29 +264,29 @@ def test_giving_way_halves_what_it_may_until_it_takes_less(work):
                 assert after in halvings if halved else after == before
             current, steps = following, steps + 1
         assert steps > 3
-        assert smaller(work, current, halve_chunk, halve_netchunk) is None
+        assert reduce_plan(work, current, halve_chunk, halve_netchunk) is None
 
 
 def test_nothing_gives_way_where_nothing_may_or_is_left():
-    current = Plan(500, 4096, predict(TRAINING, 500, 4096))
-    assert smaller(TRAINING, current, halve_chunk=False, halve_netchunk=False) is None
-    assert smaller(TRAINING, Plan(1, 1, 0), halve_chunk=True, halve_netchunk=True) is None
-    assert smaller(TRAINING, Plan(1, 4096, 0), halve_chunk=True, halve_netchunk=False) is None
+    current = Plan(500, 4096, predict_memory(TRAINING, 500, 4096))
+    assert reduce_plan(TRAINING, current, halve_chunk=False, halve_netchunk=False) is None
+    assert reduce_plan(TRAINING, Plan(1, 1, 0), halve_chunk=True, halve_netchunk=True) is None
+    assert reduce_plan(TRAINING, Plan(1, 4096, 0), halve_chunk=True, halve_netchunk=False) is None
 
 
 def test_what_makes_no_difference_is_halved_on():
     # A tile of 4096 points takes 21 rays of 192 samples, whatever the chunk.
-    assert smaller(TRAINING, Plan(10**6, 4096, 0), halve_chunk=True, halve_netchunk=False).chunk == 16
+    assert reduce_plan(TRAINING, Plan(10**6, 4096, 0), halve_chunk=True, halve_netchunk=False).chunk == 16
     # Tiles without room for a ray's samples would have all 4096 rays worked on at once.
-    assert predict(TRAINING, 4096, 128) > 10 * predict(TRAINING, 4096, 256)
-    assert smaller(TRAINING, Plan(4096, 256, 0), halve_chunk=False, halve_netchunk=True) is None
-    both = smaller(TRAINING, Plan(4096, 256, 0), halve_chunk=True, halve_netchunk=True)
-    assert both.predicted < predict(TRAINING, 4096, 256)
+    assert predict_memory(TRAINING, 4096, 128) > 10 * predict_memory(TRAINING, 4096, 256)
+    assert reduce_plan(TRAINING, Plan(4096, 256, 0), halve_chunk=False, halve_netchunk=True) is None
+    both = reduce_plan(TRAINING, Plan(4096, 256, 0), halve_chunk=True, halve_netchunk=True)
+    assert both.predicted < predict_memory(TRAINING, 4096, 256)
 
 
 @every_kind
 def test_a_plan_in_words_is_one_line(work):
-    words = prediction.in_words(work, Plan(500, 4096, 123_400_000))
+    words = prediction.describe_plan(work, Plan(500, 4096, 123_400_000))
     assert "\n" not in words
     for part in ("chunk 500", "netchunk 4096", "123 MB", f"{work.resident / 1e6:.0f} MB"):
         assert part in words

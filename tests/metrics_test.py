@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.evaluation.metrics import photo_8bit, psnr, ssim
+from nerf_tf.evaluation.metrics import psnr, round_to_8bit, ssim
 from nerf_tf.train.step import mse_to_psnr
 
 
@@ -51,9 +51,9 @@ def test_equal_images_have_infinite_psnr():
 
 def test_a_photo_becomes_the_nearest_bytes():
     photo = np.float32([-0.1, 0.0, 0.4 / 255, 0.6 / 255, 254.4 / 255, 1.0, 1.2])
-    np.testing.assert_array_equal(photo_8bit(photo), np.uint8([0, 0, 0, 1, 254, 255, 255]))
+    np.testing.assert_array_equal(round_to_8bit(photo), np.uint8([0, 0, 0, 1, 254, 255, 255]))
     every_byte = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(photo_8bit(every_byte / np.float32(255)), every_byte)
+    np.testing.assert_array_equal(round_to_8bit(every_byte / np.float32(255)), every_byte)
 
 
 def test_ssim_of_flat_images_is_their_luminance_term():

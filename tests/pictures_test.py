@@ -14,11 +14,11 @@ def test_the_map_is_magma():
     matplotlib = pytest.importorskip("matplotlib", reason="the original map is matplotlib's")
     levels = np.linspace(0.0, 1.0, 256)
     expected = 255 * matplotlib.colormaps["magma"](levels)[:, :3]
-    np.testing.assert_allclose(pictures.coloured(levels), expected, atol=3)
+    np.testing.assert_allclose(pictures.apply_colour_map(levels), expected, atol=3)
 
 
 def test_lightness_rises_evenly():
-    srgb = pictures.coloured(np.linspace(0.0, 1.0, 64)) / 255.0
+    srgb = pictures.apply_colour_map(np.linspace(0.0, 1.0, 64)) / 255.0
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4) @ LUMINANCE
     lightness = np.where(linear > 0.008856, 116 * np.cbrt(linear) - 16, 903.3 * linear)  # CIE L*
     steps = np.diff(lightness)
@@ -29,7 +29,7 @@ def test_lightness_rises_evenly():
 
 def test_levels_beyond_the_ends_and_nan():
     np.testing.assert_array_equal(
-        pictures.coloured(np.array([-1.0, np.nan, np.inf, 2.0])), pictures.MAGMA[[0, 0, -1, -1]]
+        pictures.apply_colour_map(np.array([-1.0, np.nan, np.inf, 2.0])), pictures.MAGMA[[0, 0, -1, -1]]
     )
 
 
@@ -47,7 +47,7 @@ def test_false_colours_grow_lighter_from_dark_to_light_and_vanish_where_empty():
 
 def test_one_value_everywhere_has_a_colour():
     values = np.full([2, 3], 4.0)
-    low, high = pictures.shown_range([pictures.solid_values(values, np.ones_like(values))])
+    low, high = pictures.display_range([pictures.opaque_values(values, np.ones_like(values))])
     assert low < high
     np.testing.assert_array_equal(pictures.false_colours(values, np.ones([2, 3]), 1.0, 1.0).shape, (2, 3, 3))
 
@@ -61,6 +61,8 @@ def test_the_range_leaves_out_what_is_empty_stray_or_no_number():
     values = np.concatenate([np.linspace(1.0, 2.0, 1000), [1e9, np.nan, np.inf, 77.0]])
     acc = np.ones_like(values)
     acc[-1] = 0.1
-    low, high = pictures.shown_range([pictures.solid_values(part, a) for part, a in ((values, acc), (values, 0 * acc))])
+    low, high = pictures.display_range(
+        [pictures.opaque_values(part, a) for part, a in ((values, acc), (values, 0 * acc))]
+    )
     assert (low, high) == pytest.approx((1.01, 1.99), abs=0.002)
-    assert pictures.shown_range([])[0] == 0.0
+    assert pictures.display_range([])[0] == 0.0

@@ -229,7 +229,7 @@ def test_event_files_that_are_none_are_left_out(tmp_path, caplog):
         "psnr": [0],
         "psnr_holdout": [0],
     }
-    assert "events.out.tfevents.4: left out from here on (" in caplog.text
+    assert "events.out.tfevents.4: the rest is left out (" in caplog.text
 
 
 def test_a_curve_that_cannot_be_drawn_is_an_error_of_its_file(tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_a_curve_that_cannot_be_drawn_is_an_error_of_its_file(tmp_path, monkeypa
 
     file = curve.CurveFile(tmp_path / "curve.png", tmp_path / "summaries" / "run", start=0)
     file.add(0, loss=0.1)
-    monkeypatch.setattr(curve, "draw", stumble)
+    monkeypatch.setattr(curve, "draw_curves", stumble)
     with pytest.raises(OSError, match=r"curve.png: cannot be drawn \(no font\)"):
         file.write()
     assert list(tmp_path.iterdir()) == []

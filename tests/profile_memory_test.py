@@ -172,7 +172,7 @@ def paper_work(training: bool, rays: int, precision: str = "float32") -> predict
 
 def test_a_chosen_plan_of_training_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted):
     work = paper_work(True, 256)
-    chosen = prediction.plan(work, work.resident + 120e6, None, None)
+    chosen = prediction.choose_plan(work, work.resident + 120e6, None, None)
     assert chosen.netchunk < prediction.LARGEST_TILE
     cell = {"mode": "train", "rays": 256, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
     measured, _ = paper_peak(memory_cell, memory_meter, **cell)
@@ -207,7 +207,7 @@ def test_the_planner_predicts_what_is_measured(tool, counted, tmp_path):
 def test_a_chosen_plan_stays_within_its_budget(tool, counted, tmp_path, mode, precision):
     for budget in (30, 60, 120, 240):
         work = paper_work(mode == "train", 1024, precision)
-        chosen = prediction.plan(work, work.resident + budget * 1e6, None, None)
+        chosen = prediction.choose_plan(work, work.resident + budget * 1e6, None, None)
         lists = {"modes": mode, "samples": "64+64", "precisions": precision, "chunks": chosen.chunk}
         (row,) = in_processes(tool, tmp_path / str(budget), **lists, netchunks=chosen.netchunk, rays=1024)
         assert float(row["measured_mb"]) <= budget

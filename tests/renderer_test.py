@@ -547,11 +547,11 @@ def test_a_view_goes_on_with_less_when_memory_runs_out():
 
     errors, chunks = [], []
 
-    def give_way(error):
+    def on_out_of_memory(error):
         errors.append(error)
         return greedy, None, dataclasses.replace(BOTH, chunk=renderer.settings.chunk // 2)
 
-    renderer = Renderer(greedy, None, dataclasses.replace(BOTH, chunk=16), NEAR, FAR, False, give_way)
+    renderer = Renderer(greedy, None, dataclasses.replace(BOTH, chunk=16), NEAR, FAR, False, on_out_of_memory)
     tf.config.run_functions_eagerly(True)
     try:
         image = renderer.image(camera, POSE, progress=chunks.append)
@@ -574,10 +574,10 @@ def test_preparing_a_view_gives_way_too_when_memory_runs_out():
         if renderer.settings.chunk > 8:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
-    def give_way(error):
+    def on_out_of_memory(error):
         return fog, None, dataclasses.replace(BOTH, chunk=renderer.settings.chunk // 2)
 
-    renderer = Renderer(fog, None, dataclasses.replace(BOTH, chunk=16), NEAR, FAR, False, give_way, prepare)
+    renderer = Renderer(fog, None, dataclasses.replace(BOTH, chunk=16), NEAR, FAR, False, on_out_of_memory, prepare)
     for _ in range(2):
         renderer.image(Camera.centred(6, 7, 6.0), POSE)
     assert prepared == [16, 8, 8]  # once for a view that goes well

@@ -33,7 +33,7 @@ def flat_views(folder: Path, offsets: list[int]) -> list[np.ndarray]:
 def test_views_in_a_folder_are_scored_against_photos_in_order(tmp_path, without_lpips, caplog):
     photos = flat_views(tmp_path / "views", [1, 10, 100])
     with caplog.at_level(logging.INFO):
-        result = report.read(tmp_path / "views", photos)
+        result = report.score_folder(tmp_path / "views", photos)
     expected = [-20 * np.log10(offset / 255) for offset in (1, 10, 100)]
     assert result.scores["psnr_8bit"] == pytest.approx(expected)
     assert (result.height, result.width, result.seconds_per_view) == (16, 20, None)
@@ -44,9 +44,9 @@ def test_views_in_a_folder_are_scored_against_photos_in_order(tmp_path, without_
 
 def test_damaged_lpips_weights_cost_lpips_only(tmp_path, monkeypatch, caplog):
     (tmp_path / "vgg16.ckpt").write_bytes(b"damaged")
-    monkeypatch.setattr(lpips, "load", lambda: lpips.read(tmp_path / "vgg16.ckpt"))
+    monkeypatch.setattr(lpips, "load", lambda: lpips.read_weights(tmp_path / "vgg16.ckpt"))
     with caplog.at_level(logging.INFO):
-        assert set(report.measures(20, 20)) == {"psnr_8bit", "ssim"}
+        assert set(report.choose_metrics(20, 20)) == {"psnr_8bit", "ssim"}
     assert "no LPIPS:" in caplog.text
     assert "vgg16.ckpt: not LPIPS weights" in caplog.text
 
@@ -56,14 +56,14 @@ def test_a_measure_that_memory_does_not_suffice_for_is_left_out(tmp_path, monkey
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     monkeypatch.setattr(lpips, "load", lambda: exhausted)
-    result = report.read(tmp_path / "views", flat_views(tmp_path / "views", [1, 2]))
+    result = report.score_folder(tmp_path / "views", flat_views(tmp_path / "views", [1, 2]))
     assert {name: len(values) for name, values in result.scores.items()} == {"psnr_8bit": 2, "ssim": 2}
     assert caplog.messages.count("no LPIPS: not enough memory for images of that size") == 1
 
 
 @pytest.mark.parametrize(("side", "names"), [(10, {"psnr_8bit"}), (15, {"psnr_8bit", "ssim"})])
 def test_small_images_have_the_measures_that_fit_them(side, names):
-    assert set(report.measures(side, 40)) == set(report.measures(40, side)) == names
+    assert set(report.choose_metrics(side, 40)) == set(report.choose_metrics(40, side)) == names
 
 
 def test_floats_are_scored_before_rounding(tmp_path, without_lpips):
@@ -72,7 +72,7 @@ def test_floats_are_scored_before_rounding(tmp_path, without_lpips):
     photo = np.full([12, 12, 3], 0.5, np.float32)
     maps = {name: np.zeros([12, 12], np.float32) for name in ("disp", "acc", "depth")}
     rendered = Rendered(rgb=photo + np.float32(0.001), **maps)
-    frames, result = report.render(tmp_path, [rendered], [photo], save_arrays=False)
+    frames, result = report.write_and_score_views(tmp_path, [rendered], [photo], save_arrays=False)
     assert result.scores["psnr_float"] == [pytest.approx(60.0, abs=0.01)]
     # The photo's file says 128, and the render's 127: cut off, as the original does.
     assert (frames.rgb[0] == 127).all()
@@ -84,7 +84,7 @@ def test_floats_are_scored_before_rounding(tmp_path, without_lpips):
 def test_what_json_does_not_know_is_null(tmp_path):
     scores = {"psnr_8bit": [20.0, np.inf], "ssim": [np.nan, 0.5]}
     about = {"scene": "lego", "step": 1, "white_bkgd": False}
-    report.report(tmp_path / "metrics.json", about, report.Evaluation(tmp_path, 30, 40, scores))
+    report.write_report(tmp_path / "metrics.json", about, report.Evaluation(tmp_path, 30, 40, scores))
 
     def refuse(name):
         raise AssertionError(name)
@@ -99,7 +99,7 @@ def test_report_writes_what_it_logs(tmp_path, caplog):
     result = report.Evaluation(tmp_path / "testset_000100", 30, 40, scores, 1.5)
     about = {"scene": "lego", "step": 100, "white_bkgd": True}
     with caplog.at_level(logging.INFO):
-        report.report(tmp_path / "metrics.json", about, result)
+        report.write_report(tmp_path / "metrics.json", about, result)
     heading, *lines = caplog.messages[0].splitlines()
     assert heading == "test views of lego, 2 of 40x30, on white, weights of step 100, 1.50 s per view"
     assert [line.split() for line in lines] == [

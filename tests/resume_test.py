@@ -142,7 +142,7 @@ def incomplete_files(basedir: Path) -> list[str]:
         except (ValueError, OSError, AssertionError, RuntimeError) as error:
             wrong.append(f"{name}: {error}")
     for path in (basedir / "killed" / "checkpoints").glob("ckpt-*"):
-        damage = checkpoint._damage(path)
+        damage = checkpoint._find_damage(path)
         wrong += [f"{path.name}: {damage}"] if damage else []
     return wrong
 
@@ -260,7 +260,7 @@ def test_whoever_stops_a_run_loses_nothing(histories, launcher):
         return launcher.live(*case.arguments(basedir, "stopped"), log=log, death=death, then=then)
 
     assert live(Death("step", 4, signals=(signal.SIGINT,))) == 130
-    assert "SIGINT: stopping after this step; once more stops at once" in log.read_text()
+    assert "SIGINT: stopping after this step; a second one stops at once" in log.read_text()
     assert "stopped: SIGINT, saved at step 5; the same command goes on" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -304,12 +304,14 @@ def test_two_runs_do_not_share_a_folder_but_rendering_may(histories, launcher):
     case = CASES[0]
     basedir = histories[case].basedir
     log = basedir / "second.log"
-    with lock.held(basedir / "straight"):
+    with lock.lock_run(basedir / "straight"):
         folders = basedir / "straight", basedir / "summaries"
         before = [contents(folder) for folder in folders]
         assert launcher.live(*case.arguments(basedir, "straight", "--N_iters=99"), log=log) == 1
         line = log.read_text().splitlines()[-1]
-        assert re.search(rf"^nerf_tf: .*run.lock: pid {os.getpid()} on .* trains here since .*--expname", line)
+        assert re.search(
+            rf"^nerf_tf: .*run.lock: pid {os.getpid()} on .* has been training here since .*--expname", line
+        )
         assert [contents(folder) for folder in folders] == before
         assert launcher.live(*case.arguments(basedir, "straight", "--render_only"), log=log) == 0
         assert f"renderonly_path_{STEPS:06d}/video.mp4" in files_of(basedir / "straight")
@@ -324,7 +326,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_a_run_and_other_files_do_not(
     arguments = case.arguments(tmp_path, "full", "--i_video=0")
     assert launcher.live(*arguments, log=log, largest_file=largest - 1) == 1
     lines = log.read_text().splitlines()
-    assert re.search(r"nerf_tf: .*ckpt-1: no checkpoint \(.*\); those before it are as they were$", lines[-1])
+    assert re.search(r"nerf_tf: .*ckpt-1: cannot be written \(.*\); earlier checkpoints are unchanged$", lines[-1])
     assert "Traceback" not in log.read_text()
     assert files_of(tmp_path / "full") == {"args.txt"}
     assert launcher.live(*arguments, log=log, death=Death("image", moment="full")) == 0

@@ -36,12 +36,12 @@ def test_an_item_is_finished_before_the_program_stops(number, code, caplog):
     stop, done = StopRequest(), []
 
     def work() -> None:
-        for item in stop.guarded(range(5)):
+        for item in stop.check_each(range(5)):
             if item == 2:
                 send(number)
             done.append(item)
 
-    with stop.listening(), pytest.raises(Stopped) as stopped:
+    with stop.handle_signals(), pytest.raises(Stopped) as stopped:
         work()
     assert done == [0, 1, 2]
     assert stopped.value.exit_code == code
@@ -52,7 +52,7 @@ def test_an_item_is_finished_before_the_program_stops(number, code, caplog):
 def test_what_is_ignored_stays_ignored():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stop = StopRequest()
-    with stop.listening():
+    with stop.handle_signals():
         send(signal.SIGTERM)
         stop.check()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
@@ -63,8 +63,8 @@ def test_a_thread_cannot_listen_but_can_train():
 
     def work() -> None:
         stop = StopRequest()
-        with stop.listening():
-            done.extend(stop.guarded(range(3)))
+        with stop.handle_signals():
+            done.extend(stop.check_each(range(3)))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -38,8 +38,8 @@ def image_summary(events: EventAccumulator, tag: str) -> np.ndarray:
 def test_scalars_and_histograms(tmp_path):
     summaries = Summaries(tmp_path / "summaries")
     for step in (0, 100):
-        summaries.histogram(step, "tran", tf.range(6.0) + step)
-        summaries.scalars(step, loss=tf.constant(0.5 + step), psnr=3, psnr0=None)
+        summaries.write_histogram(step, "tran", tf.range(6.0) + step)
+        summaries.write_scalars(step, loss=tf.constant(0.5 + step), psnr=3, psnr0=None)
     events = read_summaries(tmp_path / "summaries")  # complete while the run is still on
     assert sorted(events.Tags()["tensors"]) == ["loss", "psnr", "tran"]
     assert scalars(events, "loss") == [(0, 0.5), (100, 100.5)]
@@ -52,7 +52,7 @@ def test_scalars_and_histograms(tmp_path):
 
 def test_a_view_beside_its_photo(tmp_path):
     image, photo = make_image(0), make_image(1).rgb
-    Summaries(tmp_path).view(20, image, photo)
+    Summaries(tmp_path).write_view(20, image, photo)
     events = read_summaries(tmp_path)
     assert sorted(events.Tags()["tensors"]) == ["acc", "disp", "disp0", "rgb", "rgb0", "rgb_holdout", "z_std"]
     assert events.Tensors("rgb")[0].step == 20
@@ -64,7 +64,7 @@ def test_a_view_beside_its_photo(tmp_path):
 
 
 def test_a_view_without_a_fine_network(tmp_path):
-    Summaries(tmp_path).view(0, make_image(0, fine=False), make_image(1).rgb)
+    Summaries(tmp_path).write_view(0, make_image(0, fine=False), make_image(1).rgb)
     assert sorted(read_summaries(tmp_path).Tags()["tensors"]) == ["acc", "disp", "rgb", "rgb_holdout"]
 
 
@@ -72,7 +72,7 @@ def test_tensorboard_shows_one_curve_after_steps_are_done_again(tmp_path):
     for first_step, last_step in [(0, 5), (3, 4), (2, 6)]:
         summaries = Summaries(tmp_path, first_step)
         for step in range(first_step, last_step):
-            summaries.scalars(step, loss=10 * first_step + step)
+            summaries.write_scalars(step, loss=10 * first_step + step)
         time.sleep(1.1)  # files of TensorBoard are told apart by the second
     events = plugin_event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     events.Reload()

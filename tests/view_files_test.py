@@ -125,7 +125,7 @@ def test_views_of_an_earlier_rendering_go_when_all_are_there(tmp_path):
 
 def test_film_gives_back_each_view_however_often(tmp_path):
     images = [make_image(i, 3 + i, 5) for i in range(4)]  # sizes may differ
-    film = view_files.Film(tmp_path / "new")
+    film = view_files.VideoBuffer(tmp_path / "new")
     for image in images:
         np.testing.assert_array_equal(film.append(image), view_files.to_8bit(image.rgb))
     greys = view_files.normalised_disparity([image.disp for image in images])
@@ -133,7 +133,9 @@ def test_film_gives_back_each_view_however_often(tmp_path):
         for i in (2, 0, 3, 1):
             np.testing.assert_array_equal(film.rgb[i], view_files.to_8bit(images[i].rgb))
             np.testing.assert_array_equal(film.grey_disp[i], greys[i])
-            np.testing.assert_array_equal(film.acc[i], pictures.coloured(view_files.to_8bit(images[i].acc) / 255.0))
+            np.testing.assert_array_equal(
+                film.acc[i], pictures.apply_colour_map(view_files.to_8bit(images[i].acc) / 255.0)
+            )
     for frames in (film.depth, film.disp):
         assert [frame.shape for frame in frames] == [(3 + i, 5, 3) for i in range(4)]
     assert names(tmp_path / "new") == [], "a file that a crash could leave behind"
@@ -142,7 +144,7 @@ def test_film_gives_back_each_view_however_often(tmp_path):
 def test_film_colours_depth_and_disparity_over_the_whole_path(tmp_path):
     near, far = np.full([40, 50], 2.0, np.float32), np.full([40, 50], 6.0, np.float32)
     solid, thin = np.ones_like(near), np.full_like(near, 0.25)
-    film = view_files.Film(tmp_path)
+    film = view_files.VideoBuffer(tmp_path)
     for depth, acc in ((near, solid), (far, solid), (far + 100, 0 * solid), (near, thin)):
         film.append(Image(np.zeros([40, 50, 3], np.float32), 1.0 / depth, acc, depth * acc))
     for number, colour in enumerate(([252, 253, 191], [0, 0, 4], [0, 0, 0], [63, 63, 48])):
@@ -154,13 +156,13 @@ def test_film_colours_depth_and_disparity_over_the_whole_path(tmp_path):
 def test_film_takes_no_memory_for_its_views(tmp_path):
     image = make_image(0, 200, 300, fine=False)
     tracemalloc.start()
-    film = view_files.Film(tmp_path)
+    film = view_files.VideoBuffer(tmp_path)
     for _ in range(30):
         film.append(image)
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     # A few disparities and depths of each view, for the range of the colours.
-    assert kept < 30 * (2 * 4 * view_files.Film.SAMPLES + 2000) < 0.15 * 30 * image.disp.nbytes
+    assert kept < 30 * (2 * 4 * view_files.VideoBuffer.SAMPLES + 2000) < 0.15 * 30 * image.disp.nbytes
     assert len(film.rgb) == 30
 
 
@@ -173,7 +175,7 @@ def test_side_by_side(tmp_path):
     tiles = [row[pictures.CAPTION : -pictures.CAPTION, i * (60 + pictures.GAP) :][:, :60] for i in range(4)]
     np.testing.assert_array_equal(tiles[0], view_files.to_8bit(photo))
     np.testing.assert_array_equal(tiles[1], view_files.to_8bit(image.rgb))
-    np.testing.assert_array_equal(tiles[3], pictures.coloured(image.acc))
+    np.testing.assert_array_equal(tiles[3], pictures.apply_colour_map(image.acc))
     assert (row[: pictures.CAPTION] < 128).any(), "names"
     assert (row[-pictures.CAPTION :] < 128).any(), "the caption"
 

@@ -152,12 +152,12 @@ def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
         far, near = np.percentile(disp[acc > 0.5], [1, 99])
         colours = pictures.false_colours(disp, acc, dark=far, light=near)
         np.testing.assert_allclose(shown["disparity"].astype(int), colours, atol=1)
-        np.testing.assert_array_equal(shown["opacity"], pictures.coloured(acc))
+        np.testing.assert_array_equal(shown["opacity"], pictures.apply_colour_map(acc))
         assert shown["depth"][0, 0].tolist() == [0, 0, 0]  # nothing there
         light = shown["depth"].sum(axis=-1)
         assert light[10, 10] > 0.9 * 255 * 2  # the ball's front
         assert light[10, 10] > light[acc > 0.9].min() + 200
-        film = view_files.Film(tmp_path)
+        film = view_files.VideoBuffer(tmp_path)
         film.append(seen)
         np.testing.assert_array_equal(refinement.frames(film, "rgb")[0], shown["rgb"])
         for name in ("disparity", "opacity"):  # a film keeps opacity in 8 bits

@@ -174,7 +174,7 @@ def draw_race(records: dict):
     """PSNR of rays that training does not see, against minutes of training."""
     figure = figures.new_figure(7.6, 4.4)
     axes = figure.subplots()
-    figures.tidy(axes, "PSNR of validation views in dB")
+    figures.style_axes(axes, "PSNR of validation views in dB")
     for engine, record in records.items():
         minutes = np.array(record["seconds"]) / 60.0
         label = f"{engine}: {record['step'][-1]} steps in {minutes[-1]:.0f} min"
@@ -420,7 +420,7 @@ def draw(report: dict):
     figure = figures.new_figure(9.6, 3.8)
     cases = report["cases"]
     for axes, kind in zip(figure.subplots(1, 2), ("train", "render"), strict=True):
-        figures.tidy(axes, f"{'Training' if kind == 'train' else 'Rendering'}: rays per second")
+        figures.style_axes(axes, f"{'Training' if kind == 'train' else 'Rendering'}: rays per second")
         for i, case in enumerate(cases.values()):
             engines = case["engines"]
             for j, (engine, kinds) in enumerate(engines.items()):

@@ -94,7 +94,7 @@ def picture(records: list[dict[str, object]], renders: list[np.ndarray]) -> np.n
         name = f"{record['precision']}{', --occupancy' if record['occupancy'] else ''}: {record['seconds']:.1f} s"
         row[name] = view_files.to_8bit(rgb)
     difference = MAGNIFIED * np.abs(renders[-1] - renders[0]).max(axis=-1)
-    row[f"difference, {MAGNIFIED} times"] = pictures.coloured(difference)
+    row[f"difference, {MAGNIFIED} times"] = pictures.apply_colour_map(difference)
     return pictures.side_by_side(row)
 
 

@@ -69,7 +69,7 @@ def read_metrics(run: Path) -> dict:
     numbers = {name: _mean(metrics, name) for name in MEASURES.values()}
     for name, value in (numbers | {"seconds_per_view": metrics.get("seconds_per_view")}).items():
         if value is not None:
-            readers.number(value, f"{path}: its {name}")
+            readers.parse_number(value, f"{path}: its {name}")
     return metrics
 
 

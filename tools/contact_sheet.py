@@ -79,7 +79,7 @@ def read_views(folder: Path, photos: np.ndarray) -> list[View]:
     views = []
     for i, (render, photo) in enumerate(zip(report.read_views(folder, photos), photos, strict=True)):
         disp, acc = _maps(folder / f"{i:03d}.npz", ("disp", "acc"), render)
-        shown = metrics.photo_8bit(photo)
+        shown = metrics.round_to_8bit(photo)
         views.append(View(shown, render, disp, acc, metrics.psnr(render, shown)))
     return views
 
@@ -106,7 +106,7 @@ def read_path(folder: Path, count: int) -> list[Frame]:
         raise FileNotFoundError(f"{folder}: no frames with arrays; render again with --render_only --save_arrays")
     frames = []
     for i in np.unique(np.arange(count) * len(names) // count):
-        render = metrics.photo_8bit(images.read_image(names[i].with_suffix(".png"))[..., :3])
+        render = metrics.round_to_8bit(images.read_image(names[i].with_suffix(".png"))[..., :3])
         disp, depth, acc = _maps(names[i], ("disp", "depth", "acc"), render)
         frames.append(Frame(render, disp, pictures.expected_depth(depth, acc), acc))
     return frames
@@ -124,13 +124,13 @@ def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarr
 
 def draw_path(frames: Sequence[Frame]) -> Image.Image:
     """A column for each frame: colour, and disparity, depth and opacity in the colours of videos, over all frames."""
-    away, close = pictures.shown_range(pictures.solid_values(frame.disp, frame.acc) for frame in frames)
-    near, far = pictures.shown_range(pictures.solid_values(frame.depth, frame.acc) for frame in frames)
+    away, close = pictures.display_range(pictures.opaque_values(frame.disp, frame.acc) for frame in frames)
+    near, far = pictures.display_range(pictures.opaque_values(frame.depth, frame.acc) for frame in frames)
     rows = {
         "rgb": [frame.render for frame in frames],
         "disparity": [pictures.false_colours(frame.disp, frame.acc, dark=away, light=close) for frame in frames],
         "depth": [pictures.false_colours(frame.depth, frame.acc, dark=far, light=near) for frame in frames],
-        "opacity": [pictures.coloured(frame.acc) for frame in frames],
+        "opacity": [pictures.apply_colour_map(frame.acc) for frame in frames],
     }
     scale = max(1.0, PATH_TILE_HEIGHT / frames[0].acc.shape[0])
     height, width = (round(side * scale) for side in frames[0].acc.shape)
@@ -158,7 +158,7 @@ def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image
     mean = float(np.mean([view.psnr for view in views]))
     draw.text((GAP, GAP), title, pictures.INK, large)
     draw.text((GAP, GAP + 30), f"mean PSNR {mean:.2f} dB over {len(views)} test views", PALE, small)
-    low, high = pictures.shown_range(pictures.solid_values(view.disp, view.acc) for view in views)
+    low, high = pictures.display_range(pictures.opaque_values(view.disp, view.acc) for view in views)
     for row, number in enumerate(shown):
         view, top = views[number], head + row * (tile[1] + caption)
         disparity = pictures.false_colours(view.disp, view.acc, dark=low, light=high, background=255)

@@ -130,7 +130,7 @@ def _draw_level(axes, height: float, note: str) -> None:
 
 
 def _draw_metric_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) -> None:
-    figures.tidy(axes, "Rays in space, seen from above: even steps of t are even steps of 1/depth")
+    figures.style_axes(axes, "Rays in space, seen from above: even steps of t are even steps of 1/depth")
     finite = NDC_STEPS[:-1]
     deepest = NDC_NEAR / (1.0 - finite[-1])
     half = camera.width / (2.0 * camera.fx)
@@ -150,7 +150,7 @@ def _draw_metric_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray)
 
 
 def _draw_ndc_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) -> None:
-    figures.tidy(axes, "The same rays in NDC: the near plane is t = 0, infinity is t = 1")
+    figures.style_axes(axes, "The same rays in NDC: the near plane is t = 0, infinity is t = 1")
     axes.fill_between([-1, 1], -1, 1, color=figures.PALE, alpha=0.12, lw=0)
     for t in NDC_STEPS:
         _draw_level(axes, 2.0 * t - 1.0, _LEVEL_NOTES.get(t, f"t = {t:g}"))

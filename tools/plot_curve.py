@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(set(names)) < len(names):  # runs of one name in several basedirs
             names = [str(run) for run in args.runs]
         curves = {n: curve.read_curves(curve.summaries_folder(run)) for n, run in zip(names, runs, strict=True)}
-        figures.save(curve.draw(curves), out)
+        figures.save(curve.draw_curves(curves), out)
     except (ValueError, OSError) as error:
         return commandline.fail("plot_curve", error)
     print(out)

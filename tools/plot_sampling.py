@@ -141,7 +141,7 @@ def _shown(count: int) -> np.ndarray:
 
 
 def _draw_weights(axes, trace: RayTrace) -> None:
-    figures.tidy(axes, "1   The coarse pass weighs its samples: weight = alpha × transmittance")
+    figures.style_axes(axes, "1   The coarse pass weighs its samples: weight = alpha × transmittance")
     _draw_stems(axes, trace.coarse_t, trace.weights, figures.BLUE)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("weight", color=figures.BLUE)
@@ -158,7 +158,9 @@ def _draw_stems(axes, t_vals: np.ndarray, weights: np.ndarray, colour: str) -> N
 
 
 def _draw_pdf(axes, trace: RayTrace) -> None:
-    figures.tidy(axes, "2   Divided by their sum, they are the probability of the bins between the midpoints (pdf)")
+    figures.style_axes(
+        axes, "2   Divided by their sum, they are the probability of the bins between the midpoints (pdf)"
+    )
     axes.bar(trace.edges[:-1], trace.pdf, np.diff(trace.edges), align="edge", color=figures.BLUE, alpha=0.35)
     axes.stairs(trace.pdf, trace.edges, color=figures.BLUE, lw=1)
     axes.set_ylabel("probability", color=figures.BLUE)
@@ -166,7 +168,7 @@ def _draw_pdf(axes, trace: RayTrace) -> None:
 
 
 def _draw_cdf(axes, trace: RayTrace) -> None:
-    figures.tidy(axes, "3   Even steps of u, sent through the inverse of the cdf, crowd where the cdf is steep")
+    figures.style_axes(axes, "3   Even steps of u, sent through the inverse of the cdf, crowd where the cdf is steep")
     for i in _shown(len(trace.u)):
         t, u = trace.fine_t[i], trace.u[i]
         axes.plot([trace.coarse_t[0], t], [u, u], color=figures.ORANGE, lw=0.7, alpha=0.55)
@@ -179,7 +181,7 @@ def _draw_cdf(axes, trace: RayTrace) -> None:
 
 
 def _draw_samples(axes, trace: RayTrace) -> None:
-    figures.tidy(axes, "4   Both sets together, in order, are the samples of the fine pass")
+    figures.style_axes(axes, "4   Both sets together, in order, are the samples of the fine pass")
     for level, t_vals, colour in ((2, trace.coarse_t, figures.BLUE), (1, trace.fine_t, figures.ORANGE)):
         for height in (level, 0):
             axes.plot(t_vals, np.full(len(t_vals), height), "|", color=colour, ms=12, mew=1.4)
@@ -190,7 +192,7 @@ def _draw_samples(axes, trace: RayTrace) -> None:
 
 
 def _draw_result(axes, trace: RayTrace) -> None:
-    figures.tidy(axes, "5   Their weights make the pixel: most samples lie where there is something to see")
+    figures.style_axes(axes, "5   Their weights make the pixel: most samples lie where there is something to see")
     is_fine = np.isin(trace.merged_t, trace.fine_t)
     for chosen, colour in ((~is_fine, figures.BLUE), (is_fine, figures.ORANGE)):
         _draw_stems(axes, trace.merged_t[chosen], trace.merged_weights[chosen], colour)

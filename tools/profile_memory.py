@@ -156,7 +156,7 @@ def draw(rows: Sequence[dict]):
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, (title, cells) in zip(grid.flat, panels.items(), strict=False):
-        figures.tidy(axes, title)
+        figures.style_axes(axes, title)
         axes.title.set_fontsize(9)
         values = np.full([len(chunks), len(netchunks)], np.nan)
         for row in cells:

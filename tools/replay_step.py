@@ -43,7 +43,7 @@ def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
 def table(trainer: Trainer, batch: RayBatch) -> Iterator[str]:
     """A line for each tensor of the step."""
     yield f"{'':36}{'shape':>16}{'finite':>9}{'least':>12}{'largest':>12}"
-    for name, tensor in diagnosis.stages(trainer, batch):
+    for name, tensor in diagnosis.replay_step(trainer, batch):
         values = np.asarray(tensor)
         finite = values[np.isfinite(values)]
         ends = f"{finite.min():12.4g}{finite.max():12.4g}" if finite.size else f"{'-':>12}{'-':>12}"
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.step}: step {int(trainer.step.numpy())}, random_seed {int(trainer.seed.numpy())}")
     for line in table(trainer, batch):
         print(line)
-    print(f"first that is not finite: {diagnosis.first_non_finite(trainer, batch)}")
+    print(f"first that is not finite: {diagnosis.find_first_non_finite(trainer, batch)}")
     return 0
 
 

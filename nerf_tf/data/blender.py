@@ -72,7 +72,7 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     )
     cameras = []
     for split in splits:
-        with readers.blamed_on(split.file):
+        with readers.path_in_errors(split.file):
             focal = 0.5 * width / math.tan(0.5 * split.angle) / (2 if half_res else 1)
             cameras += [Camera.centred(*images.shape[1:3], focal)] * len(split.paths)
     starts = np.cumsum([len(split.paths) for split in splits])[:-1]
@@ -120,7 +120,7 @@ def read_split(path: Path, stride: int = 1) -> Split:
         ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
     """
     meta = readers.read_json(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
-    angle = readers.number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
+    angle = readers.parse_number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
     if not 0 < 0.5 * angle < 0.5 * np.pi:  # halved, as it is used: half of the smallest number is 0
         raise ValueError(f"{path}: camera_angle_x is {angle}; it must lie between 0 and pi (radians)")
     frames = _field(meta, "frames", str(path))
@@ -136,7 +136,7 @@ def read_split(path: Path, stride: int = 1) -> Split:
         # The official files leave the ending out; many programs that write this format do not.
         paths.append(path.parent / (name if name.lower().endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
         matrix = _field(frames[index], "transform_matrix", where)
-        poses.append(readers.camera_matrix(matrix, f"{where}: transform_matrix"))
+        poses.append(readers.parse_camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
     pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in range(0, len(frames), stride)])
     return Split(path, paths, poses, angle, claims)
@@ -146,7 +146,7 @@ def _claims(record: object, where: str) -> list[tuple[str, str, float]]:
     if not isinstance(record, dict):
         return []
     return [
-        (where, name, readers.number(record[name], f"{where}: {name}"))
+        (where, name, readers.parse_number(record[name], f"{where}: {name}"))
         for name in LENGTHS + DISTORTIONS
         if name in record
     ]

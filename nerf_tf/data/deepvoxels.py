@@ -45,7 +45,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
     side, width = image_files.image_size(paths[0])
     if side != width:
         raise ValueError(f"{paths[0]}: {width}x{side}; DeepVoxels images must be square (the original's are 512x512)")
-    with readers.blamed_on(intrinsics_file):
+    with readers.path_in_errors(intrinsics_file):
         camera = Camera.centred(side, side, side / photo_height * photo_focal)
     starts = np.cumsum([len(split_paths) for split_paths, _ in splits])[:-1]
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)

@@ -32,7 +32,7 @@ def load_keyframes(path: str | os.PathLike[str]) -> Keyframes:
     """
     path = Path(path)
     document = readers.read_json(path, LARGEST_TEXT, "; expected keyframes as JSON")
-    with readers.blamed_on(path):
+    with readers.path_in_errors(path):
         return _parse(document)
 
 
@@ -46,7 +46,7 @@ def _parse(document: object) -> Keyframes:
     for i, frame in enumerate(frames):
         if not isinstance(frame, dict):
             raise ValueError(f'keyframe {i} is not {{"time": ..., "c2w": ...}}')
-        times.append(readers.number(frame.get("time"), f'keyframe {i}: "time"'))
+        times.append(readers.parse_number(frame.get("time"), f'keyframe {i}: "time"'))
         if not abs(times[i]) <= LATEST:
             raise ValueError(f'keyframe {i}: "time" is {times[i]:g} s; it must be within {LATEST:g} s of 0')
         if i and not times[i] - times[i - 1] >= SHORTEST_STEP:
@@ -54,6 +54,6 @@ def _parse(document: object) -> Keyframes:
                 f'keyframe {i}: "time" {times[i]:g} does not come after {times[i - 1]:g}, or by less than '
                 f"{SHORTEST_STEP:g} s"
             )
-        poses.append(readers.camera_matrix(frame.get("c2w"), f'keyframe {i}: "c2w"'))
+        poses.append(readers.parse_camera_matrix(frame.get("c2w"), f'keyframe {i}: "c2w"'))
     pose_maths.require_rigid(poses, [f"keyframe {i}" for i in range(len(poses))])
     return Keyframes(np.array(times), np.array(poses))

@@ -53,13 +53,13 @@ def load(
     factor = factor or 1
     if factor < 0 or (bd_factor is not None and bd_factor <= 0):
         raise ValueError(f"factor {factor} and bd_factor {bd_factor} must be positive")
-    with readers.blamed_on(bounds_file):
+    with readers.path_in_errors(bounds_file):
         poses, bounds, render_poses, to_dataset = arrange(poses, bounds, spherify, bd_factor)
     paths = _image_paths(datadir, factor, len(poses))
     if not no_ndc:
         _warn_where_ndc_fails(poses, spherify)
     images = image_files.read_images(paths, channels=3)
-    with readers.blamed_on(bounds_file):
+    with readers.path_in_errors(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
     _warn_of_other_photos(hwf / factor, *images.shape[1:3], bounds_file)
     i_train, i_test = _hold_out(poses, llffhold)
@@ -101,7 +101,7 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ValueError: it is not a plain array [N, 17] of finite numbers with 0 < near < far and focal > 0, or a pose in it
             is no rotation.
     """
-    rows = readers.read_array(path, "; run COLMAP and LLFF's imgs2poses on the photos to make it")
+    rows = readers.read_npy(path, "; run COLMAP and LLFF's imgs2poses on the photos to make it")
     if not (rows.ndim == 2 and rows.shape[1] == 17 and len(rows)):
         raise ValueError(f"{path}: expected an array [N, 17], found {rows.shape}")
     with np.errstate(over="ignore"):  # of wider types, which show as infinity then

@@ -86,7 +86,7 @@ def read_path(path: Path, fps: int) -> np.ndarray:
         ValueError: it holds neither.
     """
     if path.suffix.lower() != ".json":
-        poses = readers.read_array(path, "; --render_path_file takes poses as npy or keyframes as json")
+        poses = readers.read_npy(path, "; --render_path_file takes poses as npy or keyframes as json")
         if poses.ndim != 3 or poses.shape[1:] not in [(3, 4), (4, 4)]:
             shape = list(poses.shape)
             raise ValueError(f"{path}: holds {shape}; --render_path_file takes poses of shape [M, 3, 4] or [M, 4, 4]")
@@ -99,13 +99,13 @@ def read_path(path: Path, fps: int) -> np.ndarray:
         found = enumerate(frame.get("transform_matrix") if isinstance(frame, dict) else None for frame in frames)
         return _checked(path, {f"frame {i}: transform_matrix": matrix for i, matrix in found})
     keys = keyframe_file.load_keyframes(path)
-    with readers.blamed_on(path):
+    with readers.path_in_errors(path):
         return keyframes.interpolate(keys, fps).astype(np.float32)
 
 
 def _checked(path: Path, matrices: dict[str, object]) -> np.ndarray:
     """The poses [M, 3, 4] that named matrices are, checked to be rigid."""
     names = [f"{path}: {name}" for name in matrices]
-    poses = np.stack([readers.camera_matrix(m, name) for m, name in zip(matrices.values(), names, strict=True)])
+    poses = np.stack([readers.parse_camera_matrix(m, name) for m, name in zip(matrices.values(), names, strict=True)])
     pose_maths.require_rigid(poses, names)
     return poses.astype(np.float32)

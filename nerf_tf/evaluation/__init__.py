@@ -1,1 +1,1 @@
-"""Rendered views against photos."""
+"""Evaluation of rendered views against photos: PSNR, SSIM, LPIPS and the report."""

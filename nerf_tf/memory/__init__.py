@@ -1,1 +1,1 @@
-"""How much memory a run takes, predicted, planned and measured."""
+"""Memory of training and rendering: predicted, planned and measured."""

@@ -1,4 +1,4 @@
-"""How much memory something takes, by TensorFlow's own count: the whole of it, or stage by stage."""
+"""Measures peak memory with TensorFlow's allocator counters, in total or stage by stage."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nerf_tf.memory.prediction import MEGABYTE
 
 
 class Stage(NamedTuple):
-    """What one stage of rendering a chunk costs.
+    """The memory of one stage of rendering a chunk, in megabytes (10^6 bytes).
 
     Attributes:
-        name: which.
-        outputs_mb: what it hands on.
-        peak_mb: the allocator's peak while it ran, over what there was before the chunk; None if it does not run alone.
+        name: the stage.
+        outputs_mb: size of its outputs.
+        peak_mb: peak while it ran, above the memory in use before the chunk; None if it does not run by itself.
     """
 
     name: str
@@ -27,15 +27,15 @@ class Stage(NamedTuple):
 
 
 def device() -> str:
-    """The one whose memory counts."""
+    """The device that is measured: the first GPU, or else the CPU."""
     return "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"
 
 
 def measure(work: Callable[[], object]) -> tuple[float, float]:
-    """Runs `work` twice; returns the second run's peak in MB, over what was there before it, and its seconds."""
-    work()  # traces, and makes what is made only once
+    """Runs `work` twice; returns the second run's peak in MB above the memory in use, and its seconds."""
+    work()  # traces graphs and creates variables
     gc.collect()
-    before = _reset()
+    before = _reset_peak()
     start = time.perf_counter()
     result = work()
     tf.test.experimental.sync_devices()
@@ -44,8 +44,8 @@ def measure(work: Callable[[], object]) -> tuple[float, float]:
     return (_peak() - before) / MEGABYTE, seconds
 
 
-def _reset() -> int:
-    """Starts a new peak; returns the bytes there are."""
+def _reset_peak() -> int:
+    """Restarts the peak from the bytes in use, and returns these."""
     tf.config.experimental.reset_memory_stats(device())
     return tf.config.experimental.get_memory_info(device())["current"]
 
@@ -55,22 +55,22 @@ def _peak() -> int:
 
 
 class Meter:
-    """Runs stages and writes down what they cost, over what there was when the meter was made."""
+    """Runs stages and records their memory, above the memory in use when the meter was made."""
 
     def __init__(self) -> None:
         gc.collect()
         self.stages: list[Stage] = []
-        self._before = _reset()
+        self._before = _reset_peak()
 
     def __call__(self, name: str, run: Callable[..., object], *inputs: object) -> object:
-        """Returns what `run` makes of the inputs."""
-        _reset()
+        """Runs a stage, records its memory under `name`, and returns its outputs."""
+        _reset_peak()
         result = run(*inputs)
         tf.test.experimental.sync_devices()
-        made = sum(x.shape.num_elements() * x.dtype.size for x in tf.nest.flatten(result) if x is not None)
-        self.stages.append(Stage(name, made / MEGABYTE, (_peak() - self._before) / MEGABYTE))
+        outputs = sum(x.shape.num_elements() * x.dtype.size for x in tf.nest.flatten(result) if x is not None)
+        self.stages.append(Stage(name, outputs / MEGABYTE, (_peak() - self._before) / MEGABYTE))
         return result
 
-    def inside_the_next(self, name: str) -> None:
-        """Writes down a stage that happens within another, and hands nothing on."""
+    def add_nested_stage(self, name: str) -> None:
+        """Records a stage that runs within the next one and has no outputs of its own."""
         self.stages.append(Stage(name, 0.0, None))

@@ -1,7 +1,7 @@
-"""Predicts how much memory rendering and training take, and chooses chunk and netchunk for a budget.
+"""Predicts the memory of rendering and training, and chooses chunk and netchunk for a budget.
 
-The prediction adds up, from their shapes, the tensors that are alive at the worst moment. It is the most that any
-weights take: every sample has density, so every sample has a colour and a gradient. Trained networks take less.
+The prediction adds up the sizes of the tensors that are alive at the peak. It is an upper bound over all weights, as
+it assumes that every sample has density, and so a colour and a gradient. Trained networks need less.
 """
 
 from __future__ import annotations
@@ -20,39 +20,38 @@ from nerf_tf.field.query import rays_at_once
 FLOAT = 4  # bytes
 MEGABYTE = 1e6
 
-# Values per sample that are alive together outside of the networks: positions, raw, intervals, opacities, weights,
-# coloured contributions, and in training the gradients of all these. Counted with TensorFlow's allocator, over many
-# settings, as are the next three.
+# The first four constants are fitted to measurements with TensorFlow's allocator counters, over many settings.
+# Float32 values per sample alive at once outside the networks: positions, raw, intervals, opacities, weights, weighted
+# colours, and in training the gradients of all these.
 RENDERED_SAMPLE, TRAINED_SAMPLE = 10.9, 45.0
-# What the view branch takes, for what it holds: the allocator does not cut up pieces that are a little too large.
-BRANCH_ROOM = 1.19
-# Layers' outputs in the backward pass besides those kept, by bytes of a value: gathered rows, and the gradients on
-# either side of a layer.
+# Allocated over used bytes of the view branch: the allocator does not split blocks that are slightly too large.
+BRANCH_OVERHEAD = 1.19
+# Layer outputs alive in the backward pass besides the stored ones, by bytes per value: gathered rows, and the gradients
+# on both sides of a layer.
 BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
-# What a layer of 16 bits adds up in, values of 4 bytes for each unit: oneDNN takes room for the sums of a whole tile,
-# and the allocator rounds that up. On a GPU products are added up in registers; there the prediction is that much too
-# careful. In training it is part of what `BACKWARD_LAYERS` counts.
-SUMS_OF_PRODUCTS = 1.5
-# Copies of all weights in training: the sums of their gradients, and what is added to them.
+# Float32 accumulators per unit of a 16-bit layer: oneDNN allocates them for a whole tile, and the allocator rounds up.
+# A GPU accumulates in registers, so there the prediction is too high by these. In training `BACKWARD_LAYERS` has them.
+ACCUMULATORS = 1.5
+# Copies of all weights in training: the accumulated gradients, and the gradients being added.
 GRADIENT_COPIES = 2.0
-# What is measured is at most so much more than predicted; a plan has to fit all the same.
+# Measured peaks exceed the prediction by at most this factor; a plan must fit nevertheless.
 MARGIN = 1.3
-# What `plan` chooses from. On a CPU a tile of this many points stays in its caches; a GPU wants larger ones.
+# What `choose_plan` chooses from. On a CPU a tile of LARGEST_TILE points stays in the caches; a GPU needs larger tiles.
 LARGEST_CHUNK, SMALLEST_CHUNK = 32768, 64
 LARGEST_TILE, LARGEST_GPU_TILE, SMALLEST_TILE = 16384, 262144, 256
 
-# Where Linux says how much memory is free, and how much of it a container may have and has.
+# Where Linux reports the free memory, and the memory limit and use of a container.
 MEMINFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkShape:
-    """What of a network decides its memory.
+    """The sizes of a network that determine its memory.
 
     Attributes:
-        depth, width: layers of the trunk and units in each.
-        points, viewdirs: width of the encodings; `viewdirs` is 0 for a network without view directions.
-        bottleneck: units of the layer that the view directions join.
+        depth, width: layers of the trunk, and units in each.
+        points, viewdirs: widths of the encodings; `viewdirs` is 0 for a network without view directions.
+        bottleneck: units of the layer whose output is concatenated with the view directions.
         weights: number of weights.
     """
 
@@ -66,15 +65,15 @@ class NetworkShape:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What there is to do.
+    """Training or rendering with given networks and sample counts.
 
     Attributes:
-        training: steps of training, rather than rendering.
-        rays: those of a step, or of a view.
-        N_samples, N_importance: samples of the coarse pass, and further ones of the fine pass.
+        training: True for training steps, False for rendering.
+        rays: rays of a step or of a view.
+        N_samples, N_importance: samples of the coarse pass, and additional ones of the fine pass.
         coarse, fine: the networks; `fine` is None when there is no fine pass.
-        value_bytes: size of what networks compute in: 4, or 2 for bfloat16 and float16.
-        compiled: whether XLA compiles the tiles, which then have a fixed size and are evaluated again for gradients.
+        value_bytes: bytes of a value in the networks: 4, or 2 for bfloat16 and float16.
+        compiled: whether XLA compiles the tiles, which then have a fixed size and are re-evaluated for gradients.
     """
 
     training: bool
@@ -88,17 +87,17 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """What messages call the workload."""
         return f"training on {self.rays} rays a step" if self.training else "rendering"
 
     @property
     def samples(self) -> int:
-        """Samples of a ray that the last network sees."""
+        """Samples per ray in the last pass."""
         return self.N_samples + self.N_importance
 
     @property
     def resident(self) -> int:
-        """Bytes that are there all the time: the weights, and in training Adam's moments."""
+        """Bytes in use all the time: the weights, and in training Adam's moments."""
         weights = self.coarse.weights + (self.fine.weights if self.fine else 0)
         return weights * FLOAT * (3 if self.training else 1)
 
@@ -108,9 +107,9 @@ class Plan:
     """A choice of chunk and netchunk.
 
     Attributes:
-        chunk: largest number of rays to process at once.
-        netchunk: largest number of points to send through a network at once.
-        predicted: bytes at the worst moment, resident ones left out.
+        chunk: most rays at once.
+        netchunk: most points that go through a network at once.
+        predicted: peak in bytes, not counting `Workload.resident`.
     """
 
     chunk: int
@@ -118,8 +117,8 @@ class Plan:
     predicted: int
 
 
-def predict(work: Workload, chunk: int, netchunk: int) -> int:
-    """Bytes at the worst moment of a step or of rendering a chunk, resident ones left out."""
+def predict_memory(work: Workload, chunk: int, netchunk: int) -> int:
+    """Predicts the peak in bytes of a training step or a rendered chunk, not counting `work.resident`."""
     rays = rays_at_once(work.rays, work.samples, chunk, netchunk, work.training, work.compiled)
     passes = [(work.coarse, work.N_samples)]
     if work.N_importance > 0:
@@ -139,42 +138,42 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
     if work.training:
         branch = network.viewdirs + width // 2 if network.viewdirs else 0
         tile = encoded + (width * (network.depth + BACKWARD_LAYERS[size]) + branch) * size
-        each = TRAINED_SAMPLE
+        per_sample = TRAINED_SAMPLE
     else:
         trunk = (2 * width + network.points) * size  # around the skip
-        trunk += encoded if size == FLOAT else SUMS_OF_PRODUCTS * width * FLOAT
-        # The bottleneck's outputs, alone and joined with the view directions; in 16 bits there is no bottleneck.
-        seen = network.viewdirs and size == FLOAT
-        branch = BRANCH_ROOM * 2 * (network.bottleneck + network.viewdirs) * FLOAT if seen else 0
+        trunk += encoded if size == FLOAT else ACCUMULATORS * width * FLOAT
+        # The bottleneck's outputs, alone and concatenated; in 16 bits it is merged with the next layer.
+        has_branch = network.viewdirs and size == FLOAT
+        branch = BRANCH_OVERHEAD * 2 * (network.bottleneck + network.viewdirs) * FLOAT if has_branch else 0
         tile = max(trunk, branch)
-        each = RENDERED_SAMPLE
-    return min(points, netchunk) * tile + points * each * FLOAT
+        per_sample = RENDERED_SAMPLE
+    return min(points, netchunk) * tile + points * per_sample * FLOAT
 
 
-def plan(
+def choose_plan(
     work: Workload, budget: float, chunk: int | None, netchunk: int | None, largest_tile: int = LARGEST_TILE
 ) -> Plan:
-    """Chooses what is not given as large as the budget allows: netchunk first, as it decides the speed.
+    """Chooses the largest netchunk that fits a budget, as it decides the speed; then the largest chunk.
 
     Args:
-        work: what there is to do.
-        budget: bytes for everything, resident ones included.
-        chunk, netchunk: as given; None to choose.
-        largest_tile: netchunk above which nothing gets faster.
+        work: the workload.
+        budget: bytes for everything, `work.resident` included.
+        chunk, netchunk: fixed values; None to choose.
+        largest_tile: largest netchunk to choose.
 
     Raises:
-        ValueError: nothing that is left to choose fits.
+        ValueError: nothing fits.
     """
     chunks = [chunk] if chunk else _halvings(min(LARGEST_CHUNK, work.rays), SMALLEST_CHUNK)
     netchunks = [netchunk] if netchunk else _halvings(largest_tile, SMALLEST_TILE)
     for tile in netchunks:
         for rays in chunks:
-            predicted = predict(work, rays, tile)
+            predicted = predict_memory(work, rays, tile)
             if MARGIN * predicted + work.resident <= budget:
                 return Plan(rays, tile, predicted)
             if rays * work.samples <= tile and tile != netchunks[-1]:
-                break  # fewer rays would leave the tile half empty; a smaller tile serves them better
-    least = MARGIN * predict(work, chunks[-1], netchunks[-1]) + work.resident
+                break  # fewer rays would not fill the tile; a smaller tile is better
+    least = MARGIN * predict_memory(work, chunks[-1], netchunks[-1]) + work.resident
     raise ValueError(
         f"memory_budget_mb {budget / MEGABYTE:.0f} is too little: {work.name} takes {math.ceil(least / MEGABYTE)} MB "
         f"at chunk {chunks[-1]} and netchunk {netchunks[-1]}; raise it"
@@ -182,41 +181,41 @@ def plan(
     )
 
 
-def smaller(work: Workload, current: Plan, halve_chunk: bool, halve_netchunk: bool) -> Plan | None:
-    """The plan to try when memory ran out under the current one: what may change is halved until it takes less.
+def reduce_plan(work: Workload, current: Plan, halve_chunk: bool, halve_netchunk: bool) -> Plan | None:
+    """Halves chunk, netchunk or both until the predicted peak falls; returns None if it cannot fall.
 
-    One halving need not be enough: half of a chunk that the rays do not fill is no less, and tiles that no longer hold
-    a ray with all its samples take more, as training then works on a whole chunk. None when nothing takes less.
+    One halving may not be enough. Half of a chunk larger than the rays changes nothing. Tiles too small for all
+    samples of a ray need more memory, as training then works on a whole chunk.
     """
     chunk, netchunk = min(current.chunk, work.rays), current.netchunk
-    before = predict(work, chunk, netchunk)
+    before = predict_memory(work, chunk, netchunk)
     while (halve_chunk and chunk > 1) or (halve_netchunk and netchunk > 1):
         chunk = max(1, chunk // 2) if halve_chunk else chunk
         netchunk = max(1, netchunk // 2) if halve_netchunk else netchunk
-        predicted = predict(work, chunk, netchunk)
+        predicted = predict_memory(work, chunk, netchunk)
         if predicted < before:
             return Plan(chunk, netchunk, predicted)
     return None
 
 
-def in_words(work: Workload, plan: Plan) -> str:
-    """One line: the plan, and what it is predicted to take."""
+def describe_plan(work: Workload, plan: Plan) -> str:
+    """Describes a plan and its predicted memory in one line."""
     peak, resident = plan.predicted / MEGABYTE, work.resident / MEGABYTE
     settings = f"{work.name}: chunk {plan.chunk}, netchunk {plan.netchunk}"
     return f"{settings}, predicted peak {peak:,.0f} MB on top of {resident:,.0f} MB for weights"
 
 
 def free_memory() -> float:
-    """Bytes that are free: of the first GPU that may be used if there is one, else of the machine or container.
+    """Returns the free bytes of the first visible GPU, or without a GPU those of the machine or container.
 
     Raises:
-        ValueError: nobody says how much that is.
+        ValueError: they are unknown.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus and shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        command += [f"--id={visible}"] if visible else []  # number or UUID; it would tell of all the machine's
+        command += [f"--id={visible}"] if visible else []  # number or UUID; otherwise it reports all GPUs
         answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
         if answer and answer[0].isdigit():
             return float(answer[0]) * 2**20
@@ -227,22 +226,22 @@ def free_memory() -> float:
 
 
 def _free_in_container() -> float:
-    """Bytes that the container's limit leaves; infinite where there is none."""
+    """Bytes left under the container's memory limit; infinite without a limit."""
 
-    def told(name: str) -> str:
+    def read_text(name: str) -> str:
         path = CONTAINER / name
         return path.read_text().strip() if path.exists() else ""
 
-    limit, used = told("memory.max"), told("memory.current")
+    limit, used = read_text("memory.max"), read_text("memory.current")
     if not (limit.isdigit() and used.isdigit()):
         return math.inf
-    statistics = dict(line.split(maxsplit=1) for line in told("memory.stat").splitlines())
-    given_up = int(statistics.get("inactive_file", 0))  # copies of files that the kernel drops before it refuses
-    return max(0.0, float(limit) - int(used) + given_up)
+    statistics = dict(line.split(maxsplit=1) for line in read_text("memory.stat").splitlines())
+    reclaimable = int(statistics.get("inactive_file", 0))  # cached files, which the kernel drops when memory is short
+    return max(0.0, float(limit) - int(used) + reclaimable)
 
 
 def _halvings(largest: int, smallest: int) -> list[int]:
-    """`largest` and its halves, down to `smallest` or what comes next."""
+    """`largest`, its half and so on, down to the first value not above `smallest`."""
     values = [largest]
     while values[-1] > smallest:
         values.append(-(-values[-1] // 2))

@@ -1,1 +1,1 @@
-"""Rendered views and training curves as files."""
+"""Output of a run: images, videos, the training curve and TensorBoard summaries."""

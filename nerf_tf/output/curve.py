@@ -1,4 +1,4 @@
-"""Loss and PSNR over a run's steps: read back from TensorBoard's files, kept while it trains, drawn as curve.png."""
+"""The training curve: loss and PSNR by step, read from TensorBoard's files and drawn as `curve.png`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 TAGS = ("loss", "psnr", "psnr_holdout")
 COLOURS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED)
-SMOOTHED_PART = 0.1  # of a curve's points: the span of the moving average
-# A line holds no more points than it has pixels; a long run would otherwise take a second to draw.
+SMOOTHED_SHARE = 0.1  # span of the moving average, as a share of the curve's points
+# Most points of a line, about one a pixel; drawing all points of a long run would take a second.
 MAX_POINTS = 2000
 
 # Steps and values, both [N].
@@ -26,17 +26,17 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 class History:
-    """The scalars of `TAGS` by step; what was added last for a step counts."""
+    """The values of each of `TAGS` by step; a later value for the same step replaces the earlier one."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[int, float]] = {tag: {} for tag in TAGS}
 
     @classmethod
     def read(cls, folder: Path, before: int | None = None) -> History:
-        """Reads event files, leaving out steps from `before` on.
+        """Reads the event files of a folder; with `before`, only steps below it.
 
-        Events are read one by one, so that pictures in the files take no memory. A file that ends midway, as a run
-        leaves it that is killed, is read up to there.
+        Events are read one by one, so that images in the files need no memory. A truncated file, as a killed run
+        leaves it, is read up to its end.
         """
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -45,22 +45,22 @@ class History:
             try:
                 for event in EventFileLoader(str(path)).Load():
                     if before is None or event.step < before:
-                        written += [(event.wall_time, event.step, *found) for found in _scalars(event)]
+                        written += [(event.wall_time, event.step, *scalar) for scalar in _scalars(event)]
             except (tf.errors.OpError, DecodeError, ValueError) as error:
-                logger.warning("%s: left out from here on (%s)", path, str(error).partition("\n")[0][:160])
+                logger.warning("%s: the rest is left out (%s)", path, str(error).partition("\n")[0][:160])
         history = cls()
-        for _, step, tag, found in sorted(written):
-            history.add(step, **{tag: found})
+        for _, step, tag, value in sorted(written):
+            history.add(step, **{tag: value})
         return history
 
     def add(self, step: int, **values: float) -> None:
-        """Keeps those of the values whose names are in `TAGS`."""
+        """Adds the values whose names are in `TAGS`."""
         for tag in TAGS:
             if tag in values:
                 self._values[tag][step] = float(values[tag])
 
     def curves(self) -> dict[str, Curve]:
-        """Curves by tag, without those that have no value."""
+        """Curves by tag; tags without a value are absent."""
         return {
             tag: (np.array(sorted(values)), np.array([values[step] for step in sorted(values)]))
             for tag, values in self._values.items()
@@ -69,7 +69,7 @@ class History:
 
 
 def _scalars(event) -> Iterator[tuple[str, float]]:
-    """Tags of `TAGS` and their numbers; what another program wrote under such a name need not be one."""
+    """Yields the event's tags in `TAGS` and their numbers; skips values that are no numbers."""
     from tensorboard.util.tensor_util import make_ndarray
 
     for value in event.summary.value:
@@ -79,14 +79,14 @@ def _scalars(event) -> Iterator[tuple[str, float]]:
 
 
 def summaries_folder(run: Path) -> Path:
-    """Where the run in {basedir}/{expname} writes for TensorBoard."""
+    """The TensorBoard folder of the run in {basedir}/{expname}."""
     return run.parent / "summaries" / run.name
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Reads the scalars of `TAGS` from event files; those that were never written are left out.
+    """Reads the curves of `TAGS` from event files; tags without a value are absent.
 
-    Where a run was resumed from an earlier step, what was written last for a step counts.
+    Where a run was resumed from an earlier step, the value written last for a step counts.
 
     Raises:
         FileNotFoundError: the folder holds no event files.
@@ -101,8 +101,8 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Moving average [N] over as many neighbours on either side; at the ends over fewer, so that it does not lag."""
-    half = int(SMOOTHED_PART * len(values) / 2 + 0.5)
+    """Moving average [N], centred at each point; towards the ends its span shrinks."""
+    half = int(SMOOTHED_SHARE * len(values) / 2 + 0.5)
     finite = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     count = np.concatenate([[0], np.cumsum(finite)])
@@ -113,16 +113,16 @@ def smooth(values: np.ndarray) -> np.ndarray:
         return (total[last] - total[first]) / (count[last] - count[first])
 
 
-def draw(runs: dict[str, dict[str, Curve]]):
-    """The figure, for curves by run and tag: loss on a logarithmic axis, PSNR of batches and of held-out views.
+def draw_curves(runs: dict[str, dict[str, Curve]]):
+    """Draws curves by run and tag: loss on a logarithmic axis, PSNR of batches and of held-out views.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     figure = figures.new_figure(11.0, 4.2)
     loss, psnr = figure.subplots(1, 2)
-    figures.tidy(loss, "Loss: mean squared error, coarse + fine")
-    figures.tidy(psnr, "PSNR in dB: lines are training batches, dots held-out views")
+    figures.style_axes(loss, "Loss: mean squared error, coarse + fine")
+    figures.style_axes(psnr, "PSNR in dB: lines are training batches, dots held-out views")
     loss.set_yscale("log")
     for i, (name, curves) in enumerate(runs.items()):
         colour = COLOURS[i % len(COLOURS)]
@@ -137,7 +137,7 @@ def draw(runs: dict[str, dict[str, Curve]]):
     for axes in (loss, psnr):
         axes.grid(lw=0.6)
         axes.set_xlabel("step")
-        axes.locator_params(axis="x", nbins=6)  # numbers of steps are wide
+        axes.locator_params(axis="x", nbins=6)  # step numbers are wide
     if psnr.get_legend_handles_labels()[0]:
         psnr.legend(loc="lower right", frameon=False)
     figure.tight_layout()
@@ -145,10 +145,10 @@ def draw(runs: dict[str, dict[str, Curve]]):
 
 
 class CurveFile:
-    """`curve.png` of a run that is training, drawn again whenever asked; without matplotlib nothing is."""
+    """`curve.png` of a training run; it is not drawn where matplotlib is not installed."""
 
     def __init__(self, path: Path, summaries: Path, start: int):
-        """Takes up what the run wrote for TensorBoard before step `start`."""
+        """Reads what the run wrote to the TensorBoard folder `summaries` before step `start`."""
         self._path, self._name = path, summaries.name
         self._history = History.read(summaries, before=start)
         try:
@@ -159,11 +159,11 @@ class CurveFile:
             logger.info("no %s while training: %s", path.name, error)
 
     def add(self, step: int, **values: float) -> None:
-        """Keeps the values that are drawn."""
+        """Adds the values of a step."""
         self._history.add(step, **values)
 
     def write(self) -> None:
-        """Draws everything up to now; nothing where there is nothing yet.
+        """Draws all values so far, if there are any.
 
         Raises:
             OSError: it cannot be drawn or written.
@@ -171,8 +171,8 @@ class CurveFile:
         curves = self._history.curves()
         if self._drawable and curves:
             try:
-                figures.save(draw({self._name: curves}), self._path)
+                figures.save(draw_curves({self._name: curves}), self._path)
             except OSError:
                 raise
-            except Exception as error:  # whatever matplotlib stumbles over
+            except Exception as error:  # anything that matplotlib raises
                 raise OSError(f"{self._path}: cannot be drawn ({error or type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""What figures share: one on matplotlib that needs no display, its colours, and saving it."""
+"""Figures drawn with matplotlib without a display: size, style, colours and saving."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DOTS_PER_INCH = 120
 
 
 def new_figure(width: float, height: float):
-    """An empty figure of that many inches, which no display is needed for.
+    """Makes an empty figure; width and height are in inches.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -28,13 +28,13 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
 
 
-def tidy(axes, title: str) -> None:
-    """Gives a flat panel its title, and takes away the lines that carry nothing."""
+def style_axes(axes, title: str) -> None:
+    """Sets the title of a 2D plot and hides its top and right border."""
     axes.set_title(title, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure, path: Path) -> None:
-    """Writes the figure as a PNG, under its name only when complete."""
+    """Writes a figure as PNG; the file appears only when complete."""
     with atomic.complete_file(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard."""
+"""TensorBoard summaries of a training run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ MAX_HISTOGRAM_VALUES = 2**16
 
 
 class Summaries:
-    """TensorBoard's view of a run, under the original's tags.
+    """Writes summaries under the original's tags.
 
-    All of its methods raise OSError, naming the folder, where TensorBoard's files cannot be written.
+    All methods raise OSError, which names the folder, if TensorBoard's files cannot be written.
     """
 
     def __init__(self, folder: Path, first_step: int = 0):
         """Makes the folder.
 
         Args:
-            folder: where the files go.
-            first_step: the step with which a run goes on; what a killed run wrote from there on no longer counts.
+            folder: the folder of the files.
+            first_step: the run's next step; TensorBoard drops what a killed run wrote from this step on.
         """
         make_folder(folder)
         self._folder, self._first_step = folder, first_step
@@ -36,28 +36,28 @@ class Summaries:
         self._writer: tf.summary.SummaryWriter | None = None
 
     @contextlib.contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
-        """Writes what the block says about a step, and waits until it is in the file."""
+    def _step_writer(self, step: int) -> Iterator[None]:
+        """Writes the summaries of a block under `step` and flushes them to the file."""
         try:
             if not self._started:
-                self._start()
+                self._write_start()
             if self._writer is None:
                 self._writer = tf.summary.create_file_writer(str(self._folder))
             with self._writer.as_default(step=step):
                 yield
             self._writer.flush()
         except tf.errors.OpError as error:
-            self._writer = None  # what comes after half a record is not read, so the next goes to another file
+            self._writer = None  # nothing after a truncated record is read, so a new file is needed
             for path in self._folder.glob("events.out.tfevents.*"):
-                if not path.stat().st_size:  # made by each attempt on a full disk
+                if not path.stat().st_size:  # each attempt on a full disk leaves an empty one
                     path.unlink()
             reason = str(error).strip().partition("\n")[0].rpartition("}} ")[2]
             raise OSError(f"{self._folder}: TensorBoard's file cannot be written ({reason})") from error
 
-    def _start(self) -> None:
-        """Writes the event that has TensorBoard forget steps that a killed run had done and this one does again.
+    def _write_start(self) -> None:
+        """Writes the event that makes TensorBoard drop the steps that a killed run did and this run repeats.
 
-        TensorBoard takes the first one that it finds for the start of a run, so that comes with one, too.
+        TensorBoard takes the first such event for the start of the run, so a new run writes one, too.
         """
         now = time.time()
         started = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
@@ -65,7 +65,7 @@ class Summaries:
             tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2"),
             tf.compat.v1.Event(wall_time=now, step=self._first_step, session_log=started),
         ]
-        # TensorBoard reads files in the order of their names: this one after the killed run's, and before our own.
+        # TensorBoard reads files by name: this one comes after the killed run's and before this run's.
         with (
             complete_file(self._folder / f"events.out.tfevents.{int(now):010d}.0.start") as temporary,
             tf.io.TFRecordWriter(str(temporary)) as writer,
@@ -74,21 +74,21 @@ class Summaries:
                 writer.write(event.SerializeToString())
         self._started = True
 
-    def scalars(self, step: int, **values: tf.Tensor | float | None) -> None:
-        """Writes scalars, leaving out those that are None."""
-        with self._writing(step):
+    def write_scalars(self, step: int, **values: tf.Tensor | float | None) -> None:
+        """Writes the scalars that are not None."""
+        with self._step_writer(step):
             for tag, value in values.items():
                 if value is not None:
                     tf.summary.scalar(tag, value)
 
-    def histogram(self, step: int, tag: str, values: tf.Tensor) -> None:
-        """Writes a histogram of values, or of evenly spaced ones where they are very many."""
+    def write_histogram(self, step: int, tag: str, values: tf.Tensor) -> None:
+        """Writes a histogram of at most `MAX_HISTOGRAM_VALUES` of the values, evenly spaced."""
         flat = values.numpy().ravel()
-        # TensorBoard takes 240 bytes a value to sort them; on a GPU that would be more than a training step takes.
-        with tf.device("CPU:0"), self._writing(step):
+        # TensorBoard needs 240 bytes a value to sort them, on a GPU more than a training step needs.
+        with tf.device("CPU:0"), self._step_writer(step):
             tf.summary.histogram(tag, flat[:: -(-flat.size // MAX_HISTOGRAM_VALUES)])
 
-    def view(self, step: int, image: Image, photo: np.ndarray) -> None:
+    def write_view(self, step: int, image: Image, photo: np.ndarray) -> None:
         """Writes a rendered view beside its photo [H, W, 3]."""
         tiles = {"rgb": to_8bit(image.rgb), "disp": normalised_disparity([image.disp])[0], "acc": to_8bit(image.acc)}
         tiles["rgb_holdout"] = to_8bit(photo)
@@ -96,6 +96,6 @@ class Summaries:
             tiles["rgb0"] = to_8bit(image.rgb0)
             tiles["disp0"] = normalised_disparity([image.disp0])[0]
             tiles["z_std"] = normalised_disparity([image.z_std])[0]
-        with self._writing(step):
+        with self._step_writer(step):
             for tag, tile in tiles.items():
                 tf.summary.image(tag, tile[None, ..., None] if tile.ndim == 2 else tile[None])

@@ -238,7 +238,7 @@ class Image(NamedTuple):
 
 
 # What to render with after memory ran out: networks and settings that take less of it.
-GiveWay = Callable[[tf.errors.ResourceExhaustedError], tuple[FieldFunction, FieldFunction | None, RenderSettings]]
+OnOutOfMemory = Callable[[tf.errors.ResourceExhaustedError], tuple[FieldFunction, FieldFunction | None, RenderSettings]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -249,7 +249,7 @@ class Renderer:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         settings: how; its randomness is ignored.
         near, far, ndc: the scene's, see `Scene`.
-        give_way: called when memory runs out, for networks and settings that take less of it; it may raise instead.
+        on_out_of_memory: returns networks and settings that need less memory; it may raise instead.
         prepare: called before each view, to bring up to date what the networks depend on besides their weights.
         unit: length of the world's unit in the data set's, see `Scene`.
     """
@@ -260,7 +260,7 @@ class Renderer:
     near: float
     far: float
     ndc: bool
-    give_way: GiveWay | None = None
+    on_out_of_memory: OnOutOfMemory | None = None
     prepare: Callable[[], None] | None = None
     unit: float = 1.0
 
@@ -309,9 +309,9 @@ class Renderer:
                     self.prepare()
                 results = self._render_chunk(rays)
             except tf.errors.ResourceExhaustedError as error:
-                if self.give_way is None:
+                if self.on_out_of_memory is None:
                     raise
-                self.coarse, self.fine, self.settings = self.give_way(error)
+                self.coarse, self.fine, self.settings = self.on_out_of_memory(error)
                 self.__dict__.pop("_render_chunk", None)  # where it was made, it holds what was given up
                 continue
             if buffers is None:

@@ -1,1 +1,1 @@
-"""What watches over a run: bad steps, collapse, stopping."""
+"""Guards of a training run: bad steps, collapsed scenes, and stopping on a signal."""

@@ -1,4 +1,4 @@
-"""A step that went wrong, kept in a file and taken again slowly, to see where its numbers stop being finite."""
+"""Diagnosis of a bad training step: saves and replays it, and finds its first non-finite value."""
 
 from __future__ import annotations
 
@@ -12,91 +12,80 @@ import tensorflow as tf
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass
+from nerf_tf.render.renderer import coarse_pass, fine_pass
 from nerf_tf.storage.atomic import complete_file
 from nerf_tf.train.step import Trainer
 
 
-def stages(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
-    """Takes the trainer's next step without moving anything, and yields what it computes by name, in its order.
+def replay_step(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
+    """Replays the trainer's next step, without changing the trainer, and yields its tensors with names.
 
-    These are the rays and their colours; then for the coarse and for the fine pass its weights, samples, the network's
-    output, what is rendered, the loss, and its gradient by each weight; with float16 that of the scaled loss.
+    First the rays and the photos' colours. Then, for the coarse and the fine pass: weights, samples, raw network
+    output, rendered values, loss, and the gradient of the loss (with float16, of the scaled loss) by each weight.
     """
     for name, tensor in batch.rays._asdict().items():
         yield f"rays {name}", tensor
     yield "photos rgb", batch.rgb
     shares, seed = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]), trainer.step_seed()
-    first = None
+    coarse_result = None
     for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)):
         if field is None:
             return
-        yield from _weights(name, field)
-        with tf.GradientTape() as tape:
-            if first is None:
-                result = first = coarse_pass(field, batch.rays, trainer.rendering, seed)
-            else:
-                result, _ = fine_pass(field, batch.rays, first, trainer.rendering, seed)
-            loss, scaled_loss = trainer.losses(result, batch, shares)
-        yield from _seen(name, result)
-        yield f"{name} loss", loss
         variables = field.mlp.trainable_variables
+        yield from ((f"{name} {variable.path}", variable.value) for variable in variables)
+        with tf.GradientTape() as tape:
+            if coarse_result is None:
+                result = coarse_result = coarse_pass(field, batch.rays, trainer.rendering, seed)
+            else:
+                result, _ = fine_pass(field, batch.rays, coarse_result, trainer.rendering, seed)
+            loss, scaled_loss = trainer.losses(result, batch, shares)
+        yield f"{name} t_vals", result.t_vals
+        yield f"{name} raw", result.raw
+        yield f"{name} rgb", result.rendering.rgb
+        yield f"{name} acc", result.rendering.acc
+        yield f"{name} loss", loss
         for variable, gradient in zip(variables, tape.gradient(scaled_loss, [v.value for v in variables]), strict=True):
             yield f"{name} gradient of {variable.path}", gradient
 
 
-def _weights(name: str, field: Field) -> Iterator[tuple[str, tf.Tensor]]:
-    for variable in field.mlp.trainable_variables:
-        yield f"{name} {variable.path}", variable.value
-
-
-def _seen(name: str, result: Pass) -> Iterator[tuple[str, tf.Tensor]]:
-    yield f"{name} t_vals", result.t_vals
-    yield f"{name} raw", result.raw
-    yield f"{name} rgb", result.rendering.rgb
-    yield f"{name} acc", result.rendering.acc
-
-
-def first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
-    """The first of the stages that holds a NaN or an infinity; or that all are finite, if they are."""
-    for name, tensor in stages(trainer, batch):
+def find_first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
+    """Names the next step's first tensor with a NaN or an infinity, or says that there is none."""
+    for name, tensor in replay_step(trainer, batch):
         if not np.isfinite(tensor).all():
             return name
-    return "none: all are finite, but too large to be squared"
+    return "none: all values are finite, but the squares of some are not"
 
 
 def diagnose(trainer: Trainer, batch: RayBatch, step: int) -> str:
-    """`first_non_finite` of the step that the trainer has just taken without moving its weights, or why it is unknown.
+    """Calls `find_first_non_finite` for the step that the trainer has just skipped.
 
-    It may well be: one by one, the step's tensors take more memory than the step did.
+    Returns "unknown" with the reason when memory runs out, as the replay needs more of it than the step.
     """
-    following = trainer.step.numpy()
+    next_step = trainer.step.numpy()
     trainer.step.assign(step)
     try:
-        return first_non_finite(trainer, batch)
+        return find_first_non_finite(trainer, batch)
     except (tf.errors.ResourceExhaustedError, MemoryError):
-        return "unknown, as memory ran out on looking for it"
+        return "unknown (memory ran out during the search)"
     finally:
-        trainer.step.assign(following)
+        trainer.step.assign(next_step)
 
 
 def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: bool) -> None:
-    """Writes the step that the trainer has just taken, without moving its weights, to an npz file.
-
-    It holds all that `load_step` needs, weights included, and is read without running code.
+    """Writes the step that the trainer has just skipped to an npz file, for `load_step`.
 
     Args:
         path: the file.
-        trainer: its weights are those the step saw.
+        trainer: its weights are those that the step used.
         batch: the step's rays.
-        step: its number.
-        ndc: the scene's.
+        step: the step's number.
+        ndc: whether the scene is in NDC.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     arrays = {f"rays_{name}": tensor.numpy() for name, tensor in batch.rays._asdict().items()}
-    for name, field in _fields(trainer).items():
+    for name, field in _named_fields(trainer).items():
         arrays |= {f"{name}_{i:02d}": weights for i, weights in enumerate(field.mlp.get_weights())}
     arrays |= {"rgb": batch.rgb.numpy(), "seed": trainer.seed.numpy(), "step": step, "ndc": ndc}
     with complete_file(path) as temporary, temporary.open("wb") as file:
@@ -104,42 +93,42 @@ def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: boo
 
 
 def load_step(arrays: dict[str, np.ndarray], trainer: Trainer) -> RayBatch:
-    """Gives the trainer the weights, seed and step of a file that `save_step` wrote, and returns the step's batch.
+    """Sets the trainer to a step that `save_step` wrote, weights included; returns the step's batch.
 
     Args:
-        arrays: what the file holds.
-        trainer: one made by the flags of the run that wrote it.
+        arrays: the file's arrays.
+        trainer: made with the flags of the run that wrote the file.
 
     Raises:
-        ValueError: something is missing, or of another shape or kind than this trainer's.
+        ValueError: an array is missing, or differs from the trainer's in shape or type.
     """
-    for name, field in _fields(trainer).items():
+    for name, field in _named_fields(trainer).items():
         weights = enumerate(field.mlp.weights)
-        field.mlp.set_weights([_array(arrays, f"{name}_{i:02d}", weight.shape) for i, weight in weights])
-    trainer.seed.assign(_array(arrays, "seed", (), np.int64))
-    trainer.step.assign(_array(arrays, "step", (), np.int64))
+        field.mlp.set_weights([_checked_array(arrays, f"{name}_{i:02d}", weight.shape) for i, weight in weights])
+    trainer.seed.assign(_checked_array(arrays, "seed", (), np.int64))
+    trainer.step.assign(_checked_array(arrays, "step", (), np.int64))
     if isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer):
-        trainer.optimizer.dynamic_scale.assign(_array(arrays, "loss_scale", ()))
-    rgb = _array(arrays, "rgb", (None, 3))
+        trainer.optimizer.dynamic_scale.assign(_checked_array(arrays, "loss_scale", ()))
+    rgb = _checked_array(arrays, "rgb", (None, 3))
     widths = {"origins": 3, "directions": 3, "viewdirs": 3, "near": 1, "far": 1}
-    rays = Rays(**{name: _array(arrays, f"rays_{name}", (len(rgb), width)) for name, width in widths.items()})
+    rays = Rays(**{name: _checked_array(arrays, f"rays_{name}", (len(rgb), width)) for name, width in widths.items()})
     return tf.nest.map_structure(tf.constant, RayBatch(rays, rgb))
 
 
-def _array(
+def _checked_array(
     arrays: dict[str, np.ndarray], name: str, shape: Sequence[int | None], dtype: type[np.generic] = np.float32
 ) -> np.ndarray:
-    """The array of that name, checked and converted; a None in `shape` stands for any length but 0."""
+    """Returns the named array as `dtype` after checking its shape, where None stands for any length but 0."""
     if name not in arrays:
         raise ValueError(f"it lacks {name}")
-    found = arrays[name]
-    wanted = tuple(max(n, 1) if m is None else m for n, m in zip(found.shape, shape, strict=False))
-    if found.shape != wanted or len(shape) != found.ndim or not np.can_cast(found.dtype, dtype, "same_kind"):
-        raise ValueError(f"its {name} is {found.dtype} of shape {list(found.shape)}, not of {list(shape)}")
-    return found.astype(dtype)
+    array = arrays[name]
+    expected = tuple(max(n, 1) if m is None else m for n, m in zip(array.shape, shape, strict=False))
+    if array.shape != expected or len(shape) != array.ndim or not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise ValueError(f"its {name} is {array.dtype} of shape {list(array.shape)}, not of {list(shape)}")
+    return array.astype(dtype)
 
 
-def _fields(trainer: Trainer) -> dict[str, Field]:
+def _named_fields(trainer: Trainer) -> dict[str, Field]:
     return {name: field for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)) if field}
 
 

@@ -1,7 +1,7 @@
-"""Training that goes wrong: steps without a finite gradient, and scenes that collapse to nothing or to a solid block.
+"""Guards against failed training: steps without finite gradients, and scenes that collapse.
 
-A step counts what it sees, in the graph and in one variable that checkpoints hold; a `Watch` reads the counts after
-each step and says what they mean. So a run that stops and goes on comes to the same verdict at the same step.
+Each training step updates `Counts`, which checkpoints hold, and a `TrainingMonitor` judges them. So a resumed run is
+judged at the same step as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from nerf_tf.train.counts import Counts
 
 logger = logging.getLogger(__name__)
 
-# A healthy run may begin so, and leaves it within a few hundred steps; one that has not by now never does.
-COLLAPSE_AFTER = 1000
-# A scene that collapses under so many seeds has another reason.
+# A healthy run may start out collapsed but recovers within a few hundred steps; after this many it never does.
+COLLAPSE_STEPS = 1000
+# When this many further seeds collapse too, the seed is not the reason.
 MAX_RESTARTS = 3
 
 REMEDIES = (
@@ -32,38 +32,38 @@ class BadSteps(Exception):
     """Too many steps in a row had no finite gradient.
 
     Attributes:
-        step: the last of them.
+        step: the last of these steps.
         batch: its rays.
     """
 
-    def __init__(self, text: str, step: int, batch: RayBatch):
-        super().__init__(text)
+    def __init__(self, message: str, step: int, batch: RayBatch):
+        super().__init__(message)
         self.step, self.batch = step, batch
 
 
 class Collapse(Exception):
-    """The scene has collapsed; the text says to what, and what is known to help."""
+    """The scene has collapsed; the message says to what, and names remedies."""
 
 
-class Watch:
-    """Looks at the counts after each step: warns, or raises what ends a run.
+class TrainingMonitor:
+    """Checks the counts after each step, and warns or ends the run.
 
     Args:
-        name: what the log calls the run.
-        max_bad_steps: skipped steps in a row that end the run; 0: none do.
-        stops: whether a collapse does.
+        name: of the run, for the log.
+        max_bad_steps: how many skipped steps in a row end the run; 0 for no limit.
+        stops: whether a collapse ends the run.
     """
 
     def __init__(self, name: str, max_bad_steps: int, stops: bool):
         self._name, self._max_bad_steps, self._stops = name, max_bad_steps, stops
-        self._seen = 0
+        self._last_collapsed = 0
 
-    def look(self, step: int, batch: RayBatch, counts: Counts) -> None:
-        """Judges the counts after `step`, which saw `batch`.
+    def check(self, step: int, batch: RayBatch, counts: Counts) -> None:
+        """Checks the counts after `step`, which trained on `batch`.
 
         Raises:
-            BadSteps: there are too many.
-            Collapse: there is one, and it ends the run.
+            BadSteps: too many steps in a row were skipped.
+            Collapse: the scene has collapsed, and that ends the run.
         """
         if counts.bad == 1:
             logger.warning(
@@ -71,42 +71,42 @@ class Watch:
                 self._name, step, counts.skipped,
             )  # fmt: skip
         if 0 < self._max_bad_steps <= counts.bad:
-            text = f"step {step}: no finite loss and gradient, {counts.bad} steps in a row by now"
-            raise BadSteps(text, step, batch)
-        kind, steps = max(("empty space", counts.empty), ("a solid block", counts.solid), key=lambda found: found[1])
-        if steps >= COLLAPSE_AFTER and self._stops:
-            raise Collapse(_verdict(step, kind, steps))
-        # Not at each step: once, and again should it go on for as long as that.
-        if steps >= COLLAPSE_AFTER and steps % COLLAPSE_AFTER == 0 and steps != self._seen:
-            logger.warning("%s %s", self._name, _verdict(step, kind, steps))
-        self._seen = steps
+            message = f"step {step}: loss or gradient was not finite in {counts.bad} steps in a row"
+            raise BadSteps(message, step, batch)
+        kind, steps = max(("empty space", counts.empty), ("a solid block", counts.solid), key=lambda pair: pair[1])
+        if steps >= COLLAPSE_STEPS and self._stops:
+            raise Collapse(_collapse_message(step, kind, steps))
+        # Once every so many steps; the count stays the same over steps that cannot be judged.
+        if steps >= COLLAPSE_STEPS and steps % COLLAPSE_STEPS == 0 and steps != self._last_collapsed:
+            logger.warning("%s %s", self._name, _collapse_message(step, kind, steps))
+        self._last_collapsed = steps
 
 
-def _verdict(step: int, kind: str, steps: int) -> str:
+def _collapse_message(step: int, kind: str, steps: int) -> str:
     return (
         f"step {step}: the scene has collapsed to {kind}: for {steps} steps its pictures have been no better than one "
         f"colour. What helps: {REMEDIES}"
     )
 
 
-def put_aside(folder: Path, summaries: Path, number: int, keep: Path) -> Path:
-    """Moves what training has written from a run's folder into `collapsed_{number}` there.
+def archive_collapsed_run(folder: Path, summaries: Path, number: int, keep: Path) -> Path:
+    """Moves the outputs of a collapsed run into the folder `collapsed_{number}` within its folder.
 
-    Done again after it was cut short anywhere, it moves what is left.
+    If it was interrupted, calling it again moves the rest.
 
     Args:
-        folder: the run's.
-        summaries: what the run wrote for TensorBoard; becomes a run of its own, `{name}_collapsed_{number}`.
-        number: of the collapse.
-        keep: the one checkpoint that stays, with which the new run begins.
+        folder: the run's folder.
+        summaries: the run's TensorBoard folder; renamed to `{name}_collapsed_{number}`.
+        number: number of the collapse.
+        keep: the checkpoint that stays, with which the new run begins.
 
     Returns:
-        Where the files are.
+        The folder with the moved files.
 
     Raises:
-        OSError: they cannot all be moved.
+        OSError: a file cannot be moved.
     """
-    aside = folder / f"collapsed_{number}"
+    archive = folder / f"collapsed_{number}"
     patterns = (
         "model_*.npy",
         "tboard_val_imgs",
@@ -117,27 +117,27 @@ def put_aside(folder: Path, summaries: Path, number: int, keep: Path) -> Path:
         "latest.png",
         "checkpoints/ckpt-*",
     )
-    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path != keep]
-    moves = {path: aside / path.relative_to(folder) for path in found}
+    outputs = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path != keep]
+    moves = {path: archive / path.relative_to(folder) for path in outputs}
     if summaries.exists():
         moves[summaries] = summaries.with_name(f"{summaries.name}_collapsed_{number}")
     try:
         for path, target in moves.items():
             make_folder(target.parent)
             _move(path, target)
-        for changed in {path.parent for pair in moves.items() for path in pair}:
-            sync_folder(changed)
+        for parent in {path.parent for pair in moves.items() for path in pair}:
+            sync_folder(parent)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"{aside}: what the collapsed run wrote cannot be moved there ({reason})") from error
-    return aside
+        raise OSError(f"{archive}: the collapsed run's files cannot be moved there ({reason})") from error
+    return archive
 
 
 def _move(path: Path, target: Path) -> None:
-    """Renames a file or a folder; into a folder that is there already, one file after the other."""
+    """Renames a file or folder; where the target folder exists already, moves the contents one by one."""
     if path.is_dir() and target.is_dir():
-        for part in path.iterdir():
-            _move(part, target / part.name)
+        for member in path.iterdir():
+            _move(member, target / member.name)
         path.rmdir()
     else:
-        shutil.move(path, target)  # copies where a link has led to another disk
+        shutil.move(path, target)  # copies if a link leads to another disk

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: end training between two steps rather than within one."""
+"""Stopping on Ctrl-C or SIGTERM: ends training between two steps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Item = TypeVar("Item")
 
 
 class Stopped(Exception):
-    """Somebody asked the program to stop.
+    """The program was asked to stop.
 
     Attributes:
-        signal: how.
+        signal: SIGINT or SIGTERM.
     """
 
     def __init__(self, number: int):
@@ -30,60 +30,60 @@ class Stopped(Exception):
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program that a signal ended."""
+        """The exit code by which shells know that a signal ended a program."""
         return 128 + self.signal
 
 
 class StopRequest:
-    """Whether somebody asked the program to stop, to be looked at where stopping does no harm."""
+    """Remembers a request to stop until the program checks it where stopping is safe."""
 
     def __init__(self) -> None:
         self._number: int | None = None
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Takes SIGINT and SIGTERM for requests while a block runs; a second one ends the process at once.
+    def handle_signals(self) -> Iterator[None]:
+        """Treats SIGINT and SIGTERM as requests to stop during a block.
 
-        A signal that the program was started to ignore, as `nohup` and scripts do, stays ignored. Only a program's main
-        thread can listen; elsewhere this does nothing.
+        A second signal ends the process at once. Signals that the program ignores from its start, as under `nohup`,
+        stay ignored. Outside the main thread, which alone can handle signals, this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # Python runs handlers between two of its own instructions, and a step, or its compilation, is a single one. So
-        # a thread hears of signals through a socket, as soon as they come.
-        ear, mouth = socket.socketpair()
-        mouth.setblocking(False)
+        # Python runs signal handlers between bytecode instructions only, and a whole training step, or its compilation,
+        # is one of these. A thread that reads from a socket learns of signals at once.
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
         numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-        wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(ear,), daemon=True).start()
+        old_handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        old_wakeup_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._receive_signals, args=(receiver,), daemon=True).start()
         try:
             yield
         finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
+            signal.set_wakeup_fd(old_wakeup_fd)
+            for number, handler in old_handlers.items():
                 signal.signal(number, handler)
-            mouth.close()  # which ends the thread
+            sender.close()  # ends the thread
 
-    def _listen(self, ear: socket.socket) -> None:
-        with ear:
-            while heard := ear.recv(1):
-                number = heard[0]
+    def _receive_signals(self, receiver: socket.socket) -> None:
+        with receiver:
+            while received := receiver.recv(1):
+                number = received[0]
                 if number not in SIGNALS:
                     continue
                 if self._number is not None:
                     os._exit(128 + number)
                 self._number = number
-                logger.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
+                logger.warning("%s: stopping after this step; a second one stops at once", signal.Signals(number).name)
 
     def check(self) -> None:
-        """Raises `Stopped` if somebody asked for it."""
+        """Raises `Stopped` if a stop was requested."""
         if self._number is not None:
             raise Stopped(self._number)
 
-    def guarded(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Gives the items on; raises `Stopped` before the next one if somebody asked for it."""
+    def check_each(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yields the items; raises `Stopped` before the next one if a stop was requested."""
         for item in items:
             self.check()
             yield item

@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, read without trust."""
+"""Files on disk: atomic writes, readers for untrusted files, weights, checkpoints and the lock."""

@@ -1,7 +1,7 @@
-"""Files and folders that get their name when all of them is on the disk: under a name there is never half of one.
+"""Atomic writes: a file or folder gets its name only when it is complete.
 
-Whatever is not complete has a name of its own beside it, which begins with `UNFINISHED`, and is locked by the process
-that writes it. What a killed process leaves is therefore free, and goes when somebody looks.
+Until then it has a temporary name in the same folder, which begins with `UNFINISHED`, and is locked by the process that
+writes it. What a killed process leaves behind is not locked, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ except ImportError:  # Windows
     fcntl = None
 
 UNFINISHED = ".unfinished-"
-# Where there are no locks, the unfinished counts as left behind at this age.
-LEFT_SECONDS = 3600
+# Where locks do not work, a temporary file of this age counts as abandoned.
+ABANDONED_SECONDS = 3600
 
 
 @contextlib.contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """Gives an empty file beside `path`, which becomes `path` if the block ends well and vanishes if not.
+    """Yields a temporary file that replaces `path` if the block succeeds and is removed if it fails.
 
-    It becomes `path` only once it is on the disk, so a machine that dies leaves the old file or the new one, whole.
+    The file is synced to disk first, so after a power failure `path` is the whole old file or the whole new one.
 
     Raises:
-        OSError: naming `path`, where it cannot be written.
+        OSError: `path`, which the message names, cannot be written.
     """
-    with writing(path):
+    with path_in_write_errors(path):
         make_folder(path.parent)
-        with _unfinished(path, Path.touch) as temporary:
+        with _locked_temporary(path, Path.touch) as temporary:
             yield temporary
             sync_file(temporary)
             temporary.replace(path)
@@ -46,20 +46,20 @@ def complete_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def complete_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`, which becomes `path` if the block ends well and vanishes if not.
+    """Yields a temporary folder that becomes `path` if the block succeeds and is removed if it fails.
 
-    It becomes `path` only once all that is in it is on the disk. What dead processes left beside `path` goes.
+    Its files are synced to disk first. Temporary files that dead processes left beside `path` are removed.
 
     Raises:
-        OSError: naming `path`, where it cannot be written, or is there by then and not empty.
+        OSError: `path`, which the message names, cannot be written, or exists and is not empty.
     """
-    with writing(path):
+    with path_in_write_errors(path):
         make_folder(path.parent)
-        _remove_left(path.parent.glob(f"{UNFINISHED}*"))
-        with _unfinished(path, Path.mkdir) as temporary:
+        _remove_abandoned(path.parent.glob(f"{UNFINISHED}*"))
+        with _locked_temporary(path, Path.mkdir) as temporary:
             yield temporary
-            for found in (*temporary.rglob("*"), temporary):
-                (sync_folder if found.is_dir() else sync_file)(found)
+            for member in (*temporary.rglob("*"), temporary):
+                (sync_folder if member.is_dir() else sync_file)(member)
             if path.is_dir():
                 path.rmdir()
             temporary.rename(path)
@@ -73,8 +73,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Has an OSError of the block say that `path` cannot be written, and why."""
+def path_in_write_errors(path: Path) -> Iterator[None]:
+    """Makes an OSError raised by the block say that `path` cannot be written, and why."""
     try:
         yield
     except OSError as error:
@@ -82,13 +82,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Makes a folder, and those above it, unless they are there; returns what it made, the innermost first."""
+    """Makes a folder and its missing parents; returns the folders that it made, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         for path in missing:
-            with contextlib.suppress(OSError):  # it was not made
+            with contextlib.suppress(OSError):  # mkdir failed before it made this one
                 path.rmdir()
         raise
     for path in missing:
@@ -96,16 +96,16 @@ def make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def open_plain(path: Path, flags: int) -> int:
-    """Opens a file or folder, which waits for nobody and goes nowhere else, and returns its handle.
+def open_file_or_folder(path: Path, flags: int) -> int:
+    """Opens a regular file or a folder without following links or blocking; returns its file descriptor.
 
     Raises:
-        OSError: it is a link, a pipe or a device; or it cannot be opened.
+        OSError: it is a link, a pipe or a device, or cannot be opened.
     """
     try:
         handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a pipe to write to that nobody reads
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a pipe without a reader
             raise
     else:
         mode = os.fstat(handle).st_mode
@@ -122,40 +122,40 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, where the system knows how to."""
+    """Waits until the names in a folder are on the disk, where the system supports that."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # said by file systems that know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by the file system
             raise
     finally:
         os.close(handle)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what dead processes left unfinished below a folder."""
-    _remove_left(folder.rglob(f"{UNFINISHED}*"))
+    """Removes temporary files and folders that dead processes left anywhere below a folder."""
+    _remove_abandoned(folder.rglob(f"{UNFINISHED}*"))
 
 
-def _remove_left(paths: Iterable[Path]) -> None:
+def _remove_abandoned(paths: Iterable[Path]) -> None:
     for path in list(paths):
-        with contextlib.suppress(OSError):  # its process lives, it went with the folder it is in, or it is not ours
+        with contextlib.suppress(OSError):  # in use, already removed with its folder, or not ours
             handle = _lock(path)
             try:
-                if handle is not None or time.time() - path.stat().st_mtime > LEFT_SECONDS:
+                if handle is not None or time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                     _remove(path)
             finally:
                 _unlock(handle)
 
 
 @contextlib.contextmanager
-def _unfinished(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """A new file or folder beside `path`, locked during the block and gone after it.
+def _locked_temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Yields a new temporary file or folder beside `path`, locked during the block and removed after it.
 
-    Of `path`'s name it has the ending only: programs that look for files by their names shall not find it.
+    It shares only the extension with `path`, so that programs that search by name do not find it.
     """
     temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix}")
     make(temporary)
@@ -169,20 +169,20 @@ def _unfinished(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
 
 
 def _lock(path: Path) -> int | None:
-    """Locks a file or folder, and returns the handle that keeps it so; None where there are no locks.
+    """Locks a file or folder; returns the descriptor that holds the lock, or None where locks do not work.
 
     Raises:
-        OSError: another process has it locked, or it cannot be opened.
+        OSError: another process holds the lock, or the file cannot be opened.
     """
     if fcntl is None:
         return None
-    handle = open_plain(path, os.O_RDONLY)
+    handle = open_file_or_folder(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise
-    except OSError:  # a network file system may have none
+    except OSError:  # a network file system may not support locks
         os.close(handle)
         return None
     return handle

@@ -1,4 +1,4 @@
-"""One training run in a folder at a time."""
+"""The lock that lets only one process train in a run's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nerf_tf.storage.atomic import make_folder, open_plain
+from nerf_tf.storage.atomic import make_folder, open_file_or_folder
 
 try:
     import fcntl
@@ -21,35 +21,34 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-NAME = "run.lock"
+LOCK_FILE = "run.lock"
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training in a run's folder while a block runs.
+def lock_run(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in a run's folder during a block.
 
-    `run.lock` says who does. The kernel's lock on that file decides: it ends with its process, however that ends, so
-    what a dead process left is taken over. A file system without such locks leaves what the file says: process and
-    start time, looked up where there is /proc. A holder on another machine cannot be seen from here, and counts as
-    alive. Folders that this makes go again if nothing comes into them.
+    `run.lock` names the process that trains. The kernel's lock on that file decides; it ends with its process, so the
+    file of a dead process is taken over. Where the file system has no locks, the process number and start time in the
+    file are looked up in /proc. A process on another machine cannot be looked up and counts as running.
 
     Args:
-        folder: the run's folder, which need not be there.
+        folder: the run's folder; it is made if missing, and removed after the block if still empty.
 
     Raises:
-        OSError: another process trains there, or may do; or the file cannot be written.
+        OSError: another process trains there, or may do so; or the file cannot be written.
     """
     made = make_folder(folder)
-    path = folder / NAME
+    path = folder / LOCK_FILE
     try:
-        handle = _take(path)
+        handle = _acquire(path)
         try:
             yield
         finally:
-            if fcntl is None:  # Windows deletes no open file
+            if fcntl is None:  # Windows cannot delete an open file
                 os.close(handle)
                 path.unlink(missing_ok=True)
-            else:  # and here whoever waits for the lock must not get that of a file which is about to go
+            else:  # deleted before unlocking, so that no other process locks a file about to be deleted
                 path.unlink(missing_ok=True)
                 os.close(handle)
     finally:
@@ -58,17 +57,17 @@ def held(folder: Path) -> Iterator[None]:
                 new.rmdir()
 
 
-def _take(path: Path) -> int:
-    """Locks the file, writes there who holds it, and returns its handle."""
+def _acquire(path: Path) -> int:
+    """Locks the file, writes this process into it, and returns its file descriptor."""
     while True:
-        handle = open_plain(path, os.O_RDWR | os.O_CREAT)
+        handle = open_file_or_folder(path, os.O_RDWR | os.O_CREAT)
         try:
             locked = _lock(handle)
-            if not _is_at(handle, path):  # its holder deleted it between the two lines above
+            if not _is_same_file(handle, path):  # its holder deleted it between the two lines above
                 os.close(handle)
                 continue
-            holder = _read(handle)
-            _refuse_if_alive(path, holder, locked)
+            holder = _read_holder(handle)
+            _raise_if_running(path, holder, locked)
             if holder:
                 logger.warning("%s: pid %s on %s is dead; taken over", path, holder.get("pid"), holder.get("host"))
             os.ftruncate(handle, 0)
@@ -77,7 +76,7 @@ def _take(path: Path) -> int:
             return handle
         except OSError as error:
             os.close(handle)
-            if error.filename is None and error.errno is not None:  # of what was written
+            if error.filename is None and error.errno is not None:  # raised while writing
                 path.unlink(missing_ok=True)
                 raise OSError(f"{path}: cannot be written ({error.strerror})") from error
             raise
@@ -91,20 +90,20 @@ def _lock(handle: int) -> bool | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a network file system may have none
+    except OSError:  # a network file system may not support locks
         return None
     return True
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def _is_same_file(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _read(handle: int) -> dict[str, Any]:
-    """Who holds the lock; nothing where the file is new, or its writer died before a word."""
+def _read_holder(handle: int) -> dict[str, Any]:
+    """The process that the file names; empty if the file is new or its writer died before writing."""
     try:
         holder = json.loads(os.read(handle, 4096))
     except ValueError:
@@ -112,32 +111,28 @@ def _read(handle: int) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
-def _refuse_if_alive(path: Path, holder: dict[str, Any], locked: bool | None) -> None:
-    """Raises OSError if the holder lives, or if nobody here can tell."""
+def _raise_if_running(path: Path, holder: dict[str, Any], locked: bool | None) -> None:
+    """Raises OSError if the holder runs or may run."""
     who = f"pid {holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown host')}"
-    since = f"since {holder.get('since', 'an unknown time')}"
-    if locked is False:
-        raise OSError(f"{path}: {who} trains here {since}; stop it, or use another --expname")
-    if holder and _alive(holder, locked) is None:
-        raise OSError(
-            f"{path}: {who} trains here {since}, or did: whether it is alive cannot be seen from this machine; if it "
-            "is dead, delete this file"
-        )
-    if holder and _alive(holder, locked):
-        raise OSError(f"{path}: {who} trains here {since}; stop it, or use another --expname")
+    trains = f"{path}: {who} has been training here since {holder.get('since', 'an unknown time')}"
+    running = locked is False or (bool(holder) and _is_running(holder, locked))
+    if running is None:
+        raise OSError(f"{trains}; this machine cannot tell whether it still runs; if it does not, delete this file")
+    if running:
+        raise OSError(f"{trains}; stop it, or use another --expname")
 
 
-def _alive(holder: dict[str, Any], locked: bool | None) -> bool | None:
-    """Whether a process lives whose lock was free, or could not be tried (`locked` is None); None: unknown."""
+def _is_running(holder: dict[str, Any], locked: bool | None) -> bool | None:
+    """Whether the holder of a lock that was free (or None: not supported) still runs; None if unknown."""
     this = _this_process()
     if holder.get("boot") == this["boot"] and this["boot"]:
         if locked:
             return False
-        # A container has a name and process numbers of its own.
+        # A container has its own host name and process numbers.
         same_numbers = holder.get("host") == this["host"]
         return _start_time(holder.get("pid")) == holder.get("started") if same_numbers else None
     if holder.get("host") == this["host"]:
-        # Another start of this machine; where there are none to tell apart, the lock is all there is to go by.
+        # This machine has been restarted since; without boot ids, only the lock itself can tell.
         return False if locked or this["boot"] else None
     return None
 
@@ -149,19 +144,19 @@ def _this_process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "since": now.isoformat(" ", "seconds"),
         "started": _start_time(os.getpid()),
-        "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "boot": _kernel_text("/proc/sys/kernel/random/boot_id"),
     }
 
 
 def _start_time(pid: Any) -> str:
-    """When a process started, in ticks since the machine did, so that a number used again is not taken for it."""
-    # The second field, the program's name, may hold spaces and brackets itself; the start is the 22nd.
-    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    """A process's start in ticks since boot, which tells it from a later process with the same number."""
+    # Field 22; field 2, the program's name in brackets, may itself hold spaces and brackets.
+    fields = _kernel_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else ""
 
 
-def _text(path: str) -> str:
-    """What a file of the kernel says; nothing where there is none."""
+def _kernel_text(path: str) -> str:
+    """The text of a file in /proc; empty if there is none."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,7 +1,7 @@
-"""Pickles of float arrays, read without running what they carry.
+"""Safe reading of pickled float arrays.
 
-A pickle can carry code. So it is read into an inert record of what it asks for, and arrays are built from that record
-only if it asks for nothing but float arrays, in lists, tuples and dicts.
+A pickle can carry code. Here its calls are only recorded, never made, and arrays are built from the records. A pickle
+that names anything but NumPy's arrays is refused.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 
 from nerf_tf.storage import readers
 
-# All that a pickled array of arrays names, in the spelling of NumPy 1; `numpy._core` is NumPy 2's for `numpy.core`, and
-# `_codecs.encode` is how pickle protocol 2 spells bytes.
+# The only names in a pickled array of arrays, as NumPy 1 writes them; NumPy 2 writes `numpy._core` for `numpy.core`.
+# Pickle protocol 2 writes bytes as a call of `_codecs.encode`.
 _RECONSTRUCT = "numpy.core.multiarray._reconstruct"
 _NDARRAY = "numpy.ndarray"
 _DTYPE = "numpy.dtype"
 _ENCODE = "_codecs.encode"
-_ADMITTED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
+_ALLOWED = frozenset((_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE))
 
 # What numpy's header reader and an unpickler can raise over a damaged or hostile file.
 READING_ERRORS = (*readers.PARSER_ERRORS, pickle.UnpicklingError, ImportError)
-# Far more than any network of arrays takes: 26 arrays take some 800 pickle instructions.
-MOST_OPCODES = 10**6
+# Far above any weight file: 26 arrays take some 800 pickle instructions.
+MAX_OPCODES = 10**6
 
 
-def read(payload: bytes) -> object:
-    """Reads a pickle, as lists, tuples, dicts, text and numbers, with records in place of arrays.
+def parse(payload: bytes) -> object:
+    """Reads a pickle of lists, tuples, dicts, text, numbers and arrays, with records for arrays.
 
     Raises:
         One of `READING_ERRORS`: it is damaged, or names anything but arrays.
@@ -39,18 +39,18 @@ def read(payload: bytes) -> object:
     return _Recorder(io.BytesIO(payload), encoding="latin1").load()
 
 
-def float_array(record: object, what: str) -> np.ndarray:
-    """Builds a float array, in this machine's byte order, from its record.
+def build_float_array(record: object, what: str) -> np.ndarray:
+    """Builds a float array in native byte order from its record; error messages call it `what`.
 
     Raises:
-        ValueError: the record is of something else; names it as `what`.
+        ValueError: the record is not that of a float array.
     """
-    shape, dtype, fortran, contents = array_state(record, what)
+    shape, dtype, fortran, contents = split_array_record(record, what)
     if dtype.args[0] not in ("f2", "f4", "f8"):
         raise ValueError(f"{what} is not an array of floats but of type {dtype.args[0][:20]!r}")
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
     if order not in ("<", ">", "="):
-        raise ValueError(f"{what} has no proper byte order")
+        raise ValueError(f"{what} has an invalid byte order")
     kind = np.dtype(order + dtype.args[0])
     content = _content_bytes(contents, what)
     if len(content) != math.prod(shape) * kind.itemsize:
@@ -59,27 +59,27 @@ def float_array(record: object, what: str) -> np.ndarray:
     return np.array(array, kind.newbyteorder("="), order="C")
 
 
-def array_state(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
-    """Takes apart the record of one array: shape, record of its dtype, whether in Fortran order, contents.
+def split_array_record(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
+    """Splits an array's record into shape, record of the dtype, whether in Fortran order, and contents.
 
     Raises:
-        ValueError: the record is of something else; names it as `what`.
+        ValueError: the record is not that of an array; the message calls it `what`.
     """
     if not (isinstance(record, _Call) and record.name == _RECONSTRUCT):
         raise ValueError(f"{what} is not an array")
     state = record.state
     if not (isinstance(state, tuple) and len(state) == 5):
-        raise ValueError(f"{what} is not a whole array")
+        raise ValueError(f"{what} is an incomplete array")
     _, shape, dtype, fortran, contents = state
     if not (isinstance(shape, tuple) and len(shape) <= 8 and all(type(s) is int and 0 < s < 2**63 for s in shape)):
-        raise ValueError(f"{what} has no proper shape")
+        raise ValueError(f"{what} has an invalid shape")
     if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
-        raise ValueError(f"{what} has no proper type")
+        raise ValueError(f"{what} has an invalid type")
     return shape, dtype, bool(fortran), contents
 
 
 class _Global:
-    """A name that a pickle refers to, standing in for the thing itself: calling it only records the call."""
+    """Stands in for what a pickle refers to by name; calling it only records the call."""
 
     __slots__ = ("name",)
 
@@ -94,7 +94,7 @@ class _Global:
 
 
 class _Call:
-    """The record of a call, and of the state that the pickle would give to its result."""
+    """The record of a call and of the state that the pickle sets on its result."""
 
     __slots__ = ("args", "name", "state")
 
@@ -106,26 +106,26 @@ class _Call:
 
 
 class _Recorder(pickle.Unpickler):
-    """Reads a pickle without importing or calling anything that it names."""
+    """An unpickler that neither imports nor calls what the pickle names."""
 
     def find_class(self, module: str, name: str) -> _Global:
         full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
-        if full_name not in _ADMITTED:
+        if full_name not in _ALLOWED:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, so it carries code; nothing of it was run")
         return _Global(full_name)
 
 
 def _check_sizes(payload: bytes) -> None:
-    """Walks through a pickle without obeying it: a few bytes must not make the unpickler ask for gigabytes."""
+    """Checks sizes before unpickling, as a few bytes could make the unpickler allocate gigabytes."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
-        if count == MOST_OPCODES:
-            raise ValueError(f"it has more than {MOST_OPCODES} pickle instructions")
+        if count == MAX_OPCODES:
+            raise ValueError(f"it has more than {MAX_OPCODES} pickle instructions")
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
             raise ValueError("it is damaged")
 
 
 def _content_bytes(contents: object, what: str) -> bytes:
-    """The bytes of an array: plain, spelled as text and encoding, or text of one character a byte (Python 2)."""
+    """An array's bytes, which the pickle holds as bytes, as encoded text, or as Latin-1 text (Python 2)."""
     if isinstance(contents, _Call) and contents.name == _ENCODE and contents.args[1:] in (("latin1",), ("latin-1",)):
         contents = contents.args[0]
     if isinstance(contents, str):

@@ -1,4 +1,4 @@
-"""Text and arrays of files that a stranger may have written: small enough, whole, and plain, or refused by name."""
+"""Readers for untrusted files: text, JSON and arrays, limited in size, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-# Bytes in which the header of an npy file must end; numpy reads no longer ones.
+# Most bytes of an npy header that are read; numpy refuses longer ones too.
 _LARGEST_HEADER = 2**14
-# Bytes of an npz file, and of its arrays: more than a photo's maps or a network's weights take.
+# Most bytes of an npz file and all its arrays, and of an npy file: more than any view or network takes.
 _LARGEST_ARCHIVE, _LARGEST_ARRAY = 2**30, 2**28
-# Characters of a parser's own words that a message repeats; it may quote the file at length.
+# Most characters of a parser's message that are repeated; it may quote the file at length.
 _LONGEST_REASON = 300
 
-# What parsers of other packages can raise over a damaged or hostile file; those who call them may know of more.
+# What any parser can raise over a damaged or hostile file; callers may add the errors of their parser.
 PARSER_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -43,8 +43,8 @@ _ZIP_ERRORS = (*PARSER_ERRORS, OSError, RuntimeError, struct.error, zipfile.BadZ
 
 
 @contextlib.contextmanager
-def blamed_on(path: Path) -> Iterator[None]:
-    """Puts the file's name before what a ValueError raised by the block says."""
+def path_in_errors(path: Path) -> Iterator[None]:
+    """Puts the file's name before the message of a ValueError raised by the block."""
     try:
         yield
     except ValueError as error:
@@ -52,11 +52,11 @@ def blamed_on(path: Path) -> Iterator[None]:
 
 
 def require_file(path: Path, hint: str = "") -> None:
-    """Checks that `path` is a regular file, so that reading it neither waits nor goes on for ever.
+    """Checks that `path` is a regular file, as reading a pipe or device may never end.
 
     Raises:
-        FileNotFoundError: there is nothing of that name; the message ends in `hint`.
-        ValueError: there is, but it is a folder, a device, a link to itself, or out of reach.
+        FileNotFoundError: there is no such file; the message ends in `hint`.
+        ValueError: it is a folder, a device, a pipe or a broken link, or cannot be opened.
     """
     try:
         if path.is_file():
@@ -72,15 +72,15 @@ def require_file(path: Path, hint: str = "") -> None:
 
 
 def read_text(path: Path, largest: int, hint: str = "") -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """Reads a UTF-8 file, with or without a byte order mark.
 
     Args:
         path: the file.
         largest: most characters that it may hold.
-        hint: what to add where there is no such file.
+        hint: end of the message if there is no such file.
 
     Raises:
-        FileNotFoundError, ValueError: as for `require_file`; it is longer, or not UTF-8.
+        FileNotFoundError, ValueError: as `require_file`; or it is longer, or not UTF-8.
     """
     require_file(path, hint)
     try:
@@ -89,24 +89,24 @@ def read_text(path: Path, largest: int, hint: str = "") -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
     if len(text) > largest:
-        raise ValueError(f"{path}: longer than {largest} characters, so it is not what it should be")
+        raise ValueError(f"{path}: longer than {largest} characters, the limit for a file of this kind")
     return text
 
 
 def read_bytes(path: Path, largest: int, hint: str = "") -> bytes:
-    """The content of a file of at most `largest` bytes.
+    """Reads a file of at most `largest` bytes.
 
     Raises:
-        FileNotFoundError, ValueError: as for `require_file`; it is larger.
+        FileNotFoundError, ValueError: as `require_file`; or it is larger.
     """
     require_file(path, hint)
     if path.stat().st_size > largest:
-        raise ValueError(f"{path}: larger than {largest} bytes, so it is not what it should be")
+        raise ValueError(f"{path}: larger than {largest} bytes, the limit for a file of this kind")
     return path.read_bytes()
 
 
 def read_json(path: Path, largest: int, hint: str = "") -> object:
-    """What a JSON file holds; arguments and errors are those of `read_text`, and ValueError where it is not JSON."""
+    """Reads a JSON file; arguments and errors as `read_text`, and ValueError if it is not JSON."""
     text = read_text(path, largest, hint)
     try:
         return json.loads(text)
@@ -114,11 +114,11 @@ def read_json(path: Path, largest: int, hint: str = "") -> object:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
-def number(value: object, name: str) -> float:
-    """A number out of JSON, which may be infinite or NaN.
+def parse_number(value: object, name: str) -> float:
+    """Converts a value from JSON to a float, which may be infinite or NaN; error messages call it `name`.
 
     Raises:
-        ValueError: it is none, or a whole number beyond what floats hold; the message begins with its `name`.
+        ValueError: it is no number, or a whole number too large for a float.
     """
     try:
         if not isinstance(value, bool) and isinstance(value, int | float):
@@ -128,11 +128,11 @@ def number(value: object, name: str) -> float:
     raise ValueError(f"{name} is {reprlib.repr(value)}, which is not a number")
 
 
-def camera_matrix(value: object, name: str) -> np.ndarray:
-    """A camera-to-world matrix out of JSON, with or without its last row, as float64 [3, 4] of finite numbers.
+def parse_camera_matrix(value: object, name: str) -> np.ndarray:
+    """Converts a camera-to-world matrix [4, 4] or [3, 4] from JSON to float64 [3, 4] of finite numbers.
 
     Raises:
-        ValueError: it is none; the message begins with its `name`.
+        ValueError: it is no such matrix; the message begins with its `name`.
     """
     try:
         matrix = np.asarray(value, np.float64)
@@ -149,12 +149,12 @@ def camera_matrix(value: object, name: str) -> np.ndarray:
 
 
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type that an npy file announces; `file`, at its start, is left where its data begins.
+    """Reads shape, Fortran order and dtype of an npy file; leaves `file` where the data begins.
 
     Raises:
-        ValueError: it has no such header, or of a version that only structured arrays need.
+        ValueError: there is no such header, or its version is for structured arrays only.
     """
-    # Not from the file itself, which could announce a header of gigabytes and have room made for it.
+    # From a copy of limited size: the file could announce a header of gigabytes, which numpy would allocate.
     start = io.BytesIO(file.read(_LARGEST_HEADER))
     readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
     try:
@@ -168,12 +168,12 @@ def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return header
 
 
-def read_array(path: Path, hint: str = "") -> np.ndarray:
-    """The array of real numbers in an npy file. No pickle is read, and no more memory taken than the file has bytes.
+def read_npy(path: Path, hint: str = "") -> np.ndarray:
+    """Reads the real numbers of an npy file, without pickle, in no more memory than the file has bytes.
 
     Raises:
-        FileNotFoundError, ValueError: as for `require_file`; it is no npy file, holds something other than real
-            numbers, or fewer of them than it announces.
+        FileNotFoundError, ValueError: as `require_file`; or it is no npy file, does not hold real numbers, or holds
+            fewer than its header announces.
     """
     require_file(path, hint)
     try:
@@ -191,17 +191,17 @@ def read_array(path: Path, hint: str = "") -> np.ndarray:
 def read_npz(
     path: Path, names: Sequence[str] = (), largest: int = _LARGEST_ARCHIVE, hint: str = ""
 ) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name: numbers, booleans and text. No pickle is read.
+    """Reads the arrays of an npz file by name, without pickle: numbers, booleans and text.
 
     Args:
         path: the file.
-        names: arrays that it must hold; there may be others.
-        largest: most bytes that the file, and that all its arrays unpacked, may have.
-        hint: what to add where there is no such file.
+        names: arrays that it must hold, among others.
+        largest: most bytes of the file, and of all its arrays unpacked.
+        hint: end of the message if there is no such file.
 
     Raises:
-        FileNotFoundError, ValueError: as for `require_file`; it is larger, damaged, no npz file, lacks one of `names`,
-            or holds something else.
+        FileNotFoundError, ValueError: as `require_file`; or it is larger, damaged, no npz file, lacks one of `names`,
+            or holds other types.
     """
     require_file(path, hint)
     try:
@@ -210,7 +210,7 @@ def read_npz(
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-                raise ValueError("it is compressed as np.savez does not")
+                raise ValueError("its compression is not one that np.savez uses")
             if sum(member.file_size for member in members) > largest:
                 raise ValueError(f"it announces more than {largest} bytes of arrays")
             arrays = {member.filename.removesuffix(".npy"): _member_array(archive, member) for member in members}
@@ -225,19 +225,19 @@ def read_npz(
 
 def _member_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
-        # No more than announced is unpacked, however much there is; what is cut off fails its checksum.
+        # Unpacks no more than announced; a truncated member fails its checksum.
         content = file.read(member.file_size)
     array = _plain_array(io.BytesIO(content), len(content), kinds="biufU")
     if array.dtype.kind == "U":
         characters = array.reshape(-1).view(f"{array.dtype.byteorder}u4")
-        # Python's text holds no others, and breaks down over them.
+        # A Python string cannot hold larger code points, and fails only when it is read.
         if np.any(characters > sys.maxunicode):
-            raise ValueError("it holds text of characters that do not exist")
+            raise ValueError("it holds invalid Unicode characters")
     return array
 
 
 def _plain_array(file: BinaryIO, size: int, kinds: str) -> np.ndarray:
-    """The array of an npy file of `size` bytes, if numpy's letter for its kind is one of `kinds`."""
+    """Reads an npy file of `size` bytes whose `dtype.kind` is one of the letters `kinds`."""
     shape, fortran, dtype = read_npy_header(file)
     if dtype.kind not in kinds:
         raise ValueError(f"it holds {'pickled objects' if dtype.hasobject else dtype}, not numbers")

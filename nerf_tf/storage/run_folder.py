@@ -1,4 +1,4 @@
-"""What a run's folder holds: its weights, its checkpoints, and which weight file a path means."""
+"""Inspects a run's folder: its progress, and which weight file `--ft_path` can mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def describe_progress(folder: Path) -> str | None:
-    """How far the run in a folder has come, in words; None where the folder holds no run."""
+    """Describes how far the run in a folder has come; None if the folder holds no run."""
     newest = tf1_weights.newest(folder)
     if newest is not None:
         return f"a run of {tf1_weights.step_of(newest) + 1} steps"
@@ -21,10 +21,10 @@ def describe_progress(folder: Path) -> str | None:
 
 
 def require_coarse_weights(path: Path) -> None:
-    """Checks that `--ft_path` names a coarse weight file, as far as names and folders tell.
+    """Checks that `--ft_path` names a coarse weight file, without reading it.
 
     Raises:
-        FileNotFoundError, ValueError: it names something else; the message says what, and which file was meant.
+        FileNotFoundError, ValueError: it names something else; the message says what, and which path to give instead.
     """
     fine = re.fullmatch(r"(.*)fine_(\d+\.npy)", path.name)
     if fine:
@@ -55,7 +55,7 @@ def _explain_folder(folder: Path) -> str:
 
 
 def _advice(path: Path) -> str:
-    """How to go on with the run that a path belongs to."""
+    """Tells how to continue the run that a path belongs to."""
     run = next((folder for folder in (path, *path.parents[:3]) if describe_progress(folder)), path)
     flags = f"--basedir {run.parent} --expname {run.name} without --ft_path"
     newest = tf1_weights.newest(run)

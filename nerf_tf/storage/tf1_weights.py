@@ -1,7 +1,7 @@
-"""The original's weight files (`model_200000.npy`), in and out.
+"""Reading and writing the original's weight files (`model_200000.npy`).
 
-Such a file is a NumPy object array of float arrays, which NumPy stores as a pickle, and a pickle can carry code. So
-`load` never lets it run (see `pickled_arrays`).
+Such a file is a NumPy object array of float arrays, stored as a pickle. `load` runs no code in it (see
+`pickled_arrays`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from numpy.lib import format as npy_format
 from nerf_tf.storage import pickled_arrays, readers
 from nerf_tf.storage.atomic import complete_file
 
-# The largest file that is taken for weights; a trunk of 8 layers of 4096 units takes half of these bytes.
-LARGEST_FILE = 2**30
+LARGEST_FILE = 2**30  # bytes; a trunk of 8 layers of 4096 units takes half of them
 
 _FLAGS_HINT = (
     "check --netdepth, --netwidth, --netdepth_fine, --netwidth_fine, --multires, --multires_views, --i_embed "
@@ -31,17 +30,17 @@ _FLAGS_HINT = (
 
 
 def load(path: str | os.PathLike) -> list[np.ndarray]:
-    """Reads a weight file written by the original code or by `save`, with NumPy 1 or 2; runs nothing that it carries.
+    """Reads a weight file written by the original code or by `save`, with NumPy 1 or 2.
 
     Args:
         path: the .npy file.
 
     Returns:
-        The arrays in the file's order: of every layer kernel [in, out], then bias [out].
+        The arrays in the file's order: for each layer its kernel [in, out], then its bias [out].
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the file and what was found, where that is not a list of float arrays.
+        ValueError: it is not a list of float arrays; the message says what it is instead.
     """
     path = Path(path)
     readers.require_file(path, "; expected weights, as in model_200000.npy")
@@ -51,15 +50,15 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
             if path.stat().st_size > LARGEST_FILE:
                 raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
             payload = file.read()
-        return _float_arrays(_array_items(pickled_arrays.read(payload), count), len(payload))
+        return _float_arrays(_array_items(pickled_arrays.parse(payload), count), len(payload))
     except pickled_arrays.READING_ERRORS as error:
         raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
 
 
 def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
-    """Writes weights as the original does, under exactly the given name and only once complete.
+    """Writes weights in the original's format; the file appears only when complete.
 
-    The pickle inside uses protocol 3 and NumPy 1's names, so that the original code's NumPy reads it too.
+    Its pickle uses protocol 3 and NumPy 1's names, so that the original code can read it.
 
     Args:
         path: the file to write.
@@ -68,7 +67,7 @@ def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
     array = np.empty(len(weights), object)
     for i, weight in enumerate(weights):
         array[i] = np.ascontiguousarray(weight)
-    # The first name in the stream is that of the outer array; later uses refer back to it, so one replacement does.
+    # The pickle spells the name once and refers back to it later, so one replacement is enough.
     payload = pickle.dumps(array, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
     with complete_file(Path(path)) as temporary, temporary.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
@@ -76,36 +75,40 @@ def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
 
 
 def fine_path(path: str | os.PathLike) -> Path:
-    """The fine network's file beside a coarse one: model_200000.npy -> model_fine_200000.npy."""
+    """The fine network's file that belongs to a coarse one: model_200000.npy -> model_fine_200000.npy."""
     path = Path(path)
-    digits = _digits_of(path)
+    digits = _step_digits(path)
     return path.with_name(path.name.removesuffix(f"{digits}.npy") + f"fine_{digits}.npy")
 
 
 def step_of(path: str | os.PathLike) -> int:
-    """The training step in a weight file's name, 200000 for model_200000.npy; ValueError where there is none."""
-    digits = _digits_of(Path(path))
+    """Reads the training step from a weight file's name: model_200000.npy -> 200000.
+
+    Raises:
+        ValueError: the name does not end in a step.
+    """
+    digits = _step_digits(Path(path))
     if len(digits) > 18:
-        raise ValueError(f"{path}: no training takes so many steps as its name says; name it as in model_200000.npy")
+        raise ValueError(f"{path}: the step in its name has more than 18 digits; rename it as in model_200000.npy")
     return int(digits)
 
 
 def newest(folder: str | os.PathLike) -> Path | None:
-    """The coarse weight file of the largest step in a run's folder, None where there is none."""
+    """Finds the coarse weight file of the largest step in a run's folder; None if there is none."""
     files = (file for file in Path(folder).glob("model_*.npy") if re.fullmatch(r"model_\d+\.npy", file.name))
     return max(files, key=step_of, default=None)
 
 
 def assign(model: Any, weights: Sequence[np.ndarray], path: str | os.PathLike) -> None:
-    """Sets a Keras model's weights, in the file's order, which is that of `model.get_weights()`.
+    """Sets a Keras model's weights, checking their number and shapes.
 
     Args:
         model: a Keras model.
-        weights: what `load` returned.
-        path: where they came from, for the error message.
+        weights: what `load` returned, in the order of `model.get_weights()`.
+        path: the weight file, for the error message.
 
     Raises:
-        ValueError: number or shapes differ; names the layer, what it expects, what the file holds, and flags to check.
+        ValueError: number or shapes differ; the message names the layer, both shapes, and flags to check.
     """
     slots = [(layer.name, array.shape) for layer in model.layers for array in layer.get_weights()]
     for index, (slot, weight) in enumerate(itertools.zip_longest(slots, weights)):
@@ -120,7 +123,7 @@ def assign(model: Any, weights: Sequence[np.ndarray], path: str | os.PathLike) -
     model.set_weights(list(weights))
 
 
-def _digits_of(path: Path) -> str:
+def _step_digits(path: Path) -> str:
     match = re.search(r"(\d+)\.npy$", path.name)
     if match is None:
         raise ValueError(f"{path}: a weight file's name must end in its training step, as in model_200000.npy")
@@ -136,23 +139,23 @@ def _read_header(file: io.BufferedReader) -> int:
 
 
 def _float_arrays(items: list, most: int) -> list[np.ndarray]:
-    """Builds arrays from their records. A pickle can name one many times: together they must not pass `most` bytes."""
+    """Builds arrays of together at most `most` bytes: a small pickle can refer to one array many times."""
     arrays, total = [], 0
     for i, item in enumerate(items):
         what = f"array {i} of {len(items)}"
-        arrays.append(pickled_arrays.float_array(item, what))
+        arrays.append(pickled_arrays.build_float_array(item, what))
         total += arrays[-1].nbytes
         if total > most:
             raise ValueError(f"it has {most} bytes, but arrays for {total}")
-        with np.errstate(over="ignore"):  # of wider types, which show as infinity then
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity
             if not np.all(np.isfinite(arrays[-1].astype(np.float32))):
                 raise ValueError(f"{what} holds NaN or infinity: training that wrote it had failed")
     return arrays
 
 
 def _array_items(record: object, count: int) -> list:
-    """The items, still records, of the outer array of `count` objects."""
-    shape, dtype, _, items = pickled_arrays.array_state(record, "its content")
+    """Returns the records of the `count` arrays in the outer array."""
+    shape, dtype, _, items = pickled_arrays.split_array_record(record, "its content")
     if not dtype.args[0].startswith("O") or shape != (count,) or not isinstance(items, list) or len(items) != count:
         raise ValueError(f"its content is not the list of {count} arrays that its header announces")
     return items

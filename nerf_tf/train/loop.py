@@ -69,7 +69,7 @@ def train(
     i_print: int,
     report: Callable[[int, StepResult, float], None],
     events: Sequence[Event],
-    give_way: Callable[[tf.errors.ResourceExhaustedError], None],
+    on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None],
     watch: Callable[[int, RayBatch, Counts], None] = lambda *_: None,
 ) -> None:
     """Trains from the trainer's step up to, but not including, N_iters.
@@ -82,7 +82,7 @@ def train(
         i_print: interval in steps of printed lines and of `report`; 0 for never.
         report: called with the step, its result and the rays per second since the last call.
         events: what else to do, in this order.
-        give_way: called when memory runs out; the step is tried again, unless it raises.
+        on_out_of_memory: called with the error when memory runs out; the step is repeated unless it raises.
         watch: called after each step with the step, its batch and the counts of trouble; may raise to end the run.
     """
     start = int(trainer.step.numpy())
@@ -94,7 +94,7 @@ def train(
                 try:
                     result = trainer.train_step(batch)
                 except tf.errors.ResourceExhaustedError as error:
-                    give_way(error)
+                    on_out_of_memory(error)
             watch(step, batch, Counts(*result.counts.numpy().tolist()))
             bar.update()
             speed.add(batch.rgb.shape[0])

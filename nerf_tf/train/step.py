@@ -89,15 +89,15 @@ class Trainer:
         self.fine = self.fine and dataclasses.replace(self.fine, netchunk=netchunk)
         self.train_step = tf.function(self._train_step, autograph=False)
 
-    def become(self, other: Trainer, restarts: int) -> None:
-        """Takes the weights, the optimizer's state, step and seed of a trainer of equal networks.
+    def copy_state_from(self, other: Trainer, restarts: int) -> None:
+        """Copies weights, optimizer state, step and seed from a trainer with equal networks, and resets the counts.
 
         Args:
-            other: the trainer.
-            restarts: how often training has started over by that.
+            other: the trainer to copy from.
+            restarts: the new count of restarts.
         """
-        for mine, its in zip(self._state, other._state, strict=True):
-            mine.assign(its)
+        for variable, source in zip(self._state, other._state, strict=True):
+            variable.assign(source)
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
 
     @property

@@ -108,7 +108,7 @@ def set_density(field: Field, density: float) -> None:
 def predicted_mb(cell: Cell, trainer: Trainer) -> float:
     """What the planner says that a cell takes."""
     work = build.workload(trainer, cell.mode == "train", cell.rays)
-    return prediction.predict(work, cell.chunk, cell.netchunk) / prediction.MEGABYTE
+    return prediction.predict_memory(work, cell.chunk, cell.netchunk) / prediction.MEGABYTE
 
 
 def work_of(cell: Cell, trainer: Trainer, rays: Rays) -> Callable[[], object]:
@@ -164,7 +164,7 @@ def engine_network(name: str, field: Field, retraw: bool) -> Network:
     query = tf.function(lambda points, viewdirs: field(points, viewdirs, None if retraw else 0.0))
 
     def raw(meter: Meter, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
-        meter.inside_the_next(f"{name} encoding")
+        meter.add_nested_stage(f"{name} encoding")
         return meter(f"{name} MLP", query, points, viewdirs)
 
     return raw

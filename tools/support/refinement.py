@@ -198,12 +198,12 @@ def picture(image: Image, shown: str) -> np.ndarray:
     if shown == "rgb":
         return view_files.to_8bit(image.rgb)
     if shown == "disparity":
-        return view_files.coloured_disparity(image)
+        return view_files.colour_disparity(image)
     if shown == "opacity":
-        return pictures.coloured(image.acc)
-    return view_files.coloured_depth(image)
+        return pictures.apply_colour_map(image.acc)
+    return view_files.colour_depth(image)
 
 
-def frames(film: view_files.Film, shown: str) -> view_files.Frames:
+def frames(film: view_files.VideoBuffer, shown: str) -> view_files.LazyFrames:
     """The frames of a video, one of `SHOWN`."""
     return {"rgb": film.rgb, "disparity": film.disp, "depth": film.depth, "opacity": film.acc}[shown]

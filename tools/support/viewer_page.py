@@ -301,7 +301,7 @@ class Page:
 
     def _film(self, look: Look, wanted: tuple[str, bool], poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
         """Renders a video, a chunk at every step; goes on when the browser has gone."""
-        film, (shown, coarse) = view_files.Film(path.parent), wanted
+        film, (shown, coarse) = view_files.VideoBuffer(path.parent), wanted
         try:
             for i, c2w in enumerate(poses):
                 self._tell(f"rendering frame {i + 1} of {len(poses)}")
