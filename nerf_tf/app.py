@@ -22,6 +22,7 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import lock
 from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.training import TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def run(settings: Settings) -> None:
         with user_errors(ValueError, OSError):
             store = CheckpointStore(trainer.state, folder / "checkpoints")
             build.restore(settings, trainer, store, folder)
-            this = Run(settings, folder, scene, trainer, store, renderer, build.load_render_poses(settings, scene))
+            kind = TrainingRun if settings.training else Run
+            this = kind(settings, folder, scene, trainer, store, renderer, build.load_render_poses(settings, scene))
             if settings.render_only:
                 cameras = this.render_only_cameras()
             elif settings.training:

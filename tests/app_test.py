@@ -33,11 +33,11 @@ from nerf_tf.geometry import poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.output import pictures, view_files
 from nerf_tf.render import occupancy
-from nerf_tf.run import Run
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights
+from nerf_tf.training import TrainingRun
 
 ROOT = Path(__file__).parent.parent
 SCENES = ROOT / "tests" / "data" / "portable" / "scenes"
@@ -374,9 +374,9 @@ def test_the_line_about_a_full_disk_stands_by_itself(interrupted, monkeypatch):
 
 def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path, monkeypatch):
     arguments = [*BLENDER, f"--basedir={tmp_path}", "--N_importance=0", "--i_testset=0", "--i_video=0", "--i_img=3"]
-    looks, write_latest = [], Run.write_latest
+    looks, write_latest = [], TrainingRun.write_latest
     monkeypatch.setattr(
-        Run, "write_latest", lambda this, step, *view: looks.append(step) or write_latest(this, step, *view)
+        TrainingRun, "write_latest", lambda this, step, *view: looks.append(step) or write_latest(this, step, *view)
     )
     first = run(*arguments, "--expname=a", "--N_iters=2")
     assert first.steps("a") == [0, 1]

@@ -31,10 +31,10 @@ from nerf_tf.output import view_files
 from nerf_tf.output.curve import CurveFile
 from nerf_tf.output.summaries import Summaries
 from nerf_tf.render.occupancy import Box, Occupancy
-from nerf_tf.run import Run
 from nerf_tf.safety import diagnosis, guards
 from nerf_tf.storage import atomic, lock, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.training import TrainingRun
 
 PAGE = 4096
 NOISE = np.random.default_rng(0).integers(0, 256, [64, 64, 3]).astype(np.uint8)
@@ -213,7 +213,7 @@ def test_a_run_that_gives_up_says_why_even_if_it_cannot_save_the_step(small_disk
     run_of = SimpleNamespace(folder=small_disk, trainer=make_trainer(seed=2), scene=SimpleNamespace(ndc=False))
     message = r"^step 7: bad; .*bad_step_000007.npz: cannot be written \(No space left on device\); a lower --lrate may"
     with only(0, small_disk), pytest.raises(guards.BadSteps, match=message):
-        Run.give_up(run_of, guards.BadSteps("step 7: bad", 7, make_batch()))
+        TrainingRun.end_on_bad_steps(run_of, guards.BadSteps("step 7: bad", 7, make_batch()))
     assert contents(small_disk) == {}
 
 

@@ -29,7 +29,6 @@ from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
 from nerf_tf.render.renderer import RenderSettings
-from nerf_tf.run import Run
 from nerf_tf.safety import diagnosis, guards
 from nerf_tf.safety.guards import BadSteps, Collapse, TrainingMonitor
 from nerf_tf.settings import parsing
@@ -38,6 +37,7 @@ from nerf_tf.storage import readers
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.counts import Counts, opacities, update_counts
 from nerf_tf.train.step import Trainer, TrainSettings
+from nerf_tf.training import TrainingRun
 
 NONE = Counts(0, 0, 0, 0, 0)
 BEFORE = Counts(3, 7, 40, 50, 2)
@@ -218,10 +218,10 @@ def test_a_hopeless_run_stops_and_leaves_a_step_to_replay(tmp_path, replay, caps
     assert shares[found] != "100.00%"
 
 
-def bad_run(folder: Path, trainer: Trainer) -> Run:
+def bad_run(folder: Path, trainer: Trainer) -> TrainingRun:
     """A run that knows no more than giving up takes."""
     scene = SimpleNamespace(ndc=False)
-    return Run(Settings(expname="x"), folder, scene, trainer, None, None, np.empty([0, 3, 4], np.float32))
+    return TrainingRun(Settings(expname="x"), folder, scene, trainer, None, None, np.empty([0, 3, 4], np.float32))
 
 
 def no_memory(*_: object) -> None:
@@ -237,7 +237,7 @@ def test_a_bad_step_is_kept_though_there_is_no_memory_to_look_into_it(fresh, tmp
     fresh.step.assign(4)
     monkeypatch.setattr(diagnosis, "find_first_non_finite", no_memory)
     with pytest.raises(BadSteps, match=r"^step 3: no finite loss; first not finite: unknown \(memory .*replay_step"):
-        bad_run(tmp_path, fresh).give_up(error)
+        bad_run(tmp_path, fresh).end_on_bad_steps(error)
     assert fresh.step == 4
     with np.load(tmp_path / "bad_step_000003.npz") as arrays:
         batch = diagnosis.load_step(arrays, make_trainer(seed=3))
@@ -251,7 +251,7 @@ def test_why_training_stops_is_said_though_the_disk_is_full(fresh, tmp_path, mon
         r"^step 3: no finite loss; first not finite: photos rgb\. The step is not kept: .*000003.npz: .*No space left"
     )
     with pytest.raises(BadSteps, match=text):
-        bad_run(tmp_path, fresh).give_up(error)
+        bad_run(tmp_path, fresh).end_on_bad_steps(error)
     assert files_in(tmp_path) == set()
 
 
@@ -476,15 +476,15 @@ def test_archiving_a_run_on_a_full_disk_is_done_later(tmp_path):
         assert contents(basedir) == expected
 
 
-def start(basedir: Path, trainer: Trainer) -> Run:
+def start(basedir: Path, trainer: Trainer) -> TrainingRun:
     """The program's start, up to training."""
     values = parsing.parse_settings([*BLENDER, f"--basedir={basedir}", f"--expname={NAME}", "--on_collapse=restart"])
     store = CheckpointStore(trainer.state, basedir / NAME / "checkpoints")
     store.restore()
-    return Run(values, basedir / NAME, None, trainer, store, None, np.empty([0, 3, 4], np.float32))
+    return TrainingRun(values, basedir / NAME, None, trainer, store, None, np.empty([0, 3, 4], np.float32))
 
 
-def collapse_again(run: Run) -> None:
+def collapse_again(run: TrainingRun) -> None:
     """What a start comes to: the old run's collapse, or the new run's first step."""
     run.archive_collapsed_run()
     if run.start > 0:

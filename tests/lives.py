@@ -210,16 +210,16 @@ def die(death: Death) -> None:
 
 def count_steps(counted: Callable[..., Any]) -> None:
     """Has each training step counted; the first is over when its graph is made."""
-    from nerf_tf import run
+    from nerf_tf import training
 
-    train = run.train
+    train = training.train
 
     def train_counted(trainer, *arguments):
         step = trainer.train_step
         trainer.train_step = lambda batch: counted(step, batch)
         train(trainer, *arguments)
 
-    run.train = train_counted
+    training.train = train_counted
 
 
 def tear(place: str, arguments: tuple[Any, ...]) -> None:

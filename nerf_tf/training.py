@@ -1,0 +1,275 @@
+"""A training run: the loop of steps, what is written when, and what happens when training goes wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf import build
+from nerf_tf.data.pipeline import RayBatch, ray_batches
+from nerf_tf.evaluation.metrics import psnr
+from nerf_tf.memory import planning
+from nerf_tf.output import view_files
+from nerf_tf.output.curve import CurveFile, summaries_folder
+from nerf_tf.output.summaries import Summaries
+from nerf_tf.render.renderer import Image
+from nerf_tf.run import Run
+from nerf_tf.safety import diagnosis, guards
+from nerf_tf.safety.stop import Stopped
+from nerf_tf.settings import parsing
+from nerf_tf.storage import atomic, tf1_weights
+from nerf_tf.train.counts import Counts
+from nerf_tf.train.loop import Event, train
+from nerf_tf.train.step import StepResult
+
+logger = logging.getLogger(__name__)
+
+
+def warn_if_unwritable(action: Callable[..., None], once: bool = False) -> Callable[..., None]:
+    """Wraps an action so that it warns instead of raising OSError; with `once`, only at the first failure in a row."""
+    failing = False
+
+    def attempt(*arguments: object) -> None:
+        nonlocal failing
+        try:
+            action(*arguments)
+            failing = False
+        except OSError as error:
+            if not (once and failing):
+                logger.warning("%s; training goes on", parsing.one_line(str(error)))
+            failing = True
+
+    return attempt
+
+
+class TrainingLog:
+    """The record of training: TensorBoard's files and `curve.png`."""
+
+    def __init__(self, folder: Path, summaries: Path, start: int):
+        self.curve = CurveFile(folder / "curve.png", summaries, start)
+        self._summaries = Summaries(summaries, start)
+
+    def add_step(self, step: int, result: StepResult, rays_per_second: float) -> None:
+        """Records a step."""
+        scalars = {name: getattr(result, name) for name in ("loss", "psnr", "psnr0", "learning_rate")}
+        skipped = Counts(*result.counts.numpy()).skipped
+        self._summaries.write_scalars(step, rays_per_second=rays_per_second, skipped_steps=float(skipped), **scalars)
+        self._summaries.write_histogram(step, "tran", result.sigma)
+        self.curve.add(step, loss=result.loss, psnr=result.psnr)
+
+    def add_view(self, step: int, image: Image, photo: np.ndarray, psnr_holdout: float) -> None:
+        """Records a rendered validation view and its PSNR."""
+        self._summaries.write_view(step, image, photo)
+        self._summaries.write_scalars(step, psnr_holdout=psnr_holdout)
+        self.curve.add(step, psnr_holdout=psnr_holdout)
+
+
+class TrainingRun(Run):
+    """A run that trains."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of all random draws."""
+        return int(self.trainer.seed.numpy())
+
+    def batches(self) -> Iterable[RayBatch]:
+        """Training batches from the next step on.
+
+        Raises:
+            ValueError: there are fewer rays than a batch has.
+        """
+        return ray_batches(self.scene, build.batch_settings(self.settings), self.seed, self.start)
+
+    def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
+        """Trains up to step `--N_iters` and writes at the original's intervals.
+
+        Returns:
+            True when all steps are done; False when the scene collapsed and training is ready to start over.
+
+        Raises:
+            guards.BadSteps: too many steps in a row had no finite gradient; the last is saved.
+            guards.Collapse: the scene collapsed and the run ends.
+            Stopped: a signal asked to stop; everything is saved.
+        """
+        settings, last = self.settings, self.settings.N_iters - 1
+        summaries = summaries_folder(self.folder)
+        for folder in (self.folder, summaries):
+            atomic.remove_unfinished(folder)
+        if self.start > last and not self.store.uncommitted:
+            return self.log_finished()
+        self.archive_collapsed_run()
+        log = TrainingLog(self.folder, summaries, self.start)
+        save = Event(settings.i_weights, lambda step: self.store.save())
+        commit = Event(settings.i_weights, warn_if_unwritable(lambda step: self.store.commit()))
+
+        def on_out_of_memory(error: tf.errors.ResourceExhaustedError) -> None:
+            plan = planned.on_out_of_memory(error)
+            self.trainer.resize(plan.chunk, plan.netchunk)
+
+        with self.stop.handle_signals():
+            try:
+                self.write_overdue(log)
+                if self.start > last:
+                    return self.log_finished()
+                self.write_settings(replace=True)
+                train(
+                    self.trainer,
+                    self.stop.check_each(batches),
+                    settings.N_iters,
+                    settings.expname,
+                    settings.i_print,
+                    warn_if_unwritable(log.add_step, once=True),
+                    [save, *self.events(log), commit],
+                    on_out_of_memory,
+                    guards.TrainingMonitor(
+                        settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn"
+                    ).check,
+                )
+                if not save.due(last):
+                    self.store.save()
+                self.write_last_step(last, log)
+            except guards.BadSteps as error:
+                self.end_on_bad_steps(error)
+            except guards.Collapse as collapse:
+                self.start_over(collapse)
+                return False
+            except Stopped as stopped:
+                self.save_stopped(stopped)
+                raise
+        logger.info("%s: trained to step %d", self.folder, last)
+        return True
+
+    def save_stopped(self, stopped: Stopped) -> None:
+        """Saves a checkpoint of a run that a signal stopped, and logs how to continue."""
+        if self.store.step != self.start:
+            self.store.save()
+        but = " without --ft_path and --no_reload" if self.settings.ft_path or self.settings.no_reload else ""
+        how = f"the same command{but} goes on"
+        logger.warning("%s: %s, saved at step %d; %s", self.folder, stopped, self.start, how)
+
+    def write_last_step(self, last: int, log: TrainingLog) -> None:
+        """Writes weights, curve and `latest.png` of the last step, due or not."""
+        self.write_weights(last)  # again where they were due: this time a failure ends the run
+        i_img = self.settings.i_img
+        if i_img or self.settings.i_testset:
+            warn_if_unwritable(log.curve.write)()
+        if i_img and last % i_img and len(self.scene.i_val):
+            warn_if_unwritable(self.write_latest)(last, *self.holdout(last))
+        self.store.commit()
+
+    def log_finished(self) -> bool:
+        """Logs that there is nothing left to train."""
+        logger.info("%s is at step %d already; raise --N_iters to go on", self.settings.expname, self.start)
+        return True
+
+    def end_on_bad_steps(self, error: guards.BadSteps) -> NoReturn:
+        """Saves the last bad step for diagnosis, and no checkpoint: the last good one stays the newest."""
+        path = self.folder / f"bad_step_{error.step:06d}.npz"
+        try:
+            diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
+            hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --lrate may help"
+        except OSError as unwritable:
+            hint = f"The step is not kept: {unwritable}; a lower --lrate may help"
+        found = diagnosis.diagnose(self.trainer, error.batch, error.step)
+        raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
+
+    def start_over(self, collapse: guards.Collapse) -> None:
+        """Starts over with the next seed after a collapse; the old files are archived when training starts again.
+
+        Raises:
+            guards.Collapse: `--on_collapse` is not restart, or there were too many restarts.
+        """
+        restarts = Counts(*self.trainer.counts.numpy()).restarts
+        if self.settings.on_collapse != "restart":
+            raise collapse
+        if restarts >= guards.MAX_RESTARTS:
+            raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
+        build.start_over(self.settings, self.trainer)
+        # A program started before this line finds the old run with all its files, one started after it the new run.
+        self.store.save()
+        logger.warning("%s %s", self.settings.expname, collapse)
+
+    def archive_collapsed_run(self) -> None:
+        """Moves a collapsed run's files away when the new run has not yet done its first step.
+
+        If the program is killed here, the checkpoint stays uncommitted, and the next start moves the rest.
+        """
+        restarts = Counts(*self.trainer.counts.numpy()).restarts
+        if self.store.uncommitted and self.start == 0 and restarts > 0:
+            summaries = summaries_folder(self.folder)
+            archive = guards.archive_collapsed_run(self.folder, summaries, restarts, keep=self.store.path)
+            self.store.commit()
+            logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, archive)
+
+    def events(self, log: TrainingLog) -> list[Event]:
+        """What is written at intervals of steps; a file that cannot be written does not stop training."""
+        settings = self.settings
+        events = (
+            Event(settings.i_weights, self.write_weights),
+            Event(settings.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
+            Event(settings.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
+            Event(settings.i_img if len(self.scene.i_val) else 0, lambda step: self.write_holdout(step, log)),
+            *(Event(interval, lambda step: log.curve.write()) for interval in {settings.i_img, settings.i_testset}),
+        )
+        return [event._replace(action=warn_if_unwritable(event.action)) for event in events]
+
+    def write_overdue(self, log: TrainingLog) -> None:
+        """Writes what was due at the last checkpoint's step if the run was killed or stopped before it was written."""
+        step = self.start - 1
+        if self.store.uncommitted and step >= 0:
+            for event in self.events(log):
+                if event.due(step):
+                    event.action(step)
+            if step == self.settings.N_iters - 1:
+                self.write_weights(step)
+            self.store.commit()
+
+    def write_weights(self, step: int) -> None:
+        """Writes the weights in the original's format."""
+        # In this order: a start from weight files looks for the coarse one.
+        if self.trainer.fine is not None:
+            tf1_weights.save(self.folder / f"model_fine_{step:06d}.npy", self.trainer.fine.mlp.get_weights())
+        tf1_weights.save(self.folder / f"model_{step:06d}.npy", self.trainer.coarse.mlp.get_weights())
+
+    def write_holdout(self, step: int, log: TrainingLog) -> None:
+        """Renders a random validation view for TensorBoard, `tboard_val_imgs`, `latest.png` and `curve.png`."""
+        image, photo = self.holdout(step)
+        view_files.write_png(self.folder / "tboard_val_imgs" / f"{step:06d}.png", view_files.to_8bit(image.rgb))
+        log.add_view(step, image, photo, self.write_latest(step, image, photo))
+
+    def holdout(self, step: int) -> tuple[Image, np.ndarray]:
+        """A random validation view of a step, and its photo [H, W, 3]."""
+        view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
+        return self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
+
+    def write_latest(self, step: int, image: Image, photo: np.ndarray) -> float:
+        """Writes `latest.png`; returns the view's PSNR."""
+        psnr_holdout = psnr(image.rgb, photo)
+        view_files.write_side_by_side(self.folder / "latest.png", photo, image, f"step {step}, {psnr_holdout:.2f} dB")
+        return psnr_holdout
+
+    def write_path_videos(self, step: int) -> None:
+        """Writes `{expname}_spiral_{step}_rgb.mp4` and `_disp.mp4`; with viewdirs also `_rgb_still.mp4`.
+
+        In the last the camera stays at the path's first pose while view directions come from the moving one: whatever
+        changes is view-dependent colour.
+        """
+        poses, fps = self.render_poses, self.settings.fps
+        cameras = [self.scene.cameras[0]] * len(poses)
+        stem = f"{self.settings.expname}_spiral_{step:06d}"
+        video = view_files.VideoBuffer(self.folder)
+        for image in self.views(cameras, poses):
+            video.append(image)
+        view_files.write_video(self.folder / f"{stem}_rgb.mp4", video.rgb, fps)
+        view_files.write_video(self.folder / f"{stem}_disp.mp4", video.grey_disp, fps)
+        if self.settings.use_viewdirs:
+            still_poses = np.repeat(poses[:1], len(poses), axis=0)
+            video = view_files.VideoBuffer(self.folder)
+            for image in self.views(cameras, still_poses, poses, description="still path"):
+                video.append(image)
+            view_files.write_video(self.folder / f"{stem}_rgb_still.mp4", video.rgb, fps)
