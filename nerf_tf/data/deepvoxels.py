@@ -99,8 +99,8 @@ def _read_split(folder: Path, stride: int) -> tuple[list[Path], np.ndarray]:
     if len(pose_files) != len(paths):
         single = sorted({path.stem for path in paths} ^ {path.stem for path in pose_files})
         raise ValueError(
-            f"{folder}: {len(paths)} images in rgb/, but {len(pose_files)} poses in pose/; without the other: "
-            f"{image_files.quote(single) or 'none'}{image_files.name_other_files(folder / 'rgb')}"
+            f"{folder}: {len(paths)} images in rgb/, but {len(pose_files)} poses in pose/; without its counterpart: "
+            f"{image_files.listed(single) or 'none'}{image_files.name_other_files(folder / 'rgb')}"
         )
     pose_files = pose_files[::stride]
     poses = np.stack([read_pose(path) for path in pose_files])

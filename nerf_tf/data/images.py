@@ -36,6 +36,9 @@ MAX_PIXELS = 170_000_000
 # The decoders to hand a file to. Pillow has dozens, some of which run other programs (EPS does).
 _FORMATS = ("PNG", "JPEG")
 
+# Names that a message lists before it only counts them.
+MOST_NAMED = 4
+
 # Files that Windows writes into folders of images; others begin with a dot.
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
@@ -50,9 +53,12 @@ def _stem(name: str) -> str:
     return _stem(stem) if f".{ending}" in IMAGE_ENDINGS + OTHER_ENDINGS else name.lower()
 
 
-def quote(names: Sequence[str]) -> str:
-    """The first three of some names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def listed(names: Sequence[str]) -> str:
+    """Joins names for a message: `a`, `a and b`, `a, b and c`; of more than `MOST_NAMED` the first, and the count."""
+    parts = list(names[:MOST_NAMED])
+    if len(names) > MOST_NAMED:
+        parts.append(f"{len(names) - MOST_NAMED} more")
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def _is_folder(path: Path) -> bool:
@@ -74,7 +80,9 @@ def list_files(folder: Path) -> list[str]:
 def name_other_files(folder: Path) -> str:
     """The end of a message: files of a folder that do not count as images; "" if there are none."""
     others = [name for name in list_files(folder) if not _is_image(name)]
-    return f"; not counted as images: {quote(others)}; save them as PNG or JPEG" if others else ""
+    if not others:
+        return ""
+    return f"; {listed(others)} {'is' if len(others) == 1 else 'are'} not read as images: save photos as PNG or JPEG"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -146,9 +154,9 @@ def require_images(paths: Sequence[Path]) -> None:
     if not _is_folder(folder):
         hint = f"there is no folder {folder}"
     elif alike := _entries_by_stem(folder)[_stem(missing[0].name)]:
-        hint = f"{folder} holds {quote(alike)}: give the path of one PNG or JPEG"
+        hint = f"{folder} holds {listed(alike)}: give the path of one PNG or JPEG"
     else:
-        hint = f"{folder} holds {quote(list_files(folder)) or 'no files'}"
+        hint = f"{folder} holds {listed(list_files(folder)) or 'no files'}"
     raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing); {hint}")
 
 
