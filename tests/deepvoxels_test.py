@@ -97,12 +97,37 @@ def test_incomplete_scenes_are_explained(scene_dir):
     with pytest.raises(ValueError, match="testskip -1"):
         deepvoxels.load(scene_dir, "greek", testskip=-1)
     (scene_dir / "test/greek/pose/000004.txt").unlink()
-    with pytest.raises(ValueError, match=r"greek: 5 PNGs in rgb/, but 4 poses"):
+    with pytest.raises(ValueError, match=r"greek: 5 images in rgb/, but 4 poses .*: 000004$"):
         deepvoxels.load(scene_dir, "greek")
     (scene_dir / "test/greek/rgb/000004.png").unlink()
     (scene_dir / "train/greek/intrinsics.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"intrinsics\.txt"):
         deepvoxels.load(scene_dir, "greek")
+
+
+def test_what_is_no_photo_or_pose_is_ignored(scene_dir):
+    expected = deepvoxels.load(scene_dir, "greek")
+    folder = scene_dir / "train" / "greek"
+    for name in ("rgb/._000000.png", "rgb/.DS_Store", "rgb/Thumbs.db", "pose/._000000.txt", "pose/Thumbs.db"):
+        (folder / name).write_bytes(b"no photo")
+    (folder / "rgb" / "x.png").mkdir()
+    (folder / "pose" / "x.txt").mkdir()
+    (folder / "rgb" / "000001.png").rename(folder / "rgb" / "000001.PNG")
+    (folder / "pose" / "000001.txt").rename(folder / "pose" / "000001.TXT")
+    scene = deepvoxels.load(scene_dir, "greek")
+    np.testing.assert_array_equal(scene.images, expected.images)
+    np.testing.assert_array_equal(scene.poses, expected.poses)
+    (folder / "rgb" / "000000.png").rename(folder / "rgb" / "000000.webp")
+    message = r"2 images in rgb/, but 3 poses in pose/; without its counterpart: 000000; 000000\.webp is not read as"
+    with pytest.raises(ValueError, match=message):
+        deepvoxels.load(scene_dir, "greek")
+
+
+def test_photos_are_read_with_any_ending(scene_dir):
+    for path in scene_dir.glob("test/greek/rgb/*.png"):
+        Image.open(path).save(path.with_suffix(".jpeg"))
+        path.unlink()
+    assert len(deepvoxels.load(scene_dir, "greek", testskip=1).i_test) == 5
 
 
 def test_images_must_be_squares_of_one_size(scene_dir):

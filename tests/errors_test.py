@@ -145,6 +145,21 @@ def frame(key: str, value: object) -> Spoil:
     return meta(lambda content: content["frames"][1].update({key: value}))
 
 
+def several_cameras(folder: Path) -> None:
+    def edit(content: dict) -> None:
+        content.pop("camera_angle_x")
+        for view, focal in zip(content["frames"], (30, 30, 31), strict=True):
+            view["fl_x"] = focal
+
+    meta(edit)(folder)
+
+
+def two_candidates(folder: Path) -> None:
+    """Two images of another ending than the one that the file means."""
+    shutil.copyfile(folder / VIEW, folder / "train/r_1.jpg")
+    (folder / VIEW).rename(folder / "train/r_1.jpeg")
+
+
 def matrix(change: Callable[[np.ndarray], object]) -> Spoil:
     """Edits the pose of frame 1."""
 
@@ -412,6 +427,9 @@ TABLE = [
     blender("camera_angle_x is text", meta(lambda m: m.update(camera_angle_x="wide"))),
     blender("distorted camera", meta(lambda m: m.update(k1=0.01))),
     blender("camera with another focal length", meta(lambda m: m["frames"][1].update(fl_x=99))),
+    blender("cameras of other proportions", meta(lambda m: m.update(w=40, h=30))),
+    blender("frames of several cameras", several_cameras),
+    blender("focal length of 0 pixels", meta(lambda m: m.update(fl_x=0))),
     blender("no frames", meta(lambda m: m.update(frames=[]))),
     blender("frame without file_path", meta(lambda m: m["frames"][1].pop("file_path"))),
     blender("file_path is no text", frame("file_path", [1])),
@@ -428,6 +446,8 @@ TABLE = [
     blender("mirrored camera", matrix(lambda pose: pose[:3, 2].__imul__(-1))),
     blender("camera out of reach", matrix(lambda pose: pose.__setitem__((0, 3), 1e12))),
     blender("image missing", remove(VIEW)),
+    blender("image that may be either of two", two_candidates),
+    blender("all images missing", lambda s: shutil.rmtree(s / "train")),
     blender("image is a folder", as_folder(VIEW)),
     blender("image is a loop of links", loop(VIEW)),
     blender("image of another size", image(VIEW, lambda i: i.resize((7, 9)))),
@@ -453,6 +473,7 @@ TABLE = [
     llff("cameras that cancel out", rows(opposite_cameras)),
     llff("photos of one name", lambda s: (s / "images/im01.png").rename(s / "images/im00.jpg"), "--factor=4"),
     llff("images unlike poses", remove(PHOTO)),
+    llff("photos of another format", lambda s: (s / PHOTO).rename((s / PHOTO).with_suffix(".webp"))),
     llff("no folder of images", lambda s: shutil.rmtree(s / "images"), "--factor=8"),
     llff("empty folder of images", lambda s: [p.unlink() for p in (s / "images").iterdir()], "--factor=1"),
     llff("video instead of images", video_instead),

@@ -78,12 +78,65 @@ def test_damaged_file_is_named(tmp_path, keep):
         image_files.read_image(path)
 
 
+def test_endings_of_images(tmp_path):
+    names = ["a.jpg", "b.JPG", "c.jpeg", "d.JPEG", "e.png", "f.PNG", "g.Png"]
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert [path.name for path in image_files.list_images(tmp_path)] == names
+
+
+def test_what_is_no_photo(tmp_path):
+    """What macOS, Windows and people leave in folders of photos."""
+    save(tmp_path / "000.png", RGB)
+    for name in ("._000.png", ".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.jpg", "notpng"):
+        (tmp_path / name).write_bytes(b"no photo")
+    (tmp_path / "x.png").mkdir()
+    assert image_files.list_images(tmp_path) == [tmp_path / "000.png"]
+    assert image_files.name_other_files(tmp_path) == "; notpng is not read as images: save photos as PNG or JPEG"
+    (tmp_path / "notpng").unlink()
+    assert image_files.name_other_files(tmp_path) == image_files.name_other_files(tmp_path / "nowhere") == ""
+    (tmp_path / "000.png").rename(tmp_path / "000.webp")
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no image .*\.jpg, \.jpeg, \.png\); 000\.webp is not read as images"
+    ):
+        image_files.list_images(tmp_path)
+
+
+def test_long_lists_of_names_are_cut():
+    assert [image_files.listed("abcdefg"[:n]) for n in (0, 1, 2, 4, 7)] == [
+        "", "a", "a and b", "a, b, c and d", "a, b, c, d and 3 more",
+    ]  # fmt: skip
+
+
+def test_dropped_transparency_is_warned_of_once(tmp_path, caplog):
+    opaque = RGBA.copy()
+    opaque[..., 3] = 255
+    paths = [save(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate((RGB, opaque, RGBA, RGBA))]
+    image_files.read_images(paths[:2], channels=3)
+    image_files.read_images(paths[2:])
+    assert not caplog.records
+    image_files.read_images(paths, channels=3)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{paths[2]}: 2 of 4 images have transparent pixels; alpha is dropped, and the colours stored there are used "
+        "as they are; lay them on a background and save them without transparency"
+    )
+
+
+def test_photos_of_fern_have_no_transparency(real_data, caplog):
+    folder = real_data / "data" / "nerf_llff_data" / "fern"
+    image_files.read_images(image_files.list_images(folder / "images_8")[:2], channels=3)
+    assert not caplog.records
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         image_files.read_image(tmp_path / "gone.png")
     here = save(tmp_path / "here.png", RGB)
     with pytest.raises(FileNotFoundError, match=r"gone0\.png.*2 of 3"):
         image_files.read_images([here, tmp_path / "gone0.png", tmp_path / "gone1.png"])
+    with pytest.raises(FileNotFoundError, match=r"gone0\.png.*1 of 2 .*; .* holds here\.png$"):
+        image_files.read_images([tmp_path / "gone0.png", here])
     with pytest.raises(ValueError, match="no images"):
         image_files.read_images([])
 

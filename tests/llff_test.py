@@ -216,6 +216,28 @@ def test_damaged_poses_are_explained(scene_dir, content):
         llff.load(scene_dir, factor=2)
 
 
+def test_photos_that_count_and_those_that_do_not(scene_dir):
+    """Endings of any case, beside what systems leave behind; and files of another format, which stand for photos."""
+    folder = scene_dir / "images_2"
+    expected = llff.load(scene_dir, factor=2).images
+    (folder / "im03.png").rename(folder / "im03.PNG")
+    for name in ("._im03.png", ".DS_Store", "Thumbs.db"):
+        (folder / name).write_bytes(b"no photo")
+    (folder / "im04.jpg").mkdir()
+    np.testing.assert_array_equal(llff.load(scene_dir, factor=2).images, expected)
+    Image.open(folder / "im05.png").save(folder / "im05.jpeg")
+    (folder / "im05.png").unlink()
+    assert len(llff.load(scene_dir, factor=2).images) == 9
+    (folder / "im03.PNG").rename(folder / "im03.webp")
+    message = "8 images, but poses_bounds.npy has 9 poses; im03.webp is not read as images: save photos as PNG or JPEG"
+    with pytest.raises(ValueError, match=f"{message}$"):
+        llff.load(scene_dir, factor=2)
+    (folder / "im03.webp").unlink()
+    with pytest.raises(ValueError, match=r"8 images, but .* has 9 poses") as raised:
+        llff.load(scene_dir, factor=2)
+    assert "remove" not in str(raised.value)
+
+
 def test_missing_files_are_named(scene_dir):
     with pytest.raises(ValueError, match="must be positive"):
         llff.load(scene_dir, factor=-2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -328,7 +327,7 @@ def lego_batch(datadir: Path, white_bkgd: bool) -> RayBatch:
     photo = read_images(split.paths[:1])[0]
     photo = composite_white(photo) if white_bkgd else photo[..., :3]
     side = len(photo)
-    camera = Camera.centred(side, side, 0.5 * side / math.tan(0.5 * split.angle))
+    camera = Camera.centred(side, side, split.focal(side, side))
     rows, cols = np.random.default_rng(0).integers(side // 4, side * 3 // 4, (2, 24))
     pixels = tf.constant(rows * side + cols)
     rays = image_rays(camera, np.float32(split.poses[0]), blender.NEAR, blender.FAR, False, pixels)

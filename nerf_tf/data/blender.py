@@ -1,4 +1,4 @@
-"""The Blender ("nerf_synthetic") format: transforms_{train,val,test}.json and PNGs with alpha."""
+"""Loads scenes in the Blender ("nerf_synthetic") format: transforms_{train,val,test}.json and images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,52 @@ NEAR, FAR = 2.0, 6.0
 LARGEST_TEXT = 2**24
 # Characters in an image's path; systems allow some hundred to some thousand, and a message quotes it.
 LONGEST_NAME = 1000
-# What other programs say of a camera in files like these. Here it has one focal length, that of `camera_angle_x`, its
-# axis meets the middle of the image, and nothing distorts it; what says otherwise by more than that part is refused.
+# Intrinsics that other programs write, for all frames or in each; lengths are in pixels of images of w x h.
 LENGTHS, DISTORTIONS = ("fl_x", "fl_y", "cx", "cy"), ("k1", "k2", "k3", "k4", "p1", "p2")
+# The first of these that a frame has gives its focal length.
+FOCALS = ("camera_angle_x", "fl_x", "fl_y")
+# Values lie between 0 and these, which messages give in words.
+LIMITS = {"camera_angle_x": (np.pi, "pi (radians)")} | dict.fromkeys(("fl_x", "fl_y", "w", "h"), (1e9, "1e9 (pixels)"))
+# Cameras here have one focal length, a centred principal point and no distortion. What differs by a larger part than
+# this is refused rather than ignored.
 TOLERANCE = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """What one transforms file, `file`, says: N image paths, poses [N, 3, 4], horizontal angle of view in radians.
+    """The content of one transforms file.
 
-    `claims` are what else it says of cameras: where, name and value.
+    Attributes:
+        file: the transforms file.
+        paths: N images, which may be missing.
+        poses: [N, 3, 4] camera-to-world.
+        frames: N numbers of frames.
+        intrinsics: of N cameras, by name: the value, and the place in the file that gives it.
     """
 
     file: Path
     paths: list[Path]
     poses: np.ndarray
-    angle: float
-    claims: list[tuple[str, str, float]]
+    frames: Sequence[int]
+    intrinsics: list[dict[str, tuple[float, str]]]
+
+    def focal(self, height: int, width: int) -> float:
+        """The focal length that all cameras have, in pixels of images of this size.
+
+        Raises:
+            ValueError: the file gives none, or describes other cameras than those of `Camera.centred`.
+        """
+        focals = []
+        for frame, intrinsics in zip(self.frames, self.intrinsics, strict=True):
+            if not any(name in intrinsics for name in FOCALS):
+                raise ValueError(f"{self.file} lacks 'camera_angle_x' (radians), and frame {frame} 'fl_x' (pixels)")
+            focals.append(_focal(intrinsics, height, width))
+            if abs(focals[-1] - focals[0]) > TOLERANCE * focals[0]:
+                raise ValueError(
+                    f"{self.file}: frame {frame} has focal length {focals[-1]:g}, but frame 0 has {focals[0]:g} (in "
+                    f"pixels of {width}x{height}): cameras here have one; export one camera for all images"
+                )
+        return focals[0]
 
 
 def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int = 8, white_bkgd: bool = False) -> Scene:
@@ -55,25 +84,27 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
 
     Raises:
         FileNotFoundError: a transforms file or an image is missing.
-        ValueError: a transforms file is malformed, or images differ in size or channels.
+        ValueError: a transforms file is malformed, its cameras differ from those of `Camera.centred`, or images differ
+            in size or channels.
     """
     if testskip < 0:
         raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
     strides = {"train": 1, "val": testskip or 1, "test": testskip or 1}
     splits = [read_split(Path(datadir) / f"transforms_{name}.json", stride) for name, stride in strides.items()]
     paths = [path for split in splits for path in split.paths]
+    image_files.require_images(paths)
     height, width = image_files.image_size(paths[0])
     if half_res and min(height, width) < 2:
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
-    for split in splits:
-        _require_plain_cameras(split, height, width)
+    focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
     images = image_files.read_images(
-        paths, transform=functools.partial(_prepare, half_res=half_res, white_bkgd=white_bkgd)
+        paths,
+        transform=functools.partial(_drop_alpha, half_res=half_res, white_bkgd=white_bkgd),
+        transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
     )
     cameras = []
-    for split in splits:
+    for split, focal in zip(splits, focals, strict=True):
         with readers.path_in_errors(split.file):
-            focal = 0.5 * width / math.tan(0.5 * split.angle) / (2 if half_res else 1)
             cameras += [Camera.centred(*images.shape[1:3], focal)] * len(split.paths)
     starts = np.cumsum([len(split.paths) for split in splits])[:-1]
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
@@ -91,22 +122,34 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     )
 
 
-def _require_plain_cameras(split: Split, height: int, width: int) -> None:
-    """Raises ValueError if a file says of its cameras what would be ignored."""
-    focal = 0.5 * width / math.tan(0.5 * split.angle)
-    expected = dict(zip(LENGTHS, (focal, focal, 0.5 * width, 0.5 * height), strict=True))
-    for where, name, value in split.claims:
+def _focal(intrinsics: dict[str, tuple[float, str]], height: int, width: int) -> float:
+    """Focal length of one camera, in pixels of an image of this size; raises ValueError as `Split.focal`."""
+    given = {name: value for name, (value, _) in intrinsics.items()}
+    # Images may have been resized since; lengths are then in pixels of the former size.
+    w = given.get("w", given.get("h", height) * width / height)
+    h = given.get("h", w * height / width)
+    if not abs(w / h * height - width) <= 1.0 + TOLERANCE * width:
+        raise ValueError(
+            f"{intrinsics['w'][1]} has w {w:g} and h {h:g}, but images are {width}x{height}, of other proportions; "
+            "export the cameras of these images"
+        )
+    source = next(name for name in FOCALS if name in given)
+    focal = 0.5 * w / math.tan(0.5 * given[source]) if source == "camera_angle_x" else given[source]
+    expected = dict(zip(LENGTHS, (focal, focal, 0.5 * w, 0.5 * h), strict=True))
+    for name, (value, where) in intrinsics.items():
         if name in DISTORTIONS and value != 0.0:
             raise ValueError(f"{where} has {name} {value:g}, and cameras here have no distortion: undistort the images")
         if name in LENGTHS and not abs(value - expected[name]) <= TOLERANCE * expected[name]:
             raise ValueError(
-                f"{where} has {name} {value:g}, but images of {width}x{height} with this camera_angle_x have "
-                f"{expected[name]:g}: cameras here have one focal length, and their centre in the middle of the image"
+                f"{where} has {name} {value:g}, but images of {w:g}x{h:g} with this {source} have {expected[name]:g}: "
+                "cameras here have one focal length, and their centre in the middle of the image"
+                + ("" if "w" in given or "h" in given else "; if the images were resized, add the former w and h")
             )
+    return focal * (width / w)
 
 
-def _prepare(image: np.ndarray, half_res: bool, white_bkgd: bool) -> np.ndarray:
-    """[H, W, 3 or 4] -> [h, w, 3]. Alpha is resized with the colours and only then used, as in the original."""
+def _drop_alpha(image: np.ndarray, half_res: bool, white_bkgd: bool) -> np.ndarray:
+    """[H, W, 3 or 4] -> [h, w, 3]. As in the original, alpha is resized with the colours before it is used."""
     if half_res:
         image = image_files.area_resize(image, image.shape[0] // 2, image.shape[1] // 2)
     return image_files.composite_white(image) if white_bkgd else image[..., :3]
@@ -120,36 +163,38 @@ def read_split(path: Path, stride: int = 1) -> Split:
         ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
     """
     meta = readers.read_json(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
-    angle = readers.parse_number(_field(meta, "camera_angle_x", str(path)), f"{path}: camera_angle_x")
-    if not 0 < 0.5 * angle < 0.5 * np.pi:  # halved, as it is used: half of the smallest number is 0
-        raise ValueError(f"{path}: camera_angle_x is {angle}; it must lie between 0 and pi (radians)")
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} lacks 'camera_angle_x' and 'frames'")
+    shared = _read_intrinsics(meta, str(path))
     frames = _field(meta, "frames", str(path))
     if not (isinstance(frames, list) and frames):
         raise ValueError(f"{path}: frames must be a list of at least one view")
-    paths, poses, claims = [], [], _claims(meta, str(path))
-    for index in range(0, len(frames), stride):
+    names, poses, intrinsics, kept = [], [], [], range(0, len(frames), stride)
+    for index in kept:
         where = f"{path}: frame {index}"
-        claims += _claims(frames[index], where)
+        intrinsics.append(shared | _read_intrinsics(frames[index], where))
         name = _field(frames[index], "file_path", where)
         if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME):
             raise ValueError(f"{where}: file_path is {reprlib.repr(name)}; it must be the path of an image")
-        # The official files leave the ending out; many programs that write this format do not.
-        paths.append(path.parent / (name if name.lower().endswith((".png", ".jpg", ".jpeg")) else f"{name}.png"))
+        names.append(name)
         matrix = _field(frames[index], "transform_matrix", where)
         poses.append(readers.parse_camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
-    pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in range(0, len(frames), stride)])
-    return Split(path, paths, poses, angle, claims)
+    pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in kept])
+    return Split(path, image_files.find_images(path.parent, names), poses, kept, intrinsics)
 
 
-def _claims(record: object, where: str) -> list[tuple[str, str, float]]:
-    if not isinstance(record, dict):
-        return []
-    return [
-        (where, name, readers.parse_number(record[name], f"{where}: {name}"))
-        for name in LENGTHS + DISTORTIONS
-        if name in record
-    ]
+def _read_intrinsics(record: object, where: str) -> dict[str, tuple[float, str]]:
+    """Intrinsics in the file's or a frame's record by name: the value, and `where`."""
+    found = {}
+    for name in (*LIMITS, *LENGTHS, *DISTORTIONS):
+        if isinstance(record, dict) and name in record:
+            value = readers.parse_number(record[name], f"{where}: {name}")
+            below, words = LIMITS.get(name, (np.inf, ""))
+            if name in LIMITS and not 0 < 0.5 * value < 0.5 * below:  # half of the angle is used; it may round to 0
+                raise ValueError(f"{where}: {name} is {value}; it must lie between 0 and {words}")
+            found[name] = (value, where)
+    return found
 
 
 def _field(record: object, key: str, where: str) -> object:

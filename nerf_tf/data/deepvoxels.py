@@ -1,4 +1,4 @@
-"""The DeepVoxels format: {train,validation,test}/{shape}/{intrinsics.txt, pose/*.txt, rgb/*.png}."""
+"""Loads scenes in the DeepVoxels format: {train,validation,test}/{shape}/{intrinsics.txt, pose/*.txt, rgb/*.png}."""
 
 from __future__ import annotations
 
@@ -93,11 +93,14 @@ def _read_split(folder: Path, stride: int) -> tuple[list[Path], np.ndarray]:
     if not folder.is_dir():
         shapes = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         raise FileNotFoundError(f"{folder}: no such folder; shapes found beside it: {', '.join(shapes) or 'none'}")
-    pose_files = sorted((folder / "pose").glob("*.txt"))
-    paths = [path for path in image_files.list_images(folder / "rgb") if path.suffix == ".png"]
-    if len(pose_files) != len(paths) or not paths:
+    names = image_files.list_files(folder / "pose")
+    pose_files = [folder / "pose" / name for name in names if name.lower().endswith(".txt")]
+    paths = image_files.list_images(folder / "rgb")
+    if len(pose_files) != len(paths):
+        single = sorted({path.stem for path in paths} ^ {path.stem for path in pose_files})
         raise ValueError(
-            f"{folder}: {len(paths)} PNGs in rgb/, but {len(pose_files)} poses in pose/; each needs the other"
+            f"{folder}: {len(paths)} images in rgb/, but {len(pose_files)} poses in pose/; without its counterpart: "
+            f"{image_files.listed(single) or 'none'}{image_files.name_other_files(folder / 'rgb')}"
         )
     pose_files = pose_files[::stride]
     poses = np.stack([read_pose(path) for path in pose_files])

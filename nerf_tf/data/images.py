@@ -1,12 +1,15 @@
-"""Image files -> float arrays; background, and smaller copies."""
+"""Finds and reads image files; lays them on white, and makes smaller copies."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import tensorflow as tf
@@ -16,8 +19,11 @@ from tqdm import tqdm
 from nerf_tf.storage import readers
 from nerf_tf.storage.atomic import complete_folder
 
-# What the original looks for, and in this spelling.
-IMAGE_ENDINGS = ("JPG", "jpg", "png")
+logger = logging.getLogger(__name__)
+
+# In small letters or capitals. Images with OTHER_ENDINGS are not read, but may have been converted to one that is.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+OTHER_ENDINGS = (".bmp", ".exr", ".heic", ".tga", ".tif", ".tiff", ".webp")
 VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 # Pillow's modes of 8 bits a channel or fewer that become RGB or RGBA without loss.
@@ -30,6 +36,54 @@ MAX_PIXELS = 170_000_000
 # The decoders to hand a file to. Pillow has dozens, some of which run other programs (EPS does).
 _FORMATS = ("PNG", "JPEG")
 
+# Names that a message lists before it only counts them.
+MOST_NAMED = 4
+
+# Files that Windows writes into folders of images; others begin with a dot.
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def _stem(name: str) -> str:
+    """The name in small letters, without the endings of images."""
+    stem, _, ending = name.lower().rpartition(".")
+    return _stem(stem) if f".{ending}" in IMAGE_ENDINGS + OTHER_ENDINGS else name.lower()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Joins names for a message: `a`, `a and b`, `a, b and c`; of more than `MOST_NAMED` the first, and the count."""
+    parts = list(names[:MOST_NAMED])
+    if len(names) > MOST_NAMED:
+        parts.append(f"{len(names) - MOST_NAMED} more")
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises an error if the name is too long
+
+
+def _list_entries(folder: Path) -> list[str]:
+    """Sorted names in a folder but hidden ones; none if there is no such folder."""
+    paths = folder.iterdir() if _is_folder(folder) else ()
+    return sorted(path.name for path in paths if not path.name.startswith("."))
+
+
+def list_files(folder: Path) -> list[str]:
+    """Sorted names of the files in a folder but hidden ones; none if there is no such folder."""
+    names = _list_entries(folder)
+    return [name for name in names if name.lower() not in _SYSTEM_FILES and not _is_folder(folder / name)]
+
+
+def name_other_files(folder: Path) -> str:
+    """The end of a message: files of a folder that do not count as images; "" if there are none."""
+    others = [name for name in list_files(folder) if not _is_image(name)]
+    if not others:
+        return ""
+    return f"; {listed(others)} {'is' if len(others) == 1 else 'are'} not read as images: save photos as PNG or JPEG"
+
 
 def list_images(folder: Path) -> list[Path]:
     """Images of `folder` sorted by name.
@@ -39,14 +93,71 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
-    paths = sorted((path for path in folder.iterdir() if path.name.endswith(IMAGE_ENDINGS)), key=lambda path: path.name)
+    names = list_files(folder)
+    paths = [folder / name for name in names if _is_image(name)]
     if not paths:
-        video = next((path.name for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS), None)
-        hint = f"; save frames of {video} as images first, and find their poses" if video else ""
+        video = next((name for name in names if name.lower().endswith(VIDEO_ENDINGS)), None)
+        hint = f"; save frames of {video} as images first, and find their poses" if video else name_other_files(folder)
         raise FileNotFoundError(
             f"{folder}: holds no image (looked for names that end in {', '.join(IMAGE_ENDINGS)}){hint}"
         )
     return paths
+
+
+def find_images(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Finds images by the paths that a file in `folder` gives, as programs on any system write them.
+
+    A path without an ending means a PNG. If there is none, backslashes count as slashes; and then the only image is
+    taken whose path differs in its ending, or in small letters and capitals.
+
+    Returns:
+        N paths. Where there is no such image, or more than one, nothing but perhaps a folder has that path.
+    """
+    entries_by_stem = functools.cache(_entries_by_stem)
+    return [_find_image(folder, name if _is_image(name) else f"{name}.png", entries_by_stem) for name in names]
+
+
+def _find_image(folder: Path, name: str, entries_by_stem: Callable[[Path], dict[str, list[str]]]) -> Path:
+    written = name.replace("\\", "/")
+    for path in (folder / name, folder / written):
+        if os.path.lexists(path) and not _is_folder(path):
+            return path
+    *parents, last = PurePath(written).parts
+    for parent in parents:
+        alike = [] if _is_folder(folder / parent) else entries_by_stem(folder)[_stem(parent)]
+        alike = [entry for entry in alike if _is_folder(folder / entry)]
+        folder = folder / (alike[0] if len(alike) == 1 else parent)
+    alike = entries_by_stem(folder)[_stem(last)]
+    alike = [entry for entry in alike if _is_image(entry) and not _is_folder(folder / entry)]
+    likeness = [(entry.lower() == last.lower(), entry.startswith(last[: len(_stem(last))])) for entry in alike]
+    best = [entry for entry, rank in zip(alike, likeness, strict=True) if rank == max(likeness)]
+    return folder / best[0] if len(best) == 1 else path
+
+
+def _entries_by_stem(folder: Path) -> dict[str, list[str]]:
+    entries = collections.defaultdict(list)
+    for name in _list_entries(folder):
+        entries[_stem(name)].append(name)
+    return entries
+
+
+def require_images(paths: Sequence[Path]) -> None:
+    """Checks that there is something at every path.
+
+    Raises:
+        FileNotFoundError: how many are missing, and what lies in the folder of the first.
+    """
+    missing = [path for path in paths if not os.path.lexists(path)]
+    if not missing:
+        return
+    folder = missing[0].parent
+    if not _is_folder(folder):
+        hint = f"there is no folder {folder}"
+    elif alike := _entries_by_stem(folder)[_stem(missing[0].name)]:
+        hint = f"{folder} holds {listed(alike)}: give the path of one PNG or JPEG"
+    else:
+        hint = f"{folder} holds {listed(list_files(folder)) or 'no files'}"
+    raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing); {hint}")
 
 
 @contextlib.contextmanager
@@ -113,6 +224,7 @@ def read_images(
     paths: Sequence[str | os.PathLike[str]],
     channels: int | None = None,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    transparency_remedy: str = "",
 ) -> np.ndarray:
     """Reads images of one size in parallel, into one array that is allocated once.
 
@@ -120,8 +232,9 @@ def read_images(
 
     Args:
         paths: the files, N >= 1.
-        channels: 3 drops transparency while reading; None keeps what the files have.
+        channels: 3 drops transparency while reading, with a warning; None keeps what the files have.
         transform: applied to each image [H, W, C] as it is read, so that full-size images never pile up.
+        transparency_remedy: what to do, for a warning that `transform` drops transparency; "" if it does not.
 
     Returns:
         float32 [N, H, W, C] in [0, 1], after `transform`.
@@ -134,18 +247,19 @@ def read_images(
     paths = [Path(path) for path in paths]
     if not paths:
         raise ValueError("there are no images to read")
-    missing = [path for path in paths if not os.path.lexists(path)]
-    if missing:
-        raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing)")
+    require_images(paths)
     _require_one_size(paths)
+    transparent = np.zeros(len(paths), bool)
 
-    def read(path: Path) -> np.ndarray:
-        return read_image(path)[..., :channels]
+    def read(index: int) -> np.ndarray:
+        image = read_image(paths[index])
+        transparent[index] = image.shape[-1] == 4 and image[..., 3].min() < 1.0
+        return image[..., :channels]
 
     def finish(image: np.ndarray) -> np.ndarray:
         return image if transform is None else transform(image)
 
-    first = read(paths[0])
+    first = read(0)
     expected = first.shape
     first = finish(first)
     try:
@@ -160,7 +274,7 @@ def read_images(
     def fill(index: int) -> None:
         if index == 0:
             return
-        image = read(paths[index])
+        image = read(index)
         if image.shape != expected:
             raise ValueError(
                 f"{paths[index]}: {_describe(image.shape)}, but {paths[0].name} is {_describe(expected)}; "
@@ -169,6 +283,14 @@ def read_images(
         images[index] = finish(image)
 
     _parallel(fill, len(paths), "Reading images")
+    if channels == 3:
+        transparency_remedy = "lay them on a background and save them without transparency"
+    if transparency_remedy and transparent.any():
+        logger.warning(
+            "%s: %d of %d images have transparent pixels; alpha is dropped, and the colours stored there are used as "
+            "they are; %s",
+            paths[np.argmax(transparent)], transparent.sum(), len(paths), transparency_remedy,
+        )  # fmt: skip
     return images
 
 

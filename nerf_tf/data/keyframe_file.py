@@ -1,4 +1,4 @@
-"""Keyframes of a camera path in a JSON file, which `geometry.keyframes.keyframes_json` writes.
+"""Reads keyframes of a camera path from a JSON file, as `geometry.keyframes.keyframes_json` writes it.
 
 {"axes": "opengl", "keyframes": [{"time": 0.0, "c2w": [[4 numbers], [4 numbers], [4 numbers]]}, ...]}
 """
@@ -17,9 +17,9 @@ from nerf_tf.storage import readers
 
 # Characters in the file: room for some 50,000 keyframes.
 LARGEST_TEXT = 2**24
-# Seconds from one keyframe to the next. Less is a mistake, and the speed between them could be beyond all numbers.
+# Seconds from one keyframe to the next. After less time the speed between them could overflow.
 SHORTEST_STEP = 1e-6
-# Seconds from 0, either way, in which times lie: those since 1970 do, and sums of them are numbers.
+# Largest time in seconds, either way from 0: seconds since 1970 are below it, and sums of them do not overflow.
 LATEST = 1e12
 
 

@@ -134,10 +134,13 @@ def _image_paths(datadir: Path, factor: int, expected: int) -> list[Path]:
 def _as_many(folder: Path, expected: int) -> list[Path]:
     paths = image_files.list_images(folder)
     if len(paths) != expected:
-        raise ValueError(
-            f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {expected} poses; remove the photos that "
-            "COLMAP could not place, or the folder if it is an incomplete copy of images/"
-        )
+        fewer = len(paths) < expected
+        remedy = "; put back the missing photos" if fewer else "; remove the photos that COLMAP could not place"
+        if folder.name != "images":
+            remedy += ", or delete the folder if it is an incomplete copy of images/"
+        if fewer:
+            remedy = image_files.name_other_files(folder) or remedy
+        raise ValueError(f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {expected} poses{remedy}")
     return paths
 
 

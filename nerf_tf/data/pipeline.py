@@ -1,7 +1,7 @@
-"""tf.data: a scene's training photos as an endless stream of ray batches.
+"""Makes an endless tf.data stream of ray batches from a scene's training photos.
 
-The stream is a pure function of (seed, step): nothing is shuffled in memory and there is no iterator state to save,
-so a stream started at step n gives what one started at 0 would have given from its n-th batch on.
+Each batch is a pure function of (seed, step). So there is no iterator state to save: a stream that starts at step n
+gives what one that started at step 0 gives from step n on.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from nerf_tf.geometry.rays import Rays, finish_rays, pixel_rays
 
 # With its default of 4 rounds the shuffle's successive indices are visibly correlated.
 SHUFFLE_ROUNDS = 8
-# What a random draw is for.
+# Purposes of random draws; each has its own seed.
 EPOCH, IMAGE, PIXELS = range(3)
 
 
 class RayBatch(NamedTuple):
-    """Rays and what they should see.
+    """Rays and the colours of their pixels.
 
     Attributes:
         rays: [N_rand, ...].
@@ -101,8 +101,8 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 def _shuffled(index: tf.Tensor, key: tf.Tensor, purpose: int, round_: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
     """Where `index` of 0 .. count - 1 lands in the permutation keyed by (key, purpose, round_)."""
     seed = tf.random.fold_in(tf.random.fold_in(key, purpose), round_)
-    # The shuffle mixes keys badly: under keys that are but counted up, as `fold_in` makes them, it sends an index to
-    # some places far more often than to others. Three words drawn at random from such a key do not show that.
+    # The shuffle mixes keys badly: with consecutive keys, as `fold_in` makes them, it sends an index to some places
+    # far more often than to others. Three random words drawn from such a key have no such bias.
     seed = tf.random.stateless_uniform([3], seed, minval=None, maxval=None, dtype=tf.int32)
     return tf.raw_ops.RandomIndexShuffle(
         index=index, seed=seed, max_index=tf.cast(count - 1, index.dtype), rounds=SHUFFLE_ROUNDS

@@ -1,4 +1,4 @@
-"""The one thing that every loader returns."""
+"""Scene: photos with known cameras, as every loader returns them."""
 
 from __future__ import annotations
 
