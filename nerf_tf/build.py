@@ -23,6 +23,7 @@ from nerf_tf.memory import planning, prediction
 from nerf_tf.output.curve import summaries_folder
 from nerf_tf.render.occupancy import Box, Occupancy
 from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
+from nerf_tf.safety import scene_checks
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
@@ -124,7 +125,10 @@ def load_scene(settings: Settings) -> Scene:
         settings.dataset_type, settings.datadir, len(scene.images), width, height,
         len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far, ", NDC" if scene.ndc else "",
     )  # fmt: skip
-    return dataclasses.replace(scene, near=near, far=far)
+    scene = dataclasses.replace(scene, near=near, far=far)
+    for warning in scene_checks.check_scene(scene, settings.datadir, settings.lindisp):
+        logger.warning("%s", warning)
+    return scene
 
 
 def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:

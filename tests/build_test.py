@@ -13,6 +13,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import planning
 from nerf_tf.render.occupancy import Occupancy, OccupiedField
+from nerf_tf.safety import scene_checks
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 
@@ -81,3 +82,11 @@ def test_grids_are_built_in_tiles_of_the_plan(tmp_path, monkeypatch):
     renderer.prepare()
     planned = renderer.coarse.field.netchunk
     assert found == [planned, smaller.field.netchunk] == [planned, planned // 2]
+
+
+def test_a_scene_that_makes_no_sense_is_warned_of(caplog):
+    build.load_scene(settings_of("--white_bkgd"))
+    assert not caplog.messages
+    scene = build.load_scene(settings_of("--white_bkgd", "--near=20", "--far=30"))
+    assert caplog.messages == scene_checks.check_scene(scene)
+    assert "the cameras look at a point 4 away" in caplog.text

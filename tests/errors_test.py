@@ -219,6 +219,17 @@ def video_instead(folder: Path) -> None:
     (folder / "images_2" / "walk.mp4").write_bytes(b"")
 
 
+def photos_without_poses(folder: Path) -> None:
+    rows(lambda array: array[:7])(folder)
+    (folder / "view_imgs.txt").write_text("".join(f"im{i:02d}.png\n" for i in range(7)))
+
+
+def photo_as_tiff(folder: Path) -> None:
+    photo = folder / "images" / "im03.png"
+    Image.open(photo).save(photo.with_suffix(".tif"))
+    photo.unlink()
+
+
 def npy(name: str, array: np.ndarray) -> Spoil:
     return lambda here: np.save(here / name, array)
 
@@ -472,8 +483,11 @@ TABLE = [
     llff("huge focal length", row((0, 14), 1e9)),
     llff("cameras that cancel out", rows(opposite_cameras)),
     llff("photos of one name", lambda s: (s / "images/im01.png").rename(s / "images/im00.jpg"), "--factor=4"),
-    llff("images unlike poses", remove(PHOTO)),
-    llff("photos of another format", lambda s: (s / PHOTO).rename((s / PHOTO).with_suffix(".webp"))),
+    llff("incomplete smaller copies", remove(PHOTO)),
+    llff("photos without poses", rows(lambda a: a[:7])),
+    llff("photos without poses, by name", photos_without_poses),
+    llff("photos missing", remove("images/im03.png"), "--factor=1"),
+    llff("photos of another format", photo_as_tiff, "--factor=1"),
     llff("no folder of images", lambda s: shutil.rmtree(s / "images"), "--factor=8"),
     llff("empty folder of images", lambda s: [p.unlink() for p in (s / "images").iterdir()], "--factor=1"),
     llff("video instead of images", video_instead),

@@ -92,13 +92,11 @@ def test_what_is_no_photo(tmp_path):
         (tmp_path / name).write_bytes(b"no photo")
     (tmp_path / "x.png").mkdir()
     assert image_files.list_images(tmp_path) == [tmp_path / "000.png"]
-    assert image_files.name_other_files(tmp_path) == "; notpng is not read as images: save photos as PNG or JPEG"
+    assert image_files.name_other_files(tmp_path) == "; not read: notpng (save photos as PNG or JPEG)"
     (tmp_path / "notpng").unlink()
     assert image_files.name_other_files(tmp_path) == image_files.name_other_files(tmp_path / "nowhere") == ""
     (tmp_path / "000.png").rename(tmp_path / "000.webp")
-    with pytest.raises(
-        FileNotFoundError, match=r"holds no image .*\.jpg, \.jpeg, \.png\); 000\.webp is not read as images"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"holds no image .*\.jpg, \.jpeg, \.png\); not read: 000\.webp"):
         image_files.list_images(tmp_path)
 
 

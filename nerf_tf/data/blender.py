@@ -119,6 +119,7 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
         i_val=i_val,
         i_test=i_test,
         render_poses=pose_maths.orbit_path().astype(np.float32),
+        names=tuple(os.path.relpath(path, datadir) for path in paths),
     )
 
 

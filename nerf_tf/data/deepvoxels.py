@@ -61,6 +61,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
         i_val=i_val,
         i_test=i_test,
         render_poses=poses[i_test],
+        names=tuple(os.path.relpath(path, datadir) for path in paths),
     )
 
 

@@ -82,7 +82,7 @@ def name_other_files(folder: Path) -> str:
     others = [name for name in list_files(folder) if not _is_image(name)]
     if not others:
         return ""
-    return f"; {listed(others)} {'is' if len(others) == 1 else 'are'} not read as images: save photos as PNG or JPEG"
+    return f"; not read: {listed(others)} (save photos as PNG or JPEG)"
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The LLFF format: poses_bounds.npy (from COLMAP) and photos."""
+"""Loads scenes in LLFF format: photos, and poses_bounds.npy that COLMAP and LLFF made of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data import images as image_files
+from nerf_tf.data.images import listed
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -17,8 +18,12 @@ from nerf_tf.storage import readers
 logger = logging.getLogger(__name__)
 
 BD_FACTOR = 0.75  # the original's
-# Depths that scenes may have, in their own units: float32 holds what is made of them.
+# Depths that scenes may have, in their own units: squares and inverses of them are far from float32's limits.
 DEPTH_RANGE = (1e-9, 1e9)
+# Length of the mean viewing direction below which it is nothing but rounding: float32 keeps 6e-8.
+NO_DIRECTION = 1e-6
+# Characters in view_imgs.txt, a line for each photo: room for some 30,000.
+LARGEST_TEXT = 2**20
 
 
 def load(
@@ -29,23 +34,23 @@ def load(
     no_ndc: bool = False,
     bd_factor: float | None = BD_FACTOR,
 ) -> Scene:
-    """Loads photos of a real scene with poses in LLFF format.
+    """Loads a scene in LLFF format.
 
-    Poses turn to OpenGL axes, are scaled so that the nearest bound lies at 1 / bd_factor, then recentred; so a
-    forward-facing scene lies beyond z = -1, which NDC needs.
+    Poses are turned to OpenGL axes, scaled so that the nearest bound is 1 / bd_factor, and recentred. A forward-facing
+    scene then lies beyond z = -1, as NDC needs.
 
     Args:
         datadir: folder of poses_bounds.npy and images/ or images_{factor}/.
-        factor: use photos shrunk by this; they are made unless images_{factor}/ exists. 0, 1 or None: images/ itself.
-        spherify: for cameras around an object: bring them onto the unit sphere; the path is then a circle.
+        factor: divides the photos' sides; images_{factor}/ is made if it is missing. 0, 1 or None: images/ itself.
+        spherify: for cameras around an object: moves them onto the unit sphere; the render path is then a circle.
         llffhold: every llffhold-th view is for test and validation; 0: the one view nearest the average pose.
-        no_ndc: stay in metric space, with near and far from the bounds; otherwise NDC with near, far = 0, 1.
-        bd_factor: see above; None leaves the scale as it is in the file.
+        no_ndc: keep metric space, with near and far from the bounds; otherwise NDC with near, far = 0, 1.
+        bd_factor: see above; None keeps the file's scale.
 
     Raises:
         FileNotFoundError: poses_bounds.npy or the images are missing.
-        ValueError: poses_bounds.npy is malformed or degenerate, its length differs from the number of images, or an
-            image cannot be used.
+        ValueError: poses_bounds.npy is malformed, its cameras have no common direction, its length differs from the
+            number of images, or an image cannot be used.
     """
     datadir = Path(datadir)
     bounds_file = datadir / "poses_bounds.npy"
@@ -56,12 +61,10 @@ def load(
     with readers.path_in_errors(bounds_file):
         poses, bounds, render_poses, to_dataset = arrange(poses, bounds, spherify, bd_factor)
     paths = _image_paths(datadir, factor, len(poses))
-    if not no_ndc:
-        _warn_where_ndc_fails(poses, spherify)
     images = image_files.read_images(paths, channels=3)
     with readers.path_in_errors(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
-    _warn_of_other_photos(hwf / factor, *images.shape[1:3], bounds_file)
+    _warn_of_other_size(hwf / factor, *images.shape[1:3], bounds_file)
     i_train, i_test = _hold_out(poses, llffhold)
     return Scene(
         images=images,
@@ -75,11 +78,13 @@ def load(
         i_test=i_test,
         render_poses=render_poses.astype(np.float32),
         to_dataset=to_dataset,
+        names=tuple(os.path.relpath(path, datadir) for path in paths),
+        bounds=bounds,
     )
 
 
-def _warn_of_other_photos(hwf: np.ndarray, height: int, width: int, bounds_file: Path) -> None:
-    """Warns where the poses' file says, over the factor, another size [N, 3] than the images have."""
+def _warn_of_other_size(hwf: np.ndarray, height: int, width: int, bounds_file: Path) -> None:
+    """Warns where the images' size is not that of poses_bounds.npy, `hwf` [N, 3], already divided by factor."""
     expected_height, expected_width = np.median(hwf[:, 0]), np.median(hwf[:, 1])
     if abs(expected_height - height) > 1 + 0.02 * height or abs(expected_width - width) > 1 + 0.02 * width:
         logger.warning(
@@ -121,31 +126,90 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return matrices[..., :4], matrices[..., 4], bounds
 
 
-def _image_paths(datadir: Path, factor: int, expected: int) -> list[Path]:
-    """The images to load, in the order of the poses: by name. Smaller copies are made only of photos that fit."""
+def _image_paths(datadir: Path, factor: int, poses: int) -> list[Path]:
+    """Paths of the images to load, sorted by name as the poses are; makes images_{factor}/ if it is missing."""
     full_size, folder = datadir / "images", datadir / ("images" if factor == 1 else f"images_{factor}")
     if full_size.is_dir() and not folder.is_dir():
-        height, width = image_files.image_size(_as_many(full_size, expected)[0])
+        # Checked before the copies are made, so that a failed start leaves none.
+        height, width = image_files.image_size(_list_photos(full_size, poses)[0])
         if factor > min(height, width):
             raise ValueError(f"{full_size}: factor {factor} leaves no pixels of photos of {width}x{height}")
-    return _as_many(folder if factor == 1 else image_files.minify(datadir, factor), expected)
+    return _list_photos(folder if factor == 1 else image_files.minify(datadir, factor), poses)
 
 
-def _as_many(folder: Path, expected: int) -> list[Path]:
-    paths = image_files.list_images(folder)
-    if len(paths) != expected:
-        fewer = len(paths) < expected
-        remedy = "; put back the missing photos" if fewer else "; remove the photos that COLMAP could not place"
-        if folder.name != "images":
-            remedy += ", or delete the folder if it is an incomplete copy of images/"
-        if fewer:
-            remedy = image_files.name_other_files(folder) or remedy
-        raise ValueError(f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {expected} poses{remedy}")
-    return paths
+def _list_photos(folder: Path, poses: int) -> list[Path]:
+    """Lists the images of a folder, which must be as many as there are poses.
+
+    Raises:
+        ValueError: they are not; the message names those without a pose, or the poses' photos that are missing.
+    """
+    paths, posed = image_files.list_images(folder), _read_posed_names(folder.parent, poses)
+    stems = {path.stem for path in paths}  # without endings: copies are PNGs of JPEGs
+    without_pose = [path.name for path in paths if posed and path.stem not in posed]
+    without_photo = [name for stem, name in posed.items() if stem not in stems]
+    if len(paths) == poses:
+        if len(without_pose) < poses:  # where all names differ, the photos have been renamed, in order or not
+            _warn_of_other_names(folder, without_pose, without_photo)
+        return paths
+    problem = f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {poses} poses"
+    originals = folder.parent / "images"
+    count = 0 if folder == originals else _count_images(originals)
+    if count == poses:
+        raise ValueError(f"{problem}, as many as images/ has photos; delete {folder.name}/ so that it is made anew")
+    if len(paths) > poses:
+        where = f"{folder.name}/ and images/" if count else f"{folder.name}/"
+        if len(without_pose) == len(paths) - poses:
+            raise ValueError(
+                f"{problem}; view_imgs.txt lists no pose for {listed(without_pose)}: move these photos out of {where}"
+            )
+        raise ValueError(
+            f"{problem}; {len(paths) - poses} of the photos have none: move those that COLMAP could not place out of "
+            f"{where} (COLMAP's images.txt lists the others)"
+        )
+    not_read = image_files.name_other_files(folder)
+    missing = f": {listed(without_photo)}, says view_imgs.txt" if len(without_photo) == poses - len(paths) else ""
+    raise ValueError(f"{problem}; photos are missing{missing}; put them back, or make poses_bounds.npy anew{not_read}")
+
+
+def _count_images(folder: Path) -> int:
+    try:
+        return len(image_files.list_images(folder))
+    except FileNotFoundError:
+        return 0
+
+
+def _warn_of_other_names(folder: Path, without_pose: list[str], without_photo: list[str]) -> None:
+    """Warns where as many photos as poses have not the names that LLFF listed."""
+    if without_pose:
+        logger.warning(
+            "%s: view_imgs.txt lists no pose for %s, but poses for %s, which %s missing; photos may get the poses of "
+            "others: put back the photos that it lists, or make poses_bounds.npy anew",
+            folder, listed(without_pose), listed(without_photo), "is" if len(without_photo) == 1 else "are",
+        )  # fmt: skip
+
+
+def _read_posed_names(datadir: Path, poses: int) -> dict[str, str]:
+    """Names of the photos with a pose by their stems, as LLFF lists them in view_imgs.txt; empty if it does not fit."""
+    try:
+        lines = readers.read_text(datadir / "view_imgs.txt", LARGEST_TEXT).splitlines()
+    except (FileNotFoundError, ValueError):  # it only serves to name photos
+        return {}
+    names = [Path(line.strip()).name for line in lines if line.strip()]
+    by_stem = {Path(name).stem: name for name in names}
+    return by_stem if len(by_stem) == poses else {}
 
 
 def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> tuple[np.ndarray, np.ndarray, float]:
-    """Poses [N, 3, 4] of the file with OpenGL axes, and bounds [N, 2], the nearest at 1 / bd_factor; and the scale."""
+    """Turns the file's poses to OpenGL axes, and scales the scene.
+
+    Args:
+        poses: [N, 3, 4] in LLFF axes.
+        bounds: [N, 2] near and far.
+        bd_factor: the nearest bound becomes 1 / bd_factor; None keeps the scale.
+
+    Returns:
+        Poses [N, 3, 4] and bounds [N, 2] in float32, and the scale that they were multiplied by.
+    """
     poses, bounds = pose_maths.llff_to_opengl(poses).astype(np.float32), bounds.astype(np.float32)
     scale = 1.0 if bd_factor is None else 1.0 / (bounds.min() * np.float32(bd_factor))
     poses[:, :, 3] *= scale
@@ -155,16 +219,31 @@ def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> t
 def arrange(
     poses: np.ndarray, bounds: np.ndarray, spherify: bool, bd_factor: float | None = BD_FACTOR
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The original's order: axes, scale, recenter, then sphere and circle, or spiral.
+    """Turns the file's poses into the scene's, in the original's order: axes, scale, recentering, sphere, path.
 
     All in float32 as there, so that renders from its weights agree to rounding (see `poses.recenter`).
 
+    Args:
+        poses, bounds, bd_factor: as in `rescale`.
+        spherify: as in `load`.
+
     Returns:
-        Poses, bounds, render poses, and [4, 4] in float64, the similarity that undoes it all.
+        Poses [N, 3, 4], bounds [N, 2], render poses [M, 3, 4], and in float64 the similarity [4, 4] that undoes it.
+
+    Raises:
+        ValueError: the cameras have no average pose, or with `spherify` no common point that they look at.
     """
     poses, bounds, scale = rescale(poses, bounds, bd_factor)
-    to_dataset = _similarity(pose_maths.average_pose(poses), 1.0 / scale)
-    poses = pose_maths.recenter(poses)
+    average = np.eye(4)[:3]
+    if np.linalg.norm(poses[:, :, 2].mean(axis=0)) > NO_DIRECTION:
+        average = pose_maths.average_pose(poses)
+        poses = pose_maths.recenter(poses)
+    elif not spherify:
+        raise ValueError(
+            "the cameras look from all around: their viewing directions cancel out, so none is the scene's front; add "
+            "--no_ndc --spherify --lindisp"
+        )
+    to_dataset = _similarity(average, 1.0 / scale)
     if not spherify:
         return poses, bounds, pose_maths.spiral_path(poses, bounds.min(), bounds.max()), to_dataset
     to_dataset = to_dataset @ _similarity(pose_maths.sphere_frame(poses), 1.0)
@@ -174,40 +253,27 @@ def arrange(
 
 
 def _similarity(frame: np.ndarray, scale: float) -> np.ndarray:
-    """[4, 4]: out of the frame [3, 4], then scaled."""
+    """The matrix [4, 4] that takes points out of the frame [3, 4], then scales them."""
     return np.concatenate([scale * frame.astype(np.float64), [[0.0, 0.0, 0.0, 1.0]]])
 
 
-def _warn_where_ndc_fails(poses: np.ndarray, spherify: bool) -> None:
-    """NDC holds only what lies in front of one plane; the original says nothing and learns a broken scene."""
-    backwards = int(np.sum(poses[:, 2, 2] <= 0))
-    if spherify or backwards:
-        logger.warning(
-            "NDC cannot hold a capture from all around (%s): add --no_ndc --spherify --lindisp",
-            "spherify is on" if spherify else f"{backwards} of {len(poses)} cameras face away from the scene's front",
-        )
-
-
 def _common_focal(focals: np.ndarray, path: Path) -> float:
-    """The first view's focal length, which the original takes for all; NDC needs one frustum for all views."""
+    """Returns the first view's focal length, used for all views as in the original: NDC needs one frustum."""
     if np.ptp(focals) > 1e-3 * focals[0]:
         logger.warning(
             "%s: focal lengths run from %g to %g; the first, %g, is used for all views",
-            path,
-            focals.min(),
-            focals.max(),
-            focals[0],
-        )
+            path, focals.min(), focals.max(), focals[0],
+        )  # fmt: skip
     return float(focals[0])
 
 
 def _hold_out(poses: np.ndarray, llffhold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices for training and test."""
+    """Splits the views [N] into indices for training and for test."""
     views = np.arange(len(poses), dtype=np.int64)
     if llffhold > 0:
         i_test = views[::llffhold]
     else:
-        offsets = poses[:, :, 3] - pose_maths.average_pose(poses)[:, 3]
+        offsets = poses[:, :, 3] - poses[:, :, 3].mean(axis=0)
         i_test = views[[np.argmin(np.sum(np.square(offsets), axis=-1))]]
     i_train = np.setdiff1d(views, i_test)
     if not i_train.size:

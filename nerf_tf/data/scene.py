@@ -23,6 +23,8 @@ class Scene:
         render_poses: [M, 3, 4] the camera path for videos.
         to_dataset: [4, 4] float64, the similarity that takes points of this world, the one that poses and networks live
             in, to the data set's own coordinates.
+        names: N paths of the photos, relative to the data set's folder; for messages.
+        bounds: [N, 2] least and greatest depth of what each view shows, in this world's units, where the data has them.
     """
 
     images: np.ndarray
@@ -36,6 +38,8 @@ class Scene:
     i_test: np.ndarray
     render_poses: np.ndarray
     to_dataset: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(4))
+    names: tuple[str, ...] = ()
+    bounds: np.ndarray | None = None
 
     @property
     def unit(self) -> float:

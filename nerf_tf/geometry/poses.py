@@ -131,10 +131,14 @@ def nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
 
 
 def sphere_frame(poses: np.ndarray) -> np.ndarray:
-    """The frame [3, 4] that `spherify` takes `poses` [N, 3, 4] into: the point they look at, z from there to them."""
+    """The frame [3, 4] that `spherify` takes `poses` [N, 3, 4] into: the point they look at, z towards them (or up)."""
     poses = np.asarray(poses, np.float64)[:, :3, :4]
     origin = nearest_point_to_axes(poses)
-    z = normalise((poses[:, :, 3] - origin).mean(axis=0))
+    offsets = poses[:, :, 3] - origin
+    z = offsets.mean(axis=0)
+    if np.linalg.norm(z) < 1e-6 * np.linalg.norm(offsets, axis=-1).mean():
+        z = poses[:, :, 1].mean(axis=0)  # a level circle has no middle direction but for rounding: its up
+    z = normalise(z)
     # Any direction that is not parallel to z would do; this is the original's.
     x = normalise(np.cross([0.1, 0.2, 0.3], z))
     return np.stack([x, normalise(np.cross(z, x)), z, origin], axis=-1)

@@ -1,0 +1,233 @@
+"""Checks whether a loaded scene makes sense: warnings of one line each, none for a good scene."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from nerf_tf.data import images as image_files
+from nerf_tf.data.llff import listed
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.rays import NDC_NEAR
+
+NDC_REMEDY = "add --no_ndc --spherify --lindisp"
+# Rows and columns of pixels in which the share of backward rays is counted: exact to about 2 %.
+RAY_GRID = 50
+# Views out of NDC that are so few that they may be mistakes in the file: these and at most a quarter of all.
+FEW = 3
+# How many times below, or above, the median a bound is an error. The authors' fern stays within 1.2; one near bound at
+# a tenth of the others cost 7.6 of 29.7 dB on a small room of 24 views.
+BOUND_OUTLIER = 10.0
+# Likewise for a camera's distance from the middle of all, in medians of that distance: a straight line of cameras
+# reaches 2, and the circles, spirals and hemispheres tried stay below 3.
+CAMERA_OUTLIER = 10.0
+# Optical axes meet where they miss their common point by less than this part of the cameras' spread: a correlation of
+# 0.97 between where a camera stands and where it looks. Fern's, 0.2, are just within.
+MEETING_MISS = 0.25
+# Share of the views for which the scene must lie out of near and far.
+SHARE_OUT_OF_RANGE = 0.25
+# Seconds that a copy may be older than its photo: unpacking and copying give files the current time in any order.
+OLDER = 60.0
+# Most mean difference of a photo and its copy in 8x8 pixels. Measured on fern: other filters and sizes of the same
+# photo 0.006, neighbouring photos 0.013.
+SAME_PHOTO = 0.01
+
+
+def check_scene(scene: Scene, datadir: str | os.PathLike[str] | None = None, lindisp: bool = False) -> list[str]:
+    """Returns the warnings of all checks.
+
+    Args:
+        scene: with the near and far that are to be used.
+        datadir: the folder it was loaded from; None leaves out the check that reads files.
+        lindisp: whether depths are sampled evenly in 1/t, to which a far bound hardly matters.
+    """
+    warnings = [*check_ndc(scene), *check_range(scene), *check_bounds(scene, lindisp), *check_cameras(scene)]
+    return warnings if datadir is None else warnings + check_copies(scene, Path(datadir))
+
+
+def check_ndc(scene: Scene) -> list[str]:
+    """Warns where NDC has no image of what the cameras see.
+
+    NDC holds what lies beyond a plane at distance 1 before the average camera, along rays that run away from it.
+    """
+    if not scene.ndc:
+        return []
+    shares = np.array([_backward_share(scene, i) for i in range(len(scene.poses))])
+    backward = np.flatnonzero(shares > 0)
+    if backward.size:
+        return [
+            f"NDC holds only what lies in front of the average camera, and {len(backward)} of {len(shares)} views have "
+            f"rays that run sideways or backwards ({_percent(shares.mean())} of all rays){_if_few(scene, backward)}: "
+            f"they cannot be learnt; {NDC_REMEDY}"
+        ]
+    if scene.bounds is not None:
+        nearest = scene.poses[:, 2, 3] - scene.poses[:, 2, 2] * scene.bounds[:, 0]  # z of the nearest point on the axis
+        cut_off = np.count_nonzero(nearest > -NDC_NEAR)
+        if 2 * cut_off >= len(nearest):
+            return [
+                f"NDC holds only what lies beyond distance {NDC_NEAR:g} from the average camera, and the scene begins "
+                f"before that in {cut_off} of {len(nearest)} views, as it does after --spherify; {NDC_REMEDY}"
+            ]
+    return []
+
+
+def _backward_share(scene: Scene, view: int) -> float:
+    """The share of a view's rays that do not run along -z, from a grid of pixels with the corners."""
+    camera = scene.cameras[view]
+    rows, cols = (np.linspace(0, side - 1, min(side, RAY_GRID)) for side in (camera.height, camera.width))
+    _, directions = camera.rays(scene.poses[view], *np.meshgrid(rows, cols, indexing="ij"))
+    return float(np.mean(directions[..., 2] >= 0))
+
+
+def check_range(scene: Scene) -> list[str]:
+    """Warns where near and far leave out the scene: its bounds, or the point that the cameras look at."""
+    if scene.ndc:
+        return []
+    if scene.bounds is not None:
+        least, most = scene.bounds.T
+        what, remedy = f"the scene lies at {least.min():.3g} to {most.max():.3g}", "leave --near and --far out"
+    else:
+        depths = _meeting_depths(scene.poses)
+        if depths is None:
+            return []
+        least = most = depths
+        lower, upper = np.percentile(depths, [10, 90])  # without the views that look elsewhere
+        what = f"the cameras look at a point {np.median(depths):.3g} away"
+        remedy = f"try --near {0.5 * lower:.2g} --far {1.5 * upper:.2g}"
+    outside = np.count_nonzero((most < scene.near) | (least > scene.far))
+    if outside < SHARE_OUT_OF_RANGE * len(least):
+        return []
+    return [
+        f"near {scene.near:.3g} and far {scene.far:.3g} leave out what {outside} of {len(least)} views show: {what}; "
+        f"{remedy}"
+    ]
+
+
+def _meeting_depths(poses: np.ndarray) -> np.ndarray | None:
+    """Depths [N] of the point where the optical axes of `poses` [N, 3, 4] meet, or None where they do not."""
+    poses = poses.astype(np.float64)
+    try:
+        point = pose_maths.nearest_point_to_axes(poses)
+    except ValueError:  # they are parallel
+        return None
+    offsets, back = point - poses[:, :, 3], poses[:, :, 2]
+    depths = -np.sum(offsets * back, axis=-1)
+    misses = np.linalg.norm(offsets + depths[:, None] * back, axis=-1)
+    if np.median(misses) > MEETING_MISS * np.median(_distances_from_middle(poses)) or np.mean(depths > 0) < 0.9:
+        return None
+    return depths
+
+
+def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
+    """Warns of rows of poses_bounds.npy whose near bound scales the scene, or whose far bound stretches its range."""
+    if scene.bounds is None:
+        return []
+    bounds, warnings = scene.bounds * scene.unit, []  # as in the file
+    near, far = np.median(bounds, axis=0)
+    low = np.flatnonzero(bounds[:, 0] * BOUND_OUTLIER < near)
+    if low.size:
+        warnings.append(
+            f"{_name(scene, low)}: near bound {bounds[low, 0].min():.3g} is {near / bounds[low, 0].min():.0f} times "
+            f"smaller than the median {near:.3g}; the whole scene is scaled by it; {_remedy(scene, low)}"
+        )
+    high = np.flatnonzero(bounds[:, 1] > BOUND_OUTLIER * far)
+    # Under NDC and lindisp far hardly counts, and --far may have settled it.
+    if high.size and not (scene.ndc or lindisp) and scene.far > BOUND_OUTLIER * far / scene.unit:
+        warnings.append(
+            f"{_name(scene, high)}: far bound {bounds[high, 1].max():.3g} is {bounds[high, 1].max() / far:.0f} times "
+            f"larger than the median {far:.3g}; samples are spread as far; give --far {far / scene.unit:.3g} or "
+            f"--lindisp, or {_remedy(scene, high)}"
+        )
+    return warnings
+
+
+def check_cameras(scene: Scene) -> list[str]:
+    """Warns of cameras far away from all others, by which the scene's origin and scale are spoilt."""
+    distances = _distances_from_middle(scene.poses.astype(np.float64))
+    # A hand that hardly moves has outliers too; they are harmless as long as the scene is farther away than they are.
+    depth = scene.near if scene.bounds is None else np.median(scene.bounds[:, 0])
+    usual = np.median(distances)
+    away = np.flatnonzero(distances > CAMERA_OUTLIER * max(usual, depth))
+    if not away.size:
+        return []
+    return [
+        f"{_name(scene, away)}: the camera is {distances[away].max() * scene.unit:.3g} from the middle of all, "
+        f"and the median is {usual * scene.unit:.3g}; it moves the whole scene out of place; {_remedy(scene, away)}"
+    ]
+
+
+def _distances_from_middle(poses: np.ndarray) -> np.ndarray:
+    """Distances [N] of the centres of `poses` [N, 3, 4] from their median, which a few stray ones do not move."""
+    centres = poses[:, :, 3]
+    return np.linalg.norm(centres - np.median(centres, axis=0), axis=-1)
+
+
+def check_copies(scene: Scene, datadir: Path) -> list[str]:
+    """Warns of an images_N whose files are not copies of the photos in images/, by their names, times and content."""
+    folder, originals = Path(scene.names[0]).parent if scene.names else Path(), datadir / "images"
+    if not re.fullmatch(r"images_\d+", str(folder)) or not originals.is_dir():
+        return []
+    copies = [datadir / name for name in scene.names]
+    remedy = f"delete {folder}/ so that it is made anew"
+    try:
+        photos = image_files.list_images(originals)
+    except FileNotFoundError:  # an empty folder says nothing of the copies
+        return []
+    by_stem = {photo.stem: photo for photo in photos}
+    strangers = [copy.name for copy in copies if copy.stem not in by_stem]
+    numbered = [copy.stem for copy in copies] == [f"image{i:03d}" for i in range(len(photos))]
+    if strangers and not numbered:  # the authors' copies are image000 and so on, whatever their photos are called
+        return [
+            f"{datadir / folder}: no photo in images/ has the name of {listed(strangers)}; these may be copies of "
+            f"earlier photos: {remedy}"
+        ]
+    sources = photos if strangers else [by_stem[copy.stem] for copy in copies]
+    older = [i for i, copy in enumerate(copies) if _modified(copy) < _modified(sources[i]) - OLDER]
+    if all(_shows(sources[i], scene.images[i]) for i in older[:: max(1, len(older) // 4)]):  # a few are enough
+        return []
+    return [
+        f"{datadir / folder}: {listed([copies[i].name for i in older])} {'is' if len(older) == 1 else 'are'} older "
+        f"than the photos in images/ and show something else; {remedy}"
+    ]
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _shows(photo: Path, image: np.ndarray) -> bool:
+    """Whether `image` [H, W, 3] is a smaller copy of the photo, or the photo cannot be read."""
+    try:
+        whole = image_files.read_image(photo)[..., :3]
+    except ValueError:
+        return True
+    return bool(np.abs(image_files.area_resize(whole, 8, 8) - image_files.area_resize(image, 8, 8)).mean() < SAME_PHOTO)
+
+
+def _name(scene: Scene, views: np.ndarray) -> str:
+    """What to call views in a message: rows of poses_bounds.npy where the scene has bounds, and their photos."""
+    photos = [f" ({scene.names[i]})" if scene.names else "" for i in views]
+    if scene.bounds is None:
+        return listed([f"view {i}{photo}" for i, photo in zip(views, photos, strict=True)])
+    rows = listed([f"{i}{photo}" for i, photo in zip(views, photos, strict=True)])
+    return f"poses_bounds.npy: row{'s' if len(views) > 1 else ''} {rows}"
+
+
+def _remedy(scene: Scene, views: np.ndarray) -> str:
+    what = "view" if scene.bounds is None else "row"
+    if len(views) == 1:
+        return f"correct the {what}, or remove it and its photo"
+    return f"correct the {what}s, or remove them and their photos"
+
+
+def _if_few(scene: Scene, views: np.ndarray) -> str:
+    """The views' names where they are so few that they may be mistakes in the file."""
+    return f", {_name(scene, views)}" if len(views) <= min(FEW, len(scene.poses) // 4) else ""
+
+
+def _percent(share: float) -> str:
+    return "less than 1 %" if share < 0.01 else f"{100 * share:.0f} %"
