@@ -15,7 +15,8 @@ from nerf_tf.geometry import depth
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
-from nerf_tf.render.renderer import Renderer, RenderSettings
+from nerf_tf.render.passes import RenderSettings
+from nerf_tf.render.renderer import Renderer
 from nerf_tf.storage import tf1_weights
 
 CAMERA = Camera.centred(6, 8, 7.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nerf_tf.data.keyframe_file import SHORTEST_STEP, load_keyframes
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.keyframes import MAX_FRAMES, Keyframes, interpolate, keyframes_json, resample
 
@@ -116,7 +117,7 @@ def test_a_camera_that_stands_still_does_not_creep():
 
 
 def test_an_orbit_through_few_keyframes_is_nearly_one():
-    keys = Keyframes(np.arange(13.0), pose_maths.orbit_path(12)[np.arange(13) % 12])
+    keys = Keyframes(np.arange(13.0), paths.orbit_path(12)[np.arange(13) % 12])
     path = interpolate(keys, 10)
     distance = np.linalg.norm(path[:, :, 3], axis=-1)
     np.testing.assert_allclose(distance, 4.0, rtol=0.01)

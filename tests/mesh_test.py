@@ -15,10 +15,11 @@ from PIL import Image
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import FieldSettings, build_mlp
-from nerf_tf.geometry import depth
+from nerf_tf.geometry import depth, paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.render.renderer import Renderer, RenderSettings
+from nerf_tf.render.passes import RenderSettings
+from nerf_tf.render.renderer import Renderer
 from nerf_tf.storage import tf1_weights
 
 trimesh = pytest.importorskip("trimesh", reason="meshes need trimesh: pip install -e '.[mesh]'")
@@ -40,7 +41,7 @@ def a_scene(poses: np.ndarray, near: float, far: float, ndc: bool, to_dataset: n
 
 def around(to_dataset: np.ndarray) -> Scene:
     """Eight cameras at distance 4 from the origin, and one that looks elsewhere."""
-    poses = [pose_maths.spherical_pose(theta, phi, 4.0) for phi in (-40, 30) for theta in (0, 90, 180, 270)]
+    poses = [paths.spherical_pose(theta, phi, 4.0) for phi in (-40, 30) for theta in (0, 90, 180, 270)]
     away = pose_maths.look_at([0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 12.0, 0.0])
     return a_scene(np.stack([*poses, away]), 2.0, 6.0, False, to_dataset)
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render import occupancy
 from nerf_tf.render.occupancy import Box, Occupancy, OccupiedField, dilated, find_occupied
-from nerf_tf.render.renderer import RenderSettings, render_rays
+from nerf_tf.render.passes import RenderSettings, render_rays
 
 BOX = Box(np.float32([-1, -1, -1]), np.float32([1, 1, 1]))
 SETTINGS = RenderSettings(N_samples=32, perturb=0.0)

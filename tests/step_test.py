@@ -13,7 +13,7 @@ from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.renderer import RenderSettings
+from nerf_tf.render.passes import RenderSettings
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer, TrainSettings
 

@@ -39,7 +39,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import meter
 from nerf_tf.output import figures
-from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass, render_rays
+from nerf_tf.render.passes import Pass, coarse_pass, fine_pass, render_rays
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic, tf1_weights

@@ -36,7 +36,7 @@ from nerf_tf.geometry.depth import ndc_to_world, transform
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files
-from nerf_tf.render.renderer import FieldFunction
+from nerf_tf.render.passes import FieldFunction
 from nerf_tf.storage import atomic
 
 FORMATS = (".ply", ".obj", ".glb")

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nerf_tf.render.renderer import FieldFunction
+from nerf_tf.render.passes import FieldFunction
 from nerf_tf.storage import readers
 from nerf_tf.storage.atomic import complete_file
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass
+from nerf_tf.render.passes import Pass, coarse_pass, fine_pass
 from nerf_tf.storage.atomic import complete_file
 from nerf_tf.train.step import Trainer
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field, rays_at_once
-from nerf_tf.render.renderer import Pass, RenderSettings, coarse_pass, fine_pass
+from nerf_tf.render.passes import Pass, RenderSettings, coarse_pass, fine_pass
 from nerf_tf.train.counts import Counts, opacities, update_counts
 
 
