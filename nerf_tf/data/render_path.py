@@ -67,7 +67,7 @@ def _resample(poses: np.ndarray, frames: int) -> np.ndarray:
         poses = np.concatenate([poses, poses[:1]])
     every_pose = keyframes.Keyframes(np.arange(len(poses)), poses)
     times = np.linspace(0, len(poses) - 1, frames, endpoint=not loops)
-    return keyframes.resample(every_pose, times).astype(np.float32)
+    return keyframes.interpolate_at(every_pose, times).astype(np.float32)
 
 
 def read_path(path: Path, fps: int) -> np.ndarray:

@@ -13,20 +13,20 @@ from nerf_tf.geometry.poses import average_pose, look_at, nearest_point_to_axes,
 def spiral_path(
     poses: np.ndarray, near: float, far: float, frames: int = 120, turns: int = 2, zrate: float = 0.5
 ) -> np.ndarray:
-    """A spiral around the average of forward-facing cameras, all frames looking at one point.
+    """Makes a spiral around the average of forward-facing cameras; all frames look at one point.
 
-    Its radii are the 90th percentile of the centres' distances along each axis, so `poses` should be recentred. The
-    distance of that point is the harmonic mean of .9 `near` and 5 `far`, weighted 1 to 3, as in the original.
+    As the original: the radii are the 90th percentile of the centres' coordinates along each axis, so `poses` should be
+    recentred. The point's distance is the harmonic mean of .9 `near` and 5 `far`, weighted 1 to 3.
 
     Args:
         poses: [N, 3, 4].
-        near, far: least and greatest depth in the scene, in the units of `poses`.
-        frames: length of the path.
-        turns: times around.
-        zrate: swings along the optical axis for each turn.
+        near, far: smallest and largest depth of the scene, in the units of `poses`.
+        frames: number of frames.
+        turns: number of turns.
+        zrate: periods of the motion along the optical axis per turn.
 
     Returns:
-        [frames, 3, 4]; the path closes when turns * zrate is a whole number.
+        [frames, 3, 4]; the path is closed if turns * zrate is a whole number.
     """
     poses = np.asarray(poses, np.float64)
     middle = average_pose(poses)
@@ -41,12 +41,12 @@ def spiral_path(
 
 
 def circle_path(poses: np.ndarray, frames: int = 120) -> np.ndarray:
-    """A circle around z for spherified `poses` [N, 3, 4], on the unit sphere at their mean height.
+    """Makes a circle around z on the unit sphere, at the mean height of spherified `poses` [N, 3, 4].
 
-    Its up is z, and its last frame repeats the first, as in the original; returns [frames, 3, 4].
+    As the original: up is z, and the last frame repeats the first. Returns [frames, 3, 4].
     """
     height = np.asarray(poses, np.float64)[:, 2, 3].mean()
-    # Spherified poses have |height| <= 1; rounding alone could make the difference negative.
+    # |height| <= 1 but for rounding.
     radius = np.sqrt(max(0.0, 1.0 - height**2))
     theta = np.linspace(0.0, 2.0 * np.pi, frames)
     centres = np.stack([radius * np.cos(theta), radius * np.sin(theta), np.full(frames, height)], axis=-1)
@@ -56,7 +56,7 @@ def circle_path(poses: np.ndarray, frames: int = 120) -> np.ndarray:
 
 
 def spherical_pose(theta: float, phi: float, radius: float) -> np.ndarray:
-    """A pose [3, 4] that looks at the origin from a sphere, the world's z up, as in the Blender scenes.
+    """Makes a pose [3, 4] on a sphere that looks at the origin, with z up, as in the Blender scenes.
 
     Args:
         theta: degrees around z.
@@ -72,24 +72,24 @@ def spherical_pose(theta: float, phi: float, radius: float) -> np.ndarray:
 
 
 def orbit_path(frames: int = 40, phi: float = -30.0, radius: float = 4.0) -> np.ndarray:
-    """A full turn of `spherical_pose`s, [frames, 3, 4]; the defaults are the original's for Blender scenes."""
+    """Makes a full turn of `spherical_pose`s, [frames, 3, 4]; the defaults are the original's for Blender scenes."""
     return np.stack(
         [spherical_pose(theta, phi, radius) for theta in np.linspace(-180.0, 180.0, frames, endpoint=False)]
     )
 
 
 def orbit_around(poses: np.ndarray, frames: int = 120) -> np.ndarray:
-    """A circle around what cameras look at, at their mean distance and elevation, all frames looking at it.
+    """Makes a circle around the point that cameras look at, at their mean distance and elevation.
 
-    Up is the direction that the cameras' horizontal axes are most nearly at right angles to, so that it is exact where
-    no camera is rolled. The circle begins beside the first camera and goes the way of `orbit_path`.
+    Up is the direction closest to right angles with the cameras' x axes; it is exact if no camera is rolled. The circle
+    begins beside the first camera and turns the same way as `orbit_path`.
 
     Args:
-        poses: [N, 3, 4] of cameras that surround something.
-        frames: length of the path.
+        poses: [N, 3, 4] of cameras that surround an object.
+        frames: number of frames.
 
     Returns:
-        [frames, 3, 4]; the frame after the last would be the first.
+        [frames, 3, 4], without a repeated first frame at the end.
 
     Raises:
         ValueError: the optical axes are parallel.

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import surface
+from nerf_tf.geometry.depth import find_surface
 from nerf_tf.geometry.rays import Rays, image_rays
 from nerf_tf.render.passes import FieldFunction, RenderSettings, render_rays
 
@@ -126,7 +126,7 @@ class Renderer:
             progress(kept)
             first += kept
         image = Image(*(buffer.reshape(camera.height, camera.width, *buffer.shape[1:]) for buffer in buffers))
-        seen = surface(camera, c2w, image.depth, image.acc, self.ndc)
+        seen = find_surface(camera, c2w, image.depth, image.acc, self.ndc)
         along_ray, along_z = (np.float32(self.unit * distance) for distance in (seen.along_ray, seen.along_z))
         return image._replace(depth_ray=along_ray, depth_z=along_z)
 
