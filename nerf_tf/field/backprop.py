@@ -213,11 +213,9 @@ def _unfuse_gradients(weights: Weights, kernel_g: tf.Tensor, bias_g: tf.Tensor) 
     bottleneck_part = views[:BOTTLENECK_WIDTH]
     product_g, viewdirs_g = tf.split(kernel_g, [tf.shape(bottleneck)[0], -1])
     part_g = tf.matmul(bottleneck, product_g, transpose_a=True) + bottleneck_bias[:, None] * bias_g
+    bottleneck_g = tf.matmul(product_g, bottleneck_part, transpose_b=True)
     return {
-        "bottleneck": [
-            tf.matmul(product_g, bottleneck_part, transpose_b=True),
-            tf.linalg.matvec(bottleneck_part, bias_g),
-        ],
+        "bottleneck": [bottleneck_g, tf.linalg.matvec(bottleneck_part, bias_g)],
         "views": [tf.concat([part_g, viewdirs_g], axis=0), bias_g],
     }
 

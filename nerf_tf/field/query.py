@@ -5,9 +5,9 @@ splits them into pieces of netchunk, and its gradient tape keeps all activations
 and only points that the loss depends on have a backward pass: from the kept activations if all points fit into one
 tile, otherwise tile by tile, evaluated again.
 
-Private functions take and return: points [B, 3], rays [B] each point's row of encoded_viewdirs [R, ...], upstream [B, 4]
-the gradient of raw, variables and gradients in the order of `mlp.trainable_variables`; gather_points makes the first
-three for given numbers of points.
+In private functions: points [B, 3]; rays [B], the row of each in encoded_viewdirs [R, ...]; upstream [B, 4], the
+gradient of raw; variables and gradients in the order of `mlp.trainable_variables`; gather_points(numbers of points)
+returns points, encoded_viewdirs and rays.
 """
 
 from __future__ import annotations

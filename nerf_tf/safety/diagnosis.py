@@ -14,6 +14,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.passes import Pass, coarse_pass, fine_pass
 from nerf_tf.storage.atomic import complete_file
+from nerf_tf.train.gradients import mean_squared_error
 from nerf_tf.train.step import Trainer
 
 
@@ -37,7 +38,8 @@ def stages(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]
                 result = first = coarse_pass(field, batch.rays, trainer.rendering, seed)
             else:
                 result, _ = fine_pass(field, batch.rays, first, trainer.rendering, seed)
-            loss, scaled_loss = trainer.losses(result, batch, shares)
+            loss = mean_squared_error(result.rendering.rgb, batch.rgb, shares)
+            scaled_loss = trainer.optimizer.scale_loss(loss)
         yield from _seen(name, result)
         yield f"{name} loss", loss
         variables = field.mlp.trainable_variables
