@@ -1,4 +1,4 @@
-"""Rays to pixels: the coarse and the fine pass, and the random draws of both."""
+"""Renders rays: the coarse pass, the fine pass, and their random draws. R rays of S samples."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.sampling import add_fine_samples, stratified_t_vals
 from nerf_tf.render.volume import Rendering, volume_render
 
-# Points [R, S, 3], unit view directions [R, 3] and the density, scalar or [R, S], above which a sample is seen (None
-# when all colours matter) -> raw [R, S, 4]. The colour of what is not seen may be anything.
+# (points [R, S, 3], unit view directions [R, 3], visible_above) -> raw [R, S, 4]. The colour of a sample whose density
+# is not above `visible_above`, a scalar or [R, S], may be anything; None: all colours matter.
 FieldFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor | None], tf.Tensor]
 
-# What a random draw is for; each has its own stream, so that none depends on which others are made.
+# Purposes of random draws. Each has its own stream, so no draw depends on which others are made.
 JITTER, COARSE_NOISE, IMPORTANCE, FINE_NOISE = range(4)
 UNIFORM, NORMAL = tf.raw_ops.StatelessRandomUniformV2, tf.raw_ops.StatelessRandomNormalV2
-PHILOX = 1  # TensorFlow's number for this generator, whose numbers are the same on every device
+PHILOX = 1  # TensorFlow's id of this generator, which draws the same numbers on every device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +28,15 @@ class RenderSettings:
 
     Attributes:
         N_samples: samples of the coarse pass.
-        N_importance: further samples of the fine pass; 0 for no fine pass.
+        N_importance: additional samples of the fine pass; 0: no fine pass.
         perturb: above 0, samples are jittered within their strata.
-        raw_noise_std: standard deviation of noise added to the density before the ReLU.
-        white_bkgd: rays that meet nothing are white rather than black.
-        lindisp: sample evenly in disparity rather than in depth.
+        raw_noise_std: standard deviation of the noise added to density before the ReLU.
+        white_bkgd: white instead of black background.
+        lindisp: sample evenly in disparity instead of depth.
         chunk: largest number of rays to render at once.
 
     Raises:
-        ValueError: there are too few samples, of which a fine pass needs 3.
+        ValueError: too few samples; a fine pass needs 3.
     """
 
     N_samples: int = 64
@@ -48,23 +48,23 @@ class RenderSettings:
     chunk: int = 1024 * 32
 
     def __post_init__(self) -> None:
-        # Fine samples are drawn by the weights of those that have a neighbour on either side.
+        # Fine samples are drawn by the weights of coarse samples with two neighbours.
         least = 3 if self.N_importance > 0 else 1
         if self.N_samples < least:
             raise ValueError(f"N_samples {self.N_samples}, N_importance {self.N_importance}: expected {least} or more")
 
     def deterministic(self) -> RenderSettings:
-        """The same without any randomness: what test views are rendered with."""
+        """Returns these settings without randomness, as for test views."""
         return dataclasses.replace(self, perturb=0.0, raw_noise_std=0.0)
 
 
 class Pass(NamedTuple):
-    """What one network says of R rays.
+    """The result of one pass over R rays.
 
     Attributes:
-        rendering: what the rays see.
-        t_vals: [R, S] where the samples are.
-        raw: [R, S, 4] what the network returned.
+        rendering: the pixels.
+        t_vals: [R, S] ray parameters of the samples.
+        raw: [R, S, 4] the network's output.
     """
 
     rendering: Rendering
@@ -73,13 +73,13 @@ class Pass(NamedTuple):
 
 
 class RayRenderings(NamedTuple):
-    """What `render_rays` returns for R rays.
+    """The result of `render_rays` for R rays.
 
     Attributes:
-        fine: the final result, of the fine pass if there is one.
-        coarse: the coarse pass's; None when there is no fine pass.
-        z_std: [R] standard deviation of the fine pass's own samples of t; None when there is no fine pass.
-        raw: [R, S, 4] what the last network said; None unless asked for.
+        fine: the final rendering, that of the fine pass if there is one.
+        coarse: the coarse pass's rendering; None without a fine pass.
+        z_std: [R] standard deviation of the t of the fine pass's additional samples; None without a fine pass.
+        raw: [R, S, 4] the last network's output; None unless kept.
     """
 
     fine: Rendering
@@ -99,12 +99,12 @@ def render_rays(
     """Renders rays with hierarchical sampling (paper, section 5.2).
 
     Args:
-        coarse: the network that the coarse pass asks.
-        fine: the network that the fine pass asks; None: `coarse` again.
+        coarse: network of the coarse pass.
+        fine: network of the fine pass; None: `coarse`.
         rays: R rays, [R, ...].
-        settings: how.
-        seed: [2] int32, decides all randomness; needed unless the settings are deterministic.
-        keep_raw: whether to return the last network's raw output, with the colour of what cannot be seen.
+        settings: how to render.
+        seed: [2] int32, determines all random draws; may be None if the settings are deterministic.
+        keep_raw: whether to return the last network's output, including colours that cannot be seen.
 
     Raises:
         ValueError: the settings ask for randomness and there is no seed.
@@ -124,16 +124,14 @@ def coarse_pass(
     first_ray: tf.Tensor | int = 0,
     all_colours: bool = False,
 ) -> Pass:
-    """Renders rays with evenly spread samples, jittered if `settings.perturb` says so.
+    """Renders rays from stratified samples.
 
     Args:
-        field: the network to ask.
-        rays: R rays, [R, ...].
-        settings: how.
-        seed: [2] int32, decides all randomness; needed unless the settings are deterministic.
-        first_ray: number of the first of these rays in the batch that they belong to: each ray of a batch has its own
-            random draws, whatever chunks the batch is cut into.
-        all_colours: whether the colours in `raw` matter that cannot be seen.
+        field: the network.
+        rays, settings, seed: as in `render_rays`.
+        first_ray: number of the first of these rays in its batch: a ray's random draws do not depend on how the batch
+            is split into chunks.
+        all_colours: whether `raw` must have the colours that cannot be seen.
 
     Raises:
         ValueError: the settings ask for randomness and there is no seed.
@@ -142,7 +140,7 @@ def coarse_pass(
         raise ValueError("perturb or raw_noise_std without a seed: give a seed, or use settings.deterministic()")
     u = None
     if settings.perturb > 0:
-        u = _draw(UNIFORM, seed, JITTER, first_ray, _count(rays), settings.N_samples)
+        u = _draw_random(UNIFORM, seed, JITTER, first_ray, _number_of(rays), settings.N_samples)
     t_vals = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp, u)
     return _render_pass(field, rays, t_vals, settings, seed, COARSE_NOISE, first_ray, all_colours)
 
@@ -156,20 +154,19 @@ def fine_pass(
     first_ray: tf.Tensor | int = 0,
     all_colours: bool = False,
 ) -> tuple[Pass, tf.Tensor]:
-    """Renders rays with the coarse pass's samples, and more of them where it found something.
+    """Renders rays from the coarse pass's samples and additional ones where its weights are.
 
     Args:
-        field: the network to ask.
-        first: what the coarse pass found. No gradient flows back to it.
-        rays, settings, seed, first_ray, all_colours: as for the coarse pass.
+        field, rays, settings, seed, first_ray, all_colours: as in `coarse_pass`.
+        first: the result of the coarse pass. No gradient flows back to it.
 
     Returns:
-        The pass, and [R] the standard deviation of the samples of t that it added.
+        The result, and the standard deviation [R] of the t of the additional samples.
     """
     if settings.perturb > 0:
-        u = _draw(UNIFORM, seed, IMPORTANCE, first_ray, _count(rays), settings.N_importance)
+        u = _draw_random(UNIFORM, seed, IMPORTANCE, first_ray, _number_of(rays), settings.N_importance)
     else:
-        u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [_count(rays), settings.N_importance])
+        u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [_number_of(rays), settings.N_importance])
     t_vals, new_t_vals = add_fine_samples(first.t_vals, first.rendering.weights, u)
     final = _render_pass(field, rays, t_vals, settings, seed, FINE_NOISE, first_ray, all_colours)
     return final, tf.math.reduce_std(new_t_vals, axis=-1)
@@ -188,20 +185,20 @@ def _render_pass(
     points = rays.origins[:, None, :] + rays.directions[:, None, :] * t_vals[..., None]  # [R, S, 3]
     noise, visible_above = None, tf.constant(0.0)
     if settings.raw_noise_std > 0:
-        noise = settings.raw_noise_std * _draw(NORMAL, seed, noise_purpose, first_ray, _count(rays), t_vals.shape[-1])
+        noise = _draw_random(NORMAL, seed, noise_purpose, first_ray, _number_of(rays), t_vals.shape[-1])
+        noise = settings.raw_noise_std * noise
         visible_above = -noise
     raw = field(points, rays.viewdirs, None if all_colours else visible_above)
     return Pass(volume_render(raw, t_vals, rays.directions, noise, settings.white_bkgd), t_vals, raw)
 
 
-def _count(rays: Rays) -> tf.Tensor | int:
+def _number_of(rays: Rays) -> tf.Tensor | int:
     return rays.origins.shape[0] or tf.shape(rays.origins)[0]
 
 
-def _draw(op: Callable[..., tf.Tensor], seed: tf.Tensor, purpose: int, first_ray, rays, samples: int) -> tf.Tensor:
-    """Random numbers [rays, samples] for rays first_ray, first_ray + 1, ... of a batch."""
-    # Philox makes four numbers for each value of its counter, so rays that begin at a multiple of four can be entered
-    # anywhere.
+def _draw_random(op: Callable[..., tf.Tensor], seed, purpose: int, first_ray, rays, samples: int) -> tf.Tensor:
+    """Draws random numbers [rays, samples] for the rays first_ray, first_ray + 1, ... of a batch."""
+    # Philox makes four numbers per counter value. Each ray gets whole blocks of four, so drawing can start at any ray.
     blocks = -(-samples // 4)
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.random.fold_in(seed, purpose))
     counter += tf.cast(tf.stack([first_ray * blocks, 0]), tf.uint64)

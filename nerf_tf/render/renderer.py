@@ -18,15 +18,15 @@ from nerf_tf.render.passes import FieldFunction, RenderSettings, render_rays
 
 
 class Image(NamedTuple):
-    """A rendered view, on the host: numpy float32.
+    """A rendered view, NumPy float32.
 
     Attributes:
         rgb: [H, W, 3].
         disp, acc, depth: [H, W], as in `Rendering`.
-        rgb0, disp0, acc0: the same of the coarse pass; None when there is no fine pass.
-        z_std: [H, W]; None when there is no fine pass.
-        depth_ray, depth_z: [H, W] along the ray and along the optical axis, in the data set's units; NaN where a ray
-            meets nothing, that is where `acc` is below `geometry.depth.MIN_ACC`.
+        rgb0, disp0, acc0: those of the coarse pass; None without a fine pass.
+        z_std: [H, W], as in `RayRenderings`; None without a fine pass.
+        depth_ray, depth_z: [H, W] distance along the ray and along the optical axis, in the data set's units; NaN where
+            `acc` is below `geometry.depth.MIN_ACC`.
     """
 
     rgb: np.ndarray
@@ -47,15 +47,15 @@ GiveWay = Callable[[tf.errors.ResourceExhaustedError], tuple[FieldFunction, Fiel
 
 @dataclasses.dataclass(eq=False)
 class Renderer:
-    """Renders whole views of one scene, without randomness, `chunk` rays at a time.
+    """Renders views of one scene without randomness, at most `chunk` rays at a time.
 
     Attributes:
-        coarse, fine: the networks; `fine` is None when there is no fine pass.
-        settings: how; its randomness is ignored.
-        near, far, ndc: the scene's, see `Scene`.
+        coarse, fine: the networks, as in `render_rays`.
+        settings: how to render; its randomness is ignored.
+        near, far, ndc: as in `Scene`.
         give_way: called when memory runs out, for networks and settings that take less of it; it may raise instead.
-        prepare: called before each view, to bring up to date what the networks depend on besides their weights.
-        unit: length of the world's unit in the data set's, see `Scene`.
+        prepare: called before each view; updates what the networks depend on besides their weights.
+        unit: length of the world's unit in the data set's units, as in `Scene`.
     """
 
     coarse: FieldFunction
@@ -81,7 +81,7 @@ class Renderer:
         return render_chunk
 
     def rays(self, rays: Rays) -> Image:
-        """Renders R rays at once; the fields of the result are [R, ...]. Each R has a graph of its own."""
+        """Renders R rays at once; the result's fields are [R, ...]. TensorFlow traces a graph for each R."""
         return Image(*(result.numpy() for result in self._render_chunk(rays)))
 
     def image(
@@ -96,16 +96,15 @@ class Renderer:
         Args:
             camera: the camera.
             c2w: [3, 4] its pose.
-            c2w_viewdirs: [3, 4] another pose to take view directions from.
-            progress: told the number of rays after each chunk.
+            c2w_viewdirs: [3, 4] another pose for the view directions.
+            progress: called with the number of rays after each chunk.
         """
         count = camera.height * camera.width
         buffers, first = None, 0
         while first < count:
             chunks = -(-count // self.settings.chunk)
-            # Chunks of one size, so that there is one trace, and as even as can be, so that the last is no sliver.
+            # All chunks have one size, so that there is one trace; the last one is filled up with the last pixel.
             size = -(-count // chunks)
-            # The last chunk repeats the last pixel where it runs over the end.
             pixels = tf.minimum(tf.range(first, first + size), count - 1)
             rays = image_rays(camera, c2w, self.near, self.far, self.ndc, pixels, c2w_viewdirs)
             try:
@@ -116,7 +115,7 @@ class Renderer:
                 if self.give_way is None:
                     raise
                 self.coarse, self.fine, self.settings = self.give_way(error)
-                self.__dict__.pop("_render_chunk", None)  # where it was made, it holds what was given up
+                self.__dict__.pop("_render_chunk", None)  # its trace holds the former networks
                 continue
             if buffers is None:
                 buffers = [np.empty([count, *result.shape[1:]], np.float32) for result in results]
@@ -126,8 +125,8 @@ class Renderer:
             progress(kept)
             first += kept
         image = Image(*(buffer.reshape(camera.height, camera.width, *buffer.shape[1:]) for buffer in buffers))
-        seen = find_surface(camera, c2w, image.depth, image.acc, self.ndc)
-        along_ray, along_z = (np.float32(self.unit * distance) for distance in (seen.along_ray, seen.along_z))
+        surface = find_surface(camera, c2w, image.depth, image.acc, self.ndc)
+        along_ray, along_z = (np.float32(self.unit * distance) for distance in (surface.along_ray, surface.along_z))
         return image._replace(depth_ray=along_ray, depth_z=along_z)
 
     def path(
@@ -137,13 +136,13 @@ class Renderer:
         poses_viewdirs: np.ndarray | None = None,
         description: str = "path",
     ) -> Iterator[Image]:
-        """Renders views one after the other, with a progress bar in rays.
+        """Renders M views one after the other, each when it is asked for, with a progress bar.
 
         Args:
             cameras: M cameras.
             poses: [M, 3, 4] their poses.
-            poses_viewdirs: [M, 3, 4] poses to take view directions from, if not `poses`.
-            description: what the progress bar calls it.
+            poses_viewdirs: [M, 3, 4] poses for the view directions, if not `poses`.
+            description: text of the progress bar.
         """
         total = sum(camera.height * camera.width for camera in cameras)
         with tqdm(total=total, desc=description, unit="ray", unit_scale=True, dynamic_ncols=True) as bar:

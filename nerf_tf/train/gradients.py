@@ -114,7 +114,7 @@ def chunk_gradients(
 
 
 def mean_squared_error(rgb: tf.Tensor, photo_rgb: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
-    """Computes the mean squared error of colours [R, 3], rays weighted by `shares` [R], which add up to 1 in a batch."""
+    """Computes the mean squared error of colours [R, 3]; `shares` [R] are the rays' weights in the batch."""
     return tf.reduce_sum(shares * tf.reduce_mean(tf.square(rgb - photo_rgb), axis=-1))
 
 
