@@ -22,7 +22,8 @@ from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.memory import planning, prediction
 from nerf_tf.output.curve import summaries_folder
 from nerf_tf.render.occupancy import Box, Occupancy
-from nerf_tf.render.renderer import FieldFunction, Renderer, RenderSettings
+from nerf_tf.render.passes import FieldFunction, RenderSettings
+from nerf_tf.render.renderer import Renderer
 from nerf_tf.safety import scene_checks
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings

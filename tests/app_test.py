@@ -29,7 +29,7 @@ from nerf_tf.data import blender, render_path
 from nerf_tf.data.keyframe_file import load_keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation.metrics import psnr, ssim
-from nerf_tf.geometry import poses
+from nerf_tf.geometry import paths
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.output import pictures, view_files
 from nerf_tf.render import occupancy
@@ -460,7 +460,7 @@ def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path
 
 
 def keyframes_file(path: Path) -> Path:
-    keys = Keyframes(np.array([0.0, 0.5, 2.0]), poses.orbit_path(3))
+    keys = Keyframes(np.array([0.0, 0.5, 2.0]), paths.orbit_path(3))
     path.write_text(keyframes_json(keys))
     return path
 
@@ -489,7 +489,7 @@ def test_render_keyframes_at_any_rate(interrupted, tmp_path):
 
 
 def test_videos_of_disparity_depth_and_opacity(interrupted, tmp_path):
-    np.save(tmp_path / "poses.npy", poses.orbit_path(2))
+    np.save(tmp_path / "poses.npy", paths.orbit_path(2))
     path = ["--render_only", f"--render_path_file={tmp_path / 'poses.npy'}", "--expname=colour"]
     assert (
         run(*interrupted.again, f"--ft_path={interrupted.folder / 'model_000011.npy'}", *path, "--save_arrays").code

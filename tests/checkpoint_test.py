@@ -17,7 +17,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.render.renderer import RenderSettings
+from nerf_tf.render.passes import RenderSettings
 from nerf_tf.storage import checkpoint
 from nerf_tf.storage.checkpoint import STATE_FILES, CheckpointStore
 from nerf_tf.train.step import Trainer, TrainSettings

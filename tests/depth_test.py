@@ -15,7 +15,8 @@ from nerf_tf.geometry import depth
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
-from nerf_tf.render.renderer import Renderer, RenderSettings
+from nerf_tf.render.passes import RenderSettings
+from nerf_tf.render.renderer import Renderer
 from nerf_tf.storage import tf1_weights
 
 CAMERA = Camera.centred(6, 8, 7.0)
@@ -53,7 +54,7 @@ def test_under_ndc_a_t_of_1_is_infinitely_far():
 
 
 def test_metric_t_is_depth_along_the_axis_and_longer_along_the_ray():
-    seen = depth.surface(CAMERA, POSE, 3.0 * ONES, ONES, ndc=False)
+    seen = depth.find_surface(CAMERA, POSE, 3.0 * ONES, ONES, ndc=False)
     np.testing.assert_allclose(seen.along_z, 3.0)
     np.testing.assert_allclose(seen.along_ray[3, 4], 3.0)  # the middle: cx = 4, cy = 3
     np.testing.assert_allclose(seen.along_ray[0, 0], 3.0 * np.sqrt(1 + (4 / 7) ** 2 + (3 / 7) ** 2))
@@ -62,7 +63,7 @@ def test_metric_t_is_depth_along_the_axis_and_longer_along_the_ray():
 
 def test_depth_through_ndc_counts_from_the_camera_itself():
     t = 1.0 - 1.0 / WALL
-    seen = depth.surface(CAMERA, POSE, t * ONES, ONES, ndc=True)
+    seen = depth.find_surface(CAMERA, POSE, t * ONES, ONES, ndc=True)
     along_ray, along_z = to_wall()
     np.testing.assert_allclose(seen.along_ray, along_ray, rtol=1e-5)
     np.testing.assert_allclose(seen.along_z, along_z, rtol=1e-5)
@@ -71,12 +72,12 @@ def test_depth_through_ndc_counts_from_the_camera_itself():
 
 def test_depth_is_a_mean_over_what_stops_the_ray_and_nan_where_little_does():
     acc = np.tile([0.0, 0.25, 0.49, 0.5, 0.75, 0.9, 1.0, 1.0], [6, 1])
-    seen = depth.surface(CAMERA, POSE, 4.0 * acc, acc, ndc=False)
+    seen = depth.find_surface(CAMERA, POSE, 4.0 * acc, acc, ndc=False)
     np.testing.assert_array_equal(np.isnan(seen.along_z[0]), [True, True, True, False, False, False, False, False])
     np.testing.assert_allclose(seen.along_z[:, 3:], 4.0)
     assert np.isnan(seen.along_ray[:, :3]).all()
     assert np.isnan(seen.points[:, :3]).all()
-    everything = depth.surface(CAMERA, POSE, 4.0 * acc, acc, ndc=False, min_acc=0.0)
+    everything = depth.find_surface(CAMERA, POSE, 4.0 * acc, acc, ndc=False, min_acc=0.0)
     np.testing.assert_array_equal(np.isnan(everything.along_z[0]), [True, *[False] * 7])
 
 
@@ -97,7 +98,7 @@ def test_rendered_wall_is_where_it_is_in_ndc_and_in_space(ndc):
 
 def test_transform_moves_points():
     similarity = np.array([[0, -2, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1.0]])
-    np.testing.assert_allclose(depth.transform(similarity, [[[1, 10, 100]]]), [[[-19, 4, 203]]])
+    np.testing.assert_allclose(depth.transform_points(similarity, [[[1, 10, 100]]]), [[[-19, 4, 203]]])
 
 
 def sparse_points(path) -> np.ndarray:
@@ -122,7 +123,9 @@ def test_fern_is_as_deep_as_colmap_found_it(real_data):
         fields.append(Field(mlp, settings, 16384))
     camera, c2w = scene.cameras[0].downscaled(12), scene.poses[0]
     image = Renderer(*fields, RenderSettings(64, 64), 0.0, 1.0, True, unit=scene.unit).image(camera, c2w)
-    points = depth.transform(np.linalg.inv(scene.to_dataset), sparse_points(folder / "sparse" / "0" / "points3D.bin"))
+    points = depth.transform_points(
+        np.linalg.inv(scene.to_dataset), sparse_points(folder / "sparse" / "0" / "points3D.bin")
+    )
     x, y, z = ((points - c2w[:, 3]) @ c2w[:, :3]).T
     cols, rows = (camera.cx - camera.fx * x / z).round(), (camera.cy + camera.fy * y / z).round()
     inside = (z < 0) & (cols >= 0) & (cols < camera.width) & (rows >= 0) & (rows < camera.height)

@@ -26,7 +26,7 @@ from nerf_tf import build
 from nerf_tf.data import blender, deepvoxels, llff, render_path
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import poses
+from nerf_tf.geometry import paths, poses
 from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
@@ -504,7 +504,7 @@ def test_keyframes(cases, tmp_path):
     path = tmp_path / "keys.json"
 
     def check(data: st.DataObject) -> None:
-        text = keyframes_json(Keyframes(np.arange(4.0), poses.orbit_path(4)))
+        text = keyframes_json(Keyframes(np.arange(4.0), paths.orbit_path(4)))
         path.write_text(text)
         if data.draw(st.booleans()):
             document = json.loads(text)

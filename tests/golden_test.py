@@ -18,7 +18,8 @@ from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays, image_rays, ndc_rays
-from nerf_tf.render.renderer import Image, Renderer, RenderSettings
+from nerf_tf.render.passes import RenderSettings
+from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.render.sampling import sample_pdf
 from nerf_tf.storage import tf1_weights
 from nerf_tf.train.step import Trainer, TrainSettings

@@ -28,7 +28,7 @@ from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
-from nerf_tf.render.renderer import RenderSettings
+from nerf_tf.render.passes import RenderSettings
 from nerf_tf.safety import diagnosis, guards
 from nerf_tf.safety.guards import BadSteps, Collapse, TrainingMonitor
 from nerf_tf.settings import parsing

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from nerf_tf.data.keyframe_file import SHORTEST_STEP, load_keyframes
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.keyframes import MAX_FRAMES, Keyframes, interpolate, keyframes_json, resample
+from nerf_tf.geometry.keyframes import MAX_FRAMES, Keyframes, interpolate, interpolate_at, keyframes_json
 
 
 def about(axis: int, degrees: float) -> np.ndarray:
@@ -77,8 +78,8 @@ def test_a_steady_turn_stays_steady_over_many_circles(step):
 @pytest.mark.parametrize("seed", range(20))
 def test_a_path_meets_its_keyframes_and_keeps_rotations(seed):
     keys = random_path(seed, 9)
-    np.testing.assert_allclose(resample(keys, keys.times), keys.poses, atol=1e-12)
-    rotations = resample(keys, np.linspace(keys.times[0], keys.times[-1], 500))[:, :, :3]
+    np.testing.assert_allclose(interpolate_at(keys, keys.times), keys.poses, atol=1e-12)
+    rotations = interpolate_at(keys, np.linspace(keys.times[0], keys.times[-1], 500))[:, :, :3]
     np.testing.assert_allclose(np.swapaxes(rotations, -1, -2) @ rotations, np.tile(np.eye(3), [500, 1, 1]), atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(rotations), 1.0, atol=1e-12)
 
@@ -87,7 +88,7 @@ def test_a_path_meets_its_keyframes_and_keeps_rotations(seed):
 def test_velocities_do_not_jump_at_keyframes(seed):
     keys, step = random_path(seed, 9), 1e-5
     inner = keys.times[1:-1]
-    before, at, after = (resample(keys, inner + offset) for offset in (-step, 0.0, step))
+    before, at, after = (interpolate_at(keys, inner + offset) for offset in (-step, 0.0, step))
     speed = np.linalg.norm(after[:, :, 3] - at[:, :, 3], axis=-1)
     np.testing.assert_allclose((after - at)[:, :, 3], (at - before)[:, :, 3], atol=1e-3 * speed.max())
     # Angular velocities, as small rotations in the camera's frame.
@@ -100,9 +101,9 @@ def test_a_path_turns_the_shorter_way_and_not_in_circles():
     """Turns to and fro in unequal times, which a cubic could take for a way round the back."""
     degrees, times = [0.0, 90.0, 0.0, 120.0, 0.0, 150.0], np.array([0.0, 0.1, 2.0, 2.1, 4.0, 4.1])
     keys = Keyframes(times, np.stack([pose(about(0, angle)) for angle in degrees]))
-    rotations = resample(keys, np.linspace(0.0, 4.1, 5000))[:, :, :3]
+    rotations = interpolate_at(keys, np.linspace(0.0, 4.1, 5000))[:, :, :3]
     for a, b in itertools.pairwise(times):
-        inside = resample(keys, np.linspace(a, b, 200))[:, :, :3]
+        inside = interpolate_at(keys, np.linspace(a, b, 200))[:, :, :3]
         ends = angles(inside[[0, -1]])[0]
         assert angles(inside).sum() < 2 * ends  # some swing to and fro, but no way round the back
     assert angles(rotations).max() < 5
@@ -111,12 +112,12 @@ def test_a_path_turns_the_shorter_way_and_not_in_circles():
 def test_a_camera_that_stands_still_does_not_creep():
     rest = pose(about(0, 20.0), [1.0, 2.0, 3.0])
     keys = Keyframes(np.arange(4.0), np.stack([pose(np.eye(3)), rest, rest, pose(about(2, 50.0), [5.0, 5.0, 5.0])]))
-    path = resample(keys, np.linspace(1.0, 2.0, 11))
+    path = interpolate_at(keys, np.linspace(1.0, 2.0, 11))
     np.testing.assert_allclose(path, np.tile(rest, [11, 1, 1]), atol=1e-12)
 
 
 def test_an_orbit_through_few_keyframes_is_nearly_one():
-    keys = Keyframes(np.arange(13.0), pose_maths.orbit_path(12)[np.arange(13) % 12])
+    keys = Keyframes(np.arange(13.0), paths.orbit_path(12)[np.arange(13) % 12])
     path = interpolate(keys, 10)
     distance = np.linalg.norm(path[:, :, 3], axis=-1)
     np.testing.assert_allclose(distance, 4.0, rtol=0.01)
@@ -229,7 +230,7 @@ def test_a_bad_file_is_one_line(tmp_path, text, message):
 
 
 def test_the_fastest_that_a_file_may_ask_for_is_finite(tmp_path):
-    far = [[[1, 0, 0, sign * pose_maths.FARTHEST], *GOOD[1:]] for sign in (1, -1, 1)]
+    far = [[[1, 0, 0, sign * pose_maths.MAX_COORDINATE], *GOOD[1:]] for sign in (1, -1, 1)]
     turned = [[[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0]], GOOD]
     frames = [frame(i * SHORTEST_STEP * 1.001, c2w) for i, c2w in enumerate([*far, *turned])]
     (tmp_path / "keys.json").write_text(document(*frames, frame(10.0)))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nerf_tf.data import llff
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.depth import transform
+from nerf_tf.geometry.depth import transform_points
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 REAL = os.environ.get("NERF_TF_REAL_DATA")
@@ -152,7 +152,7 @@ def test_a_level_circle_needs_spherify(tmp_path, count):
             np.testing.assert_allclose(poses[:, 2, 3], 0.0, atol=1e-5)
         np.testing.assert_allclose(scene.poses[:, 2, 1], 1.0, atol=1e-5)
         rows = np.load(tmp_path / "poses_bounds.npy")[:, :15].reshape(-1, 3, 5)
-        np.testing.assert_allclose(transform(scene.to_dataset, scene.poses[:, :, 3]), rows[:, :, 3], atol=1e-5)
+        np.testing.assert_allclose(transform_points(scene.to_dataset, scene.poses[:, :, 3]), rows[:, :, 3], atol=1e-5)
 
 
 def list_posed(folder: Path, *numbers: int) -> None:
@@ -359,7 +359,7 @@ def test_the_files_coordinates_come_back(spherify, bd_factor):
     scene = llff.load(SCENES / "llff", factor=2, spherify=spherify, no_ndc=True, bd_factor=bd_factor)
     rows = np.load(SCENES / "llff" / "poses_bounds.npy")
     matrices = rows[:, :15].reshape(-1, 3, 5)
-    np.testing.assert_allclose(transform(scene.to_dataset, scene.poses[:, :, 3]), matrices[:, :, 3], atol=2e-6)
+    np.testing.assert_allclose(transform_points(scene.to_dataset, scene.poses[:, :, 3]), matrices[:, :, 3], atol=2e-6)
     back = scene.to_dataset[:3, :3] @ scene.poses[:, :, 2:3] / scene.unit
     np.testing.assert_allclose(back[..., 0], matrices[:, :, 2], atol=1e-6)
     np.testing.assert_allclose(scene.far * scene.unit, rows[:, 16].max(), rtol=1e-6)

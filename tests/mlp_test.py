@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.field.mlp import FieldSettings, backward, build_mlp, by_layer, forward, precision
+from nerf_tf.field.backprop import backward, forward
+from nerf_tf.field.mlp import FieldSettings, build_mlp, group_by_layer, precision
 
 
 def layer_names(model) -> list[str]:
@@ -153,7 +154,7 @@ def make_upstream(points: int = POINTS) -> tf.Tensor:
 
 
 def layer_weights(model, dtype: tf.DType = tf.float32):
-    return by_layer(model, [tf.cast(v.value, dtype) for v in model.trainable_variables])
+    return group_by_layer(model, [tf.cast(v.value, dtype) for v in model.trainable_variables])
 
 
 def call(model, points: tf.Tensor, viewdirs: tf.Tensor, rays: tf.Tensor) -> tf.Tensor:
@@ -198,12 +199,12 @@ def test_forward_equals_calling_the_model(depth, use_viewdirs):
     np.testing.assert_allclose(raw, call(model, *inputs), rtol=1e-5, atol=1e-6)
     assert raw.shape == (POINTS, 4)
     assert len(activations.trunk) == depth
-    assert activations.coloured is None
+    assert activations.colour_rows is None
 
 
 def test_forward_runs_with_the_weights_that_it_is_given():
     model, inputs = make_mlp(5, True), make_inputs()
-    doubled = by_layer(model, [2.0 * v.value for v in model.trainable_variables])
+    doubled = group_by_layer(model, [2.0 * v.value for v in model.trainable_variables])
     raw, _ = forward(model, doubled, *inputs, None)
     model.set_weights([2.0 * w for w in model.get_weights()])
     np.testing.assert_allclose(raw, call(model, *inputs), rtol=1e-5, atol=1e-5)
@@ -226,7 +227,7 @@ def test_points_whose_density_is_not_above_the_limit_have_no_colour(kind):
     np.testing.assert_array_equal(raw[:, 3], sigma)
     np.testing.assert_array_equal(raw[:, :3][~seen], 0.0)
     np.testing.assert_allclose(raw[:, :3][seen], expected[:, :3][seen], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(activations.coloured, np.flatnonzero(seen))
+    np.testing.assert_array_equal(activations.colour_rows, np.flatnonzero(seen))
     assert [x.shape[0] for x in (activations.viewdirs, activations.views)] == [count] * 2
 
 
@@ -292,7 +293,7 @@ def test_forward_computes_in_the_type_of_the_weights(name, dtype, relative, use_
     model, inputs = make_mlp(6, use_viewdirs, 64), make_inputs(500)
     exact = call(model, *inputs)
     raw, activations = forward(model, layer_weights(model, dtype), *inputs, tf.constant(0.0))
-    kept = [x for x in tf.nest.flatten(activations) if x is not None and x is not activations.coloured]
+    kept = [x for x in tf.nest.flatten(activations) if x is not None and x is not activations.colour_rows]
     assert {x.dtype for x in kept} == {dtype}
     assert raw.dtype == tf.float32
     seen = exact[:, 3].numpy() > 0.05 if use_viewdirs else np.ones(500, bool)

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render import occupancy
-from nerf_tf.render.occupancy import Box, Occupancy, OccupiedField, dilated, find_occupied
-from nerf_tf.render.renderer import RenderSettings, render_rays
+from nerf_tf.render.occupancy import Box, Occupancy, OccupiedField, dilate, find_occupied
+from nerf_tf.render.passes import RenderSettings, render_rays
 
 BOX = Box(np.float32([-1, -1, -1]), np.float32([1, 1, 1]))
 SETTINGS = RenderSettings(N_samples=32, perturb=0.0)
@@ -57,7 +57,7 @@ def test_dilation_takes_all_neighbours():
     cells[2, 2, 2] = cells[0, 0, 4] = True
     expected = np.zeros_like(cells)
     expected[1:4, 1:4, 1:4] = expected[0:2, 0:2, 3:5] = True
-    np.testing.assert_array_equal(dilated(cells), expected)
+    np.testing.assert_array_equal(dilate(cells), expected)
 
 
 def test_cells_are_by_x_y_z():
@@ -86,7 +86,7 @@ def test_all_cells_of_a_ball_are_found_and_air_is_not():
 
 
 def test_what_is_too_thin_to_see_is_empty():
-    least = -np.log1p(-occupancy.LEAST_OPACITY) * 16  # of a cell of side 1 / 16
+    least = -np.log1p(-occupancy.MIN_OPACITY) * 16  # of a cell of side 1 / 16
     assert find_occupied(Ball(1.01 * least), BOX).any()
     assert not find_occupied(Ball(0.99 * least), BOX).any()
 
@@ -99,9 +99,7 @@ def test_a_ball_looks_the_same_for_less(graph):
     expected = render_rays(plain, None, rays, SETTINGS).fine
     result = render(field, None, rays, SETTINGS).fine
     for name in ("rgb", "acc", "depth"):
-        np.testing.assert_allclose(
-            getattr(result, name), getattr(expected, name), atol=3 * occupancy.LEAST_TRANSMITTANCE
-        )
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), atol=3 * occupancy.MIN_TRANSMITTANCE)
     assert int(counted.asked) < 0.4 * 40 * 32
 
 

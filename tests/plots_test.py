@@ -18,7 +18,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.output import curve
-from nerf_tf.render.renderer import RenderSettings, render_rays
+from nerf_tf.render.passes import RenderSettings, render_rays
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 

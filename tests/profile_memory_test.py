@@ -17,7 +17,7 @@ from PIL import Image
 from nerf_tf import build
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.memory import prediction
-from nerf_tf.render.renderer import render_rays
+from nerf_tf.render.passes import render_rays
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights

@@ -18,7 +18,7 @@ from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.render.renderer import RenderSettings, coarse_pass, fine_pass
+from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass
 from nerf_tf.storage import tf1_weights
 
 VIEWS, NO_VIEWS = FieldSettings(6, 24, 5, 3, True), FieldSettings(3, 24, 5, 3, False)

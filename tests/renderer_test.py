@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.poses import spherical_pose
+from nerf_tf.geometry.paths import spherical_pose
 from nerf_tf.geometry.rays import Rays, image_rays
-from nerf_tf.render.renderer import Renderer, RenderSettings, coarse_pass, fine_pass, render_rays
+from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass, render_rays
+from nerf_tf.render.renderer import Renderer
 
 RADIUS, DISTANCE, NEAR, FAR = 1.0, 4.0, 2.0, 6.0
 CAMERA = Camera.centred(17, 23, 20.0)

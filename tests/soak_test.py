@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from app_test import BLENDER, run
 
-from nerf_tf.geometry import poses
+from nerf_tf.geometry import paths
 from nerf_tf.render.renderer import Renderer
 
 STEPS, FRAMES = 3000, 300
@@ -102,7 +102,7 @@ def test_rendering_does_not_grow(tmp_path, monkeypatch):
     arguments = [*BLENDER, *SHAPES, f"--basedir={tmp_path}", "--expname=t", "--random_seed=1", "--i_img=0"]
     assert run(*arguments, "--N_iters=1").code == 0
     monkeypatch.setattr(Renderer, "image", sampled)
-    path = poses.orbit_path(FRAMES).astype(np.float32)
+    path = paths.orbit_path(FRAMES).astype(np.float32)
     np.save(tmp_path / "path.npy", np.concatenate([path, path]))
     rendered = run(*arguments, "--render_only", f"--render_path_file={tmp_path / 'path.npy'}", "--save_arrays")
     assert rendered.code == 0, rendered.stderr

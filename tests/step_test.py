@@ -13,8 +13,9 @@ from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.renderer import RenderSettings
+from nerf_tf.render.passes import RenderSettings
 from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train import gradients
 from nerf_tf.train.step import Trainer, TrainSettings
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
@@ -200,13 +201,13 @@ def at_once(traced):
     ],
 )
 def test_chunk_and_netchunk_do_not_change_training(at_once, monkeypatch, chunk, netchunk, compiled, rays):
-    taken, gradients = [], Trainer._gradients
+    taken, chunk_gradients = [], gradients.chunk_gradients
 
-    def spy(self, batch, *args):
-        taken.append(batch.rgb.shape[0])
-        return gradients(self, batch, *args)
+    def spy(*args):
+        taken.append(next(arg for arg in args if isinstance(arg, RayBatch)).rgb.shape[0])
+        return chunk_gradients(*args)
 
-    monkeypatch.setattr(Trainer, "_gradients", spy)
+    monkeypatch.setattr(gradients, "chunk_gradients", spy)
     trainer = make_trainer(dataclasses.replace(RANDOM, chunk=chunk), netchunk=netchunk, compiled=compiled)
     losses, weights = train_three_steps(trainer)
     np.testing.assert_allclose(losses, at_once[0], rtol=1e-5)
@@ -353,6 +354,3 @@ def test_the_learning_rate_reaches_the_weights(fresh):
     assert float(result.learning_rate) == pytest.approx(1e-4, rel=1e-4)
     # Adam's first step is the learning rate, whatever the gradient, where that is not tiny.
     assert np.median(moved[moved > 0]) == pytest.approx(1e-4, rel=0.05)
-
-
-# The loop

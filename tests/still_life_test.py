@@ -15,14 +15,14 @@ from still_life.solids import box, crossing, ellipsoid, frustum, nearest_hit, no
 from still_life.tracing import depth, render
 
 from nerf_tf.data import blender, deepvoxels, llff
-from nerf_tf.geometry import poses, rays
+from nerf_tf.geometry import paths, poses, rays
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 
 SIZE = 48
 CAMERA = Camera.centred(SIZE, SIZE, 0.5 * SIZE / np.tan(0.5 * procedural.BLENDER_ANGLE))
-FRONT = poses.spherical_pose(180.0, -30.0, 4.0)
+FRONT = paths.spherical_pose(180.0, -30.0, 4.0)
 
 
 def grey(local):
@@ -87,7 +87,7 @@ def test_normals_follow_the_slope_of_the_surface():
 
 def test_points_seen_from_one_view_are_where_another_view_sees_them():
     toys = objects.toys()
-    other = poses.spherical_pose(150.0, -35.0, 4.0)
+    other = paths.spherical_pose(150.0, -35.0, 4.0)
     points, owners, _ = hits(CAMERA, FRONT, toys)
     in_camera = (points - other[:, 3]) @ other[:, :3]
     cols = CAMERA.cx - CAMERA.fx * in_camera[:, 0] / in_camera[:, 2]

@@ -24,12 +24,13 @@ from nerf_tf import build
 from nerf_tf.data.keyframe_file import load_keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
-from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry import paths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.output import pictures, view_files
 from nerf_tf.render import occupancy
-from nerf_tf.render.renderer import Image, Renderer, RenderSettings
+from nerf_tf.render.passes import RenderSettings
+from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 
@@ -59,7 +60,7 @@ def ball_renderer(ndc: bool = False, chunk: int = 256, samples: tuple[int, int] 
 
 def ball_scene(ndc: bool = False) -> Scene:
     """Four photos of noise from a circle around the ball; under NDC the cameras look at it along -z."""
-    poses = np.stack([pose_maths.spherical_pose(theta, -30.0, 4.0) for theta in (0, 90, 180, 270)])
+    poses = np.stack([paths.spherical_pose(theta, -30.0, 4.0) for theta in (0, 90, 180, 270)])
     if ndc:
         poses = np.tile(np.concatenate([np.eye(3), [[0.1], [0.2], [0.3]]], axis=-1), (4, 1, 1))
     poses = poses.astype(np.float32)
@@ -75,13 +76,13 @@ def test_poses_go_to_the_browser_and_back(tool):
     wxyz, position = refinement.to_browser(np.eye(4)[:3])
     np.testing.assert_allclose(np.abs(wxyz), [0, 1, 0, 0], atol=1e-12)
     np.testing.assert_allclose(position, 0.0)
-    for c2w in pose_maths.orbit_path(7, -20.0, 3.0):
+    for c2w in paths.orbit_path(7, -20.0, 3.0):
         np.testing.assert_allclose(refinement.from_browser(*refinement.to_browser(c2w)), c2w, atol=1e-9)
 
 
 def test_up_is_the_axis_that_the_cameras_agree_on(tool):
     up_axis = tool("support.refinement").up_axis
-    np.testing.assert_array_equal(up_axis(pose_maths.orbit_path()), [0, 0, 1])
+    np.testing.assert_array_equal(up_axis(paths.orbit_path()), [0, 0, 1])
     np.testing.assert_array_equal(up_axis(np.eye(4)[None, :3]), [0, 1, 0])
     upside_down = np.diag([-1.0, -1.0, 1.0, 1.0])[None, :3]
     np.testing.assert_array_equal(up_axis(upside_down), [0, -1, 0])

@@ -39,11 +39,12 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import meter
 from nerf_tf.output import figures
-from nerf_tf.render.renderer import Pass, coarse_pass, fine_pass, render_rays
+from nerf_tf.render.passes import Pass, coarse_pass, fine_pass, render_rays
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic, tf1_weights
 from nerf_tf.train.counts import opacities
+from nerf_tf.train.gradients import StepGradients
 from nerf_tf.train.step import Trainer
 
 ENGINES = ("dense", "float32", "bfloat16")
@@ -67,10 +68,8 @@ class DenseField(Field):
 class DenseTrainer(Trainer):
     """A step of all rays, both passes under one tape."""
 
-    def _rays_at_once(self, count: int) -> int:
-        return count
-
-    def _gradients(self, batch: RayBatch, shares: tf.Tensor, seed: tf.Tensor, first_ray: tf.Tensor | int):
+    def gradients(self, batch: RayBatch) -> StepGradients:
+        count, seed = batch.rgb.shape[0], self.step_seed()
         with tf.GradientTape() as tape:
             passes = [coarse_pass(self.coarse, batch.rays, self.rendering, seed)]
             if self.fine is not None:
@@ -78,7 +77,8 @@ class DenseTrainer(Trainer):
             losses = [tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb)) for result in passes]
             loss = tf.add_n(losses)
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
-        return losses, gradients, opacities(passes[-1].rendering.acc, shares), passes[-1].raw[..., 3]
+        opacity = opacities(passes[-1].rendering.acc, tf.fill([count], 1.0 / count))
+        return StepGradients(losses, gradients, opacity, passes[-1].raw[..., 3])
 
 
 def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:

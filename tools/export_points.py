@@ -23,7 +23,7 @@ import tensorflow as tf
 from support import commandline, trained
 
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry.depth import surface, transform
+from nerf_tf.geometry.depth import find_surface, transform_points
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Renderer
@@ -58,9 +58,9 @@ def collect_points(
     for view, camera, image in zip(
         chosen, cameras, renderer.path(cameras, scene.poses[chosen], description="views"), strict=True
     ):
-        found = surface(camera, scene.poses[view], image.depth, image.acc, scene.ndc, min_acc)
+        found = find_surface(camera, scene.poses[view], image.depth, image.acc, scene.ndc, min_acc)
         kept = np.isfinite(found.along_z) & ~in_mid_air(found.along_z, max_jump)
-        points.append(transform(scene.to_dataset, found.points[kept]))
+        points.append(transform_points(scene.to_dataset, found.points[kept]))
         colours.append(view_files.to_8bit(image.rgb[kept]))
     if not sum(map(len, points)):
         raise ValueError(f"no ray of {len(chosen)} views meets anything at --min_acc {min_acc:g}: lower it")

@@ -32,11 +32,11 @@ from support import commandline, trained
 from tqdm import tqdm
 
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry.depth import ndc_to_world, transform
+from nerf_tf.geometry.depth import ndc_to_world, transform_points
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files
-from nerf_tf.render.renderer import FieldFunction
+from nerf_tf.render.passes import FieldFunction
 from nerf_tf.storage import atomic
 
 FORMATS = (".ply", ".obj", ".glb")
@@ -89,15 +89,19 @@ class Space:
 
     def to_field(self, points: np.ndarray) -> np.ndarray:
         """Points [..., 3] of the grid as networks take them."""
-        return points if self.scene.ndc else transform(self._from_dataset, points)
+        return points if self.scene.ndc else transform_points(self._from_dataset, points)
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
         """Points [..., 3] of the grid in the world of the cameras."""
-        return ndc_to_world(self.scene.cameras[0], points) if self.scene.ndc else transform(self._from_dataset, points)
+        return (
+            ndc_to_world(self.scene.cameras[0], points)
+            if self.scene.ndc
+            else transform_points(self._from_dataset, points)
+        )
 
     def to_dataset(self, points: np.ndarray) -> np.ndarray:
         """Points [..., 3] of the grid in the data set's own coordinates."""
-        return transform(self.scene.to_dataset, self.to_world(points)) if self.scene.ndc else points
+        return transform_points(self.scene.to_dataset, self.to_world(points)) if self.scene.ndc else points
 
     def viewdirs(self, normals: np.ndarray) -> np.ndarray:
         """Unit view directions [V, 3] of those who look straight on at surfaces with these normals in the data set."""
@@ -115,7 +119,7 @@ class Space:
             rays = image_rays(camera, scene.poses[view], scene.near, far, scene.ndc, corners)
             ends += [(rays.origins + t * rays.directions).numpy() for t in (rays.near, rays.far)]
         ends = np.concatenate(ends)
-        ends = ends if scene.ndc else transform(scene.to_dataset, ends)
+        ends = ends if scene.ndc else transform_points(scene.to_dataset, ends)
         return ends.min(axis=0), ends.max(axis=0)
 
     def seen(self, points: np.ndarray) -> np.ndarray:

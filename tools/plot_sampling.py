@@ -22,7 +22,7 @@ from support import commandline, trained
 from nerf_tf import build
 from nerf_tf.geometry.rays import Rays, image_rays
 from nerf_tf.output import figures
-from nerf_tf.render.renderer import FieldFunction, RenderSettings
+from nerf_tf.render.passes import FieldFunction, RenderSettings
 from nerf_tf.render.sampling import MIN_WEIGHT, add_fine_samples, midpoints, stratified_t_vals
 from nerf_tf.render.volume import volume_render
 from nerf_tf.settings import parsing

@@ -16,6 +16,7 @@ from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.paths import orbit_path
 from nerf_tf.storage import readers
 
 # These scenes are rendered from a sphere of radius about 4 around an object within radius 2.
@@ -118,7 +119,7 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
         i_train=i_train,
         i_val=i_val,
         i_test=i_test,
-        render_poses=pose_maths.orbit_path().astype(np.float32),
+        render_poses=orbit_path().astype(np.float32),
         names=tuple(os.path.relpath(path, datadir) for path in paths),
     )
 

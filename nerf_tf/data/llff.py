@@ -13,6 +13,7 @@ from nerf_tf.data.images import listed
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.paths import circle_path, spiral_path
 from nerf_tf.storage import readers
 
 logger = logging.getLogger(__name__)
@@ -245,11 +246,11 @@ def arrange(
         )
     to_dataset = _similarity(average, 1.0 / scale)
     if not spherify:
-        return poses, bounds, pose_maths.spiral_path(poses, bounds.min(), bounds.max()), to_dataset
+        return poses, bounds, spiral_path(poses, bounds.min(), bounds.max()), to_dataset
     to_dataset = to_dataset @ _similarity(pose_maths.sphere_frame(poses), 1.0)
     poses, sphere_scale = pose_maths.spherify(poses)
     to_dataset = to_dataset @ np.diag([*[1.0 / sphere_scale] * 3, 1.0])
-    return poses, bounds * sphere_scale, pose_maths.circle_path(poses), to_dataset
+    return poses, bounds * sphere_scale, circle_path(poses), to_dataset
 
 
 def _similarity(frame: np.ndarray, scale: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nerf_tf.data import keyframe_file
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import keyframes
+from nerf_tf.geometry import keyframes, paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.storage import readers
 
@@ -46,7 +46,7 @@ def _whole_path(scene: Scene, kind: str, frames: int) -> np.ndarray:
     if kind == "orbit":
         if scene.ndc:
             raise ValueError("--render_path orbit goes around the scene, and NDC holds its front only; take spiral")
-        return pose_maths.orbit_around(scene.poses, frames).astype(np.float32)
+        return paths.orbit_around(scene.poses, frames).astype(np.float32)
     middle = pose_maths.average_pose(scene.poses)
     if np.any(scene.poses[:, :, 2] @ middle[:, 2] <= 0):
         raise ValueError(
@@ -55,7 +55,7 @@ def _whole_path(scene: Scene, kind: str, frames: int) -> np.ndarray:
     if scene.ndc:
         return scene.render_poses  # the loader's own spiral; its focus follows from bounds that NDC does not keep
     recentred = pose_maths.compose(pose_maths.invert(middle), scene.poses)
-    spiral = pose_maths.spiral_path(recentred, scene.near, scene.far, frames)
+    spiral = paths.spiral_path(recentred, scene.near, scene.far, frames)
     return pose_maths.compose(middle, spiral).astype(np.float32)
 
 
@@ -67,7 +67,7 @@ def _resample(poses: np.ndarray, frames: int) -> np.ndarray:
         poses = np.concatenate([poses, poses[:1]])
     every_pose = keyframes.Keyframes(np.arange(len(poses)), poses)
     times = np.linspace(0, len(poses) - 1, frames, endpoint=not loops)
-    return keyframes.resample(every_pose, times).astype(np.float32)
+    return keyframes.interpolate_at(every_pose, times).astype(np.float32)
 
 
 def read_path(path: Path, fps: int) -> np.ndarray:

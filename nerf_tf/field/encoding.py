@@ -6,14 +6,13 @@ import tensorflow as tf
 
 
 def positional_encoding(x: tf.Tensor, num_freqs: int) -> tf.Tensor:
-    """Maps each coordinate to itself and to sines and cosines of rising frequency.
+    """Encodes each coordinate as itself and sines and cosines of rising frequency.
 
-    Equation 4 of the paper has sin(2^k pi x). The original code, and so every set of weights in circulation, has
-    sin(2^k x): a factor pi would only shift all octaves by log2(pi) = 1.65, and break those weights.
+    The paper's equation 4 has sin(2^k pi x); the original code, and so every published set of weights, has sin(2^k x).
 
     Args:
         x: [..., C].
-        num_freqs: number L of octaves; 0 returns x as it is.
+        num_freqs: number of octaves; 0 returns x unchanged.
 
     Returns:
         [..., C * (1 + 2 * num_freqs)] in the order x, sin(x), cos(x), sin(2x), cos(2x), sin(4x), ...
@@ -26,5 +25,5 @@ def positional_encoding(x: tf.Tensor, num_freqs: int) -> tf.Tensor:
 
 
 def encoded_width(channels: int, num_freqs: int) -> int:
-    """Width of `positional_encoding` of `channels` coordinates."""
+    """Returns the number of values that `positional_encoding` makes of `channels` coordinates."""
     return channels * (1 + 2 * num_freqs)

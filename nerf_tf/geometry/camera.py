@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-# Shortest and longest focal length, in longer sides of the image. The one sees 178 degrees, beyond which rays are all
-# but parallel to the image plane; the other 0.06 degrees, narrower than telescopes.
+# Shortest and longest focal length, in longer sides of the image: fields of view of 178 and of 0.06 degrees. Outside of
+# this range units or files have been mixed up.
 FOCAL_RANGE = (0.01, 1000.0)
 
 
@@ -30,10 +30,10 @@ class Camera:
 
     @classmethod
     def centred(cls, height: int, width: int, focal: float) -> Camera:
-        """The camera of the original code: square pixels, principal point at (width / 2, height / 2).
+        """Makes the original's camera: square pixels, principal point at (width / 2, height / 2).
 
         Raises:
-            ValueError: the focal length is beyond `FOCAL_RANGE`, as it is where units or files have been mixed up.
+            ValueError: the focal length is outside of `FOCAL_RANGE`.
         """
         longer, (shortest, longest) = max(height, width), FOCAL_RANGE
         if not shortest * longer <= focal <= longest * longer:
@@ -44,28 +44,26 @@ class Camera:
         return cls(height, width, focal, focal, 0.5 * width, 0.5 * height)
 
     def downscaled(self, factor: int) -> Camera:
-        """The same camera with sides divided by `factor` and rounded down, as `--render_factor` does."""
+        """Returns this camera with sides divided by `factor` and rounded down, as `--render_factor` does.
+
+        Raises:
+            ValueError: an image that small has no pixels.
+        """
         if not 1 <= factor <= min(self.height, self.width):
             raise ValueError(
                 f"render_factor {factor} leaves no pixels of a {self.width}x{self.height} image; "
                 f"give a whole number from 1 to {min(self.height, self.width)}"
             )
         height, width = self.height // factor, self.width // factor
-        return Camera(
-            height,
-            width,
-            self.fx / factor,
-            self.fy / factor,
-            self.cx * width / self.width,
-            self.cy * height / self.height,
-        )
+        cx, cy = self.cx * width / self.width, self.cy * height / self.height
+        return Camera(height, width, self.fx / factor, self.fy / factor, cx, cy)
 
     def rays(self, c2w: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rays through image positions: what `geometry.rays.pixel_rays` makes, in float64 and on the host.
+        """Computes rays through image positions as `geometry.rays.pixel_rays` does, but in NumPy and float64.
 
         Args:
             c2w: [3, 4] or [4, 4] the camera's pose.
-            rows, cols: [...] where, in pixels.
+            rows, cols: [...] positions in pixels.
 
         Returns:
             origins [..., 3] and directions [..., 3] in the world; directions have z = -1 in the camera's frame.
@@ -76,14 +74,14 @@ class Camera:
         return np.broadcast_to(c2w[:3, 3], directions.shape), directions
 
     def project(self, c2w: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where points of the world appear.
+        """Projects points of the world into the image.
 
         Args:
             c2w: [3, 4] the camera's pose.
             points: [P, 3].
 
         Returns:
-            Rows [P] and columns [P], in pixels, and z [P] in the camera's frame: what is not below 0 cannot be seen.
+            Rows [P] and columns [P] in pixels, and z [P] in the camera's frame; only points with z < 0 are in front.
         """
         x, y, z = ((points - c2w[:, 3]) @ c2w[:, :3]).T
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,9 +1,8 @@
-"""Camera paths through keyframes, which are poses at times: the smooth motion between them. Numpy only.
+"""Smooth camera motion through keyframes, which are poses at times. NumPy, float64.
 
-Between two keyframes positions follow a cubic with given velocities at its ends (Hermite's), and so do rotations: the
-cumulative cubic of Kim, Kim and Shin (A General Construction Scheme for Unit Quaternion Curves with Simple High Order
-Derivatives, SIGGRAPH 1995) is a product of rotations, hence a rotation, with given angular velocities at its ends.
-Neighbouring pieces share these velocities, so nothing jerks. Velocities follow from the keyframes, see `_velocities`.
+Positions follow piecewise cubics with given velocities at the keyframes (Hermite splines). So do rotations, as products
+instead of sums: Kim, Kim and Shin, A General Construction Scheme for Unit Quaternion Curves with Simple High Order
+Derivatives, SIGGRAPH 1995. Neighbouring segments share their velocities, so there are no jerks.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import json
 
 import numpy as np
 
-# More is a mistake, such as times in milliseconds: at 30 frames a second it would be an hour.
+# An hour at 30 frames a second. More is a mistake, such as times in milliseconds.
 MAX_FRAMES = 108_000
 # A cubic whose velocities at both ends are at most this many times its mean velocity does not overshoot (Fritsch and
 # Carlson, Monotone Piecewise Cubic Interpolation, 1980, condition 2).
-FASTEST = 3.0
+MAX_SPEED_RATIO = 3.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Keyframes:
-    """Where a camera is at which time.
+    """Poses of a camera at given times.
 
     Attributes:
         times: [K] seconds, ascending.
@@ -34,7 +33,7 @@ class Keyframes:
 
 
 def keyframes_json(keyframes: Keyframes) -> str:
-    """The text of the JSON file that `data.keyframe_file.load_keyframes` reads; it gives back the same numbers."""
+    """Returns the text of a JSON file from which `data.keyframe_file.load_keyframes` reads the same numbers."""
     frames = [
         json.dumps({"time": float(time), "c2w": np.asarray(pose, np.float64).tolist()})
         for time, pose in zip(keyframes.times, keyframes.poses, strict=True)
@@ -43,12 +42,17 @@ def keyframes_json(keyframes: Keyframes) -> str:
 
 
 def interpolate(keyframes: Keyframes, fps: float) -> np.ndarray:
-    """Poses [M, 3, 4] of a video at `fps` frames a second, M = round(duration * fps) + 1.
+    """Interpolates keyframes for a video: the first frame is the first keyframe, the last frame the last.
 
-    The first and the last frame are the first and the last keyframe; one between them is met where it falls on a frame.
+    Args:
+        keyframes: the keyframes.
+        fps: frames per second.
+
+    Returns:
+        Poses [M, 3, 4], M = round(duration * fps) + 1.
 
     Raises:
-        ValueError: that would be more than `MAX_FRAMES`.
+        ValueError: the video would have more than `MAX_FRAMES` frames.
     """
     times = np.asarray(keyframes.times, np.float64)
     duration = times[-1] - times[0]
@@ -57,80 +61,88 @@ def interpolate(keyframes: Keyframes, fps: float) -> np.ndarray:
             f"keyframes span {duration:g} s, at {fps:g} frames a second more than {MAX_FRAMES} frames; "
             "times are in seconds"
         )
-    return resample(keyframes, np.linspace(times[0], times[-1], round(duration * fps) + 1))
+    return interpolate_at(keyframes, np.linspace(times[0], times[-1], round(duration * fps) + 1))
 
 
-def resample(keyframes: Keyframes, times: np.ndarray) -> np.ndarray:
-    """Poses [M, 3, 4] at `times` [M], which lie between the first and the last keyframe's."""
+def interpolate_at(keyframes: Keyframes, times: np.ndarray) -> np.ndarray:
+    """Interpolates keyframes at `times` [M] within their range; returns poses [M, 3, 4]."""
     key_times, poses = np.asarray(keyframes.times, np.float64), np.asarray(keyframes.poses, np.float64)
     if len(key_times) == 1:
         return np.repeat(poses, len(times), axis=0)
-    rotations = _rotations(_quaternions(poses[:, :, :3]))
-    centres, durations = poses[:, :, 3], np.diff(key_times)
-    turns = _rotation_vectors(np.swapaxes(rotations[:-1], -1, -2) @ rotations[1:])  # [K-1, 3] in the camera's frame
-    piece = np.clip(np.searchsorted(key_times, times, side="right") - 1, 0, len(durations) - 1)  # [M]
-    u = ((times - key_times[piece]) / durations[piece])[:, None]
+    rotations, centres, durations = _nearest_rotations(poses[:, :, :3]), poses[:, :, 3], np.diff(key_times)
+    segment = np.clip(np.searchsorted(key_times, times, side="right") - 1, 0, len(durations) - 1)  # [M]
+    u = ((times - key_times[segment]) / durations[segment])[:, None]  # [M, 1], 0 to 1 within its segment
     return np.concatenate(
-        [_rotate(rotations, turns, durations, piece, u), _move(centres, durations, piece, u)[..., None]], axis=-1
+        [
+            _interpolate_rotations(rotations, durations, segment, u),
+            _interpolate_centres(centres, durations, segment, u)[..., None],
+        ],
+        axis=-1,
     )
 
 
-def _velocities(means: np.ndarray, durations: np.ndarray) -> np.ndarray:
-    """Velocities [K, 3] at keyframes, from mean velocities [K-1, 3] between them and durations [K-1].
+def _keyframe_velocities(mean_velocities: np.ndarray, durations: np.ndarray) -> np.ndarray:
+    """Computes velocities [K, 3] at keyframes from the mean velocities [K-1, 3] and durations [K-1] between them.
 
-    Inside, that of the parabola through a keyframe and its two neighbours, no faster than `FASTEST` times the slower
-    side: a camera that stands still between two keyframes does not creep. At the ends, that which makes the motion
-    begin and end without acceleration.
+    At an inner keyframe: that of the parabola through it and its two neighbours, at most `MAX_SPEED_RATIO` times the
+    slower side's, so that a camera that rests between two keyframes does not move. At the ends: zero acceleration.
     """
-    if len(means) == 1:
-        return np.repeat(means, 2, axis=0)
+    if len(mean_velocities) == 1:
+        return np.repeat(mean_velocities, 2, axis=0)
     before, after = durations[:-1, None], durations[1:, None]
-    inner = (after * means[:-1] + before * means[1:]) / (before + after)
-    slower = np.minimum(np.linalg.norm(means[:-1], axis=-1), np.linalg.norm(means[1:], axis=-1))
-    speed = np.linalg.norm(inner, axis=-1)
-    inner = inner * (np.minimum(speed, FASTEST * slower) / np.maximum(speed, np.finfo(float).tiny))[:, None]
-    return np.concatenate([[1.5 * means[0] - 0.5 * inner[0]], inner, [1.5 * means[-1] - 0.5 * inner[-1]]])
+    inner = (after * mean_velocities[:-1] + before * mean_velocities[1:]) / (before + after)
+    speeds = np.linalg.norm(mean_velocities, axis=-1)
+    speed, limit = np.linalg.norm(inner, axis=-1), MAX_SPEED_RATIO * np.minimum(speeds[:-1], speeds[1:])
+    inner = inner * (np.minimum(speed, limit) / np.maximum(speed, np.finfo(float).tiny))[:, None]
+    first, last = 1.5 * mean_velocities[0] - 0.5 * inner[0], 1.5 * mean_velocities[-1] - 0.5 * inner[-1]
+    return np.concatenate([[first], inner, [last]])
 
 
-def _basis(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _cumulative_bernstein(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The cumulative Bernstein polynomials of degree 3; their slopes are 3, 0, 0 at u = 0 and 0, 0, 3 at u = 1."""
     return 1 - (1 - u) ** 3, u * u * (3 - 2 * u), u**3
 
 
-def _move(centres: np.ndarray, durations: np.ndarray, piece: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Centres [M, 3] at the part u [M, 1] of pieces [M]."""
+def _interpolate_centres(centres: np.ndarray, durations: np.ndarray, segment: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Interpolates centres [K, 3] at u [M, 1] of segments [M]; returns [M, 3]."""
     steps = np.diff(centres, axis=0)
-    velocities = _velocities(steps / durations[:, None], durations)
-    first, last = (velocities[k] * durations[piece, None] / 3 for k in (piece, piece + 1))
-    b1, b2, b3 = _basis(u)
-    inside = centres[piece] + b1 * first + b2 * (steps[piece] - first - last) + b3 * last
-    # Only rounding keeps the sum from the keyframe itself.
-    return np.where(u >= 1, centres[piece + 1], inside)
+    velocities = _keyframe_velocities(steps / durations[:, None], durations)
+    first, last = (velocities[k] * durations[segment, None] / 3 for k in (segment, segment + 1))
+    b1, b2, b3 = _cumulative_bernstein(u)
+    inside = centres[segment] + b1 * first + b2 * (steps[segment] - first - last) + b3 * last
+    # At u = 1 the sum equals the keyframe but for rounding.
+    return np.where(u >= 1, centres[segment + 1], inside)
 
 
-def _rotate(
-    rotations: np.ndarray, turns: np.ndarray, durations: np.ndarray, piece: np.ndarray, u: np.ndarray
+def _interpolate_rotations(
+    rotations: np.ndarray, durations: np.ndarray, segment: np.ndarray, u: np.ndarray
 ) -> np.ndarray:
-    """Rotations [M, 3, 3] at the part u [M, 1] of pieces [M]; the same construction as `_move`'s, with products."""
-    # The axis of a turn is the same seen before and after it, so both sides of a keyframe can be averaged.
-    velocities = _velocities(turns / durations[:, None], durations)
+    """Interpolates rotations [K, 3, 3] at u [M, 1] of segments [M]; as `_interpolate_centres`, but with products."""
+    # In the camera's frame, [K-1, 3]. A turn's axis is the same before and after it, so velocities can be averaged.
+    turns = _rotation_to_vector(np.swapaxes(rotations[:-1], -1, -2) @ rotations[1:])
+    velocities = _keyframe_velocities(turns / durations[:, None], durations)
     first, last = velocities[:-1] * durations[:, None] / 3, velocities[1:] * durations[:, None] / 3
-    between = np.swapaxes(rotations[:-1] @ _turned(first), -1, -2) @ rotations[1:] @ _turned(-last)
-    middle = _rotation_vectors(between)
-    # A turn and one that is longer by a full circle end alike; take the one that the sum of the parts asks for.
+    after_first = rotations[:-1] @ _vector_to_rotation(first)
+    middle = _rotation_to_vector(np.swapaxes(after_first, -1, -2) @ rotations[1:] @ _vector_to_rotation(-last))
+    # Turns that differ by full circles end alike; take the one that is closest to `turns - first - last`.
     angle = np.linalg.norm(middle, axis=-1, keepdims=True)
     axis = middle / np.maximum(angle, np.finfo(float).tiny)
     wanted = np.sum((turns - first - last) * axis, axis=-1, keepdims=True)
     middle = axis * (angle + 2 * np.pi * np.round((wanted - angle) / (2 * np.pi)))
-    b1, b2, b3 = _basis(u)
-    parts = _turned(b1 * first[piece]) @ _turned(b2 * middle[piece]) @ _turned(b3 * last[piece])
-    return rotations[piece] @ parts
+    b1, b2, b3 = _cumulative_bernstein(u)
+    r1, r2, r3 = (_vector_to_rotation(b * part[segment]) for b, part in ((b1, first), (b2, middle), (b3, last)))
+    return rotations[segment] @ (r1 @ r2 @ r3)
 
 
-def _quaternions(rotations: np.ndarray) -> np.ndarray:
-    """Unit quaternions [..., 4], real part first, of rotations [..., 3, 3]; of nearly rotations, one close by."""
+def _nearest_rotations(matrices: np.ndarray) -> np.ndarray:
+    """Rotations [..., 3, 3] close to matrices [..., 3, 3] that are rotations but for rounding."""
+    return _quaternion_to_rotation(_rotation_to_quaternion(matrices))
+
+
+def _rotation_to_quaternion(rotations: np.ndarray) -> np.ndarray:
+    """Converts rotations [..., 3, 3] to unit quaternions [..., 4], real part first."""
     (a, b, c), (d, e, f), (g, h, i) = np.moveaxis(np.asarray(rotations, np.float64), [-2, -1], [0, 1])
-    # Four times the outer product q q^T. Any row gives q; the one with the largest diagonal is not close to zero.
+    # Four times q q^T: each row is a multiple of q, and the one with the largest diagonal element is not close to zero.
     outer = np.stack(
         [
             np.stack([1 + a + e + i, h - f, c - g, d - b], axis=-1),
@@ -145,8 +157,8 @@ def _quaternions(rotations: np.ndarray) -> np.ndarray:
     return row / np.linalg.norm(row, axis=-1, keepdims=True)
 
 
-def _rotations(quaternions: np.ndarray) -> np.ndarray:
-    """Rotations [..., 3, 3] of unit quaternions [..., 4]."""
+def _quaternion_to_rotation(quaternions: np.ndarray) -> np.ndarray:
+    """Converts unit quaternions [..., 4] to rotations [..., 3, 3]."""
     w, x, y, z = np.moveaxis(quaternions, -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -156,17 +168,17 @@ def _rotations(quaternions: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _rotation_vectors(rotations: np.ndarray) -> np.ndarray:
-    """Axis times angle [..., 3] of rotations [..., 3, 3], the shorter way round: at most half a circle."""
-    quaternions = _quaternions(rotations)
-    # A quaternion and its negative are one rotation.
+def _rotation_to_vector(rotations: np.ndarray) -> np.ndarray:
+    """Converts rotations [..., 3, 3] to axis times angle [..., 3], angle at most pi."""
+    quaternions = _rotation_to_quaternion(rotations)
+    # A quaternion and its negative are the same rotation.
     quaternions = np.where(quaternions[..., :1] < 0, -quaternions, quaternions)
     sine = np.linalg.norm(quaternions[..., 1:], axis=-1, keepdims=True)
     angle = 2 * np.arctan2(sine, quaternions[..., :1])
     return quaternions[..., 1:] * np.where(sine > 0, angle / np.maximum(sine, np.finfo(float).tiny), 2.0)
 
 
-def _turned(vectors: np.ndarray) -> np.ndarray:
-    """Rotations [..., 3, 3] about axes by angles, given as axis times angle [..., 3]."""
+def _vector_to_rotation(vectors: np.ndarray) -> np.ndarray:
+    """Converts axis times angle [..., 3] to rotations [..., 3, 3]."""
     half = np.linalg.norm(vectors, axis=-1, keepdims=True) / 2
-    return _rotations(np.concatenate([np.cos(half), np.sinc(half / np.pi) / 2 * vectors], axis=-1))
+    return _quaternion_to_rotation(np.concatenate([np.cos(half), np.sinc(half / np.pi) / 2 * vectors], axis=-1))

@@ -1,16 +1,15 @@
-"""Camera poses: averages, re-centring, paths for videos and axis conventions. Numpy only.
+"""Camera poses: axis conventions, checks, averages, recentring. NumPy only.
 
-A pose is a camera-to-world matrix [3, 4]: three columns for the camera's axes in the world, one for its centre.
-The package keeps to OpenGL's axes; only the loaders and the conversions below know others:
+A pose is a camera-to-world matrix [3, 4]: three columns for the camera's axes in the world, one for its centre. The
+package uses OpenGL's axes; loaders convert from other conventions with the functions below:
 
     convention                         column 0   column 1   column 2
     OpenGL, Blender, this package      right      up         back
     OpenCV, COLMAP                     right      down       forward
     LLFF (poses_bounds.npy)            down       right      back
 
-All of them are right-handed, so the conversions keep the determinant at +1. COLMAP stores world-to-camera matrices:
-apply `invert` as well. Functions take [..., 3, 4] arrays and leave their arguments alone. They compute in float64, but
-for averaging and recentering, which keep the precision of their argument: see `recenter`.
+All are right-handed. COLMAP stores world-to-camera matrices: apply `invert` as well. Functions do not change their
+arguments. They compute in float64, except `average_pose` and `recenter`, which keep the precision of their argument.
 """
 
 from __future__ import annotations
@@ -19,34 +18,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# How far lengths and products of a camera's axes may be from a rotation's 1 and 0: files of 3 decimals pass, and
-# distances along rays are wrong by a hundredth at most.
+# How far the lengths and dot products of a camera's axes may be from 1 and 0: files with 3 decimals pass, and
+# distances along rays are wrong by at most 1 %.
 RIGID_TOLERANCE = 1e-2
-# Farthest that a camera may be from the origin, in scene units: squares of it are far from float32's limits.
-FARTHEST = 1e9
+# Largest coordinate of a camera, in scene units: its square is far below float32's limit.
+MAX_COORDINATE = 1e9
 
 
 def require_rigid(poses: np.ndarray, names: Sequence[str]) -> None:
-    """Checks that poses [N, 3, 4] are a camera's: a rotation, and a centre within reach.
+    """Checks that poses are finite, not too far away, and their axes a rotation.
 
     Args:
-        poses: the poses.
-        names: [N] what to call each.
+        poses: [N, 3, 4].
+        names: [N] names of the poses in messages.
 
     Raises:
-        ValueError: one is not; the message begins with its name.
+        ValueError: a pose fails the check; the message begins with its name.
     """
     for pose, name in zip(np.asarray(poses, np.float64), names, strict=True):
-        problem = _what_is_not_rigid(pose)
+        problem = _find_problem(pose)
         if problem:
             raise ValueError(f"{name}: {problem}")
 
 
-def _what_is_not_rigid(pose: np.ndarray) -> str | None:
+def _find_problem(pose: np.ndarray) -> str | None:
     if not np.all(np.isfinite(pose)):
         return "the pose holds NaN or infinity"
-    if np.abs(pose).max() > FARTHEST:
-        return f"the pose holds {np.abs(pose).max():g}; coordinates beyond {FARTHEST:g} are too large to compute with"
+    largest = np.abs(pose).max()
+    if largest > MAX_COORDINATE:
+        return f"the pose holds {largest:g}; coordinates beyond {MAX_COORDINATE:g} are too large to compute with"
     axes = pose[:, :3]
     lengths, products = np.linalg.norm(axes, axis=0), axes.T @ axes
     if np.abs(lengths - 1).max() > RIGID_TOLERANCE:
@@ -62,10 +62,10 @@ def _what_is_not_rigid(pose: np.ndarray) -> str | None:
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [..., 3] at length one.
+    """Scales vectors [..., 3] to length 1.
 
     Raises:
-        ValueError: one of them has length zero (the original returned NaN).
+        ValueError: a vector has length zero (the original returned NaN).
     """
     vectors = np.asarray(vectors)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -75,7 +75,7 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def look_at(back: np.ndarray, up: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """The pose [3, 4] of a camera at `centre` [3] that looks along `-back` [3], its up near `up` [3]."""
+    """Makes the pose [3, 4] of a camera at `centre` [3] that looks along `-back` [3], its y axis close to `up` [3]."""
     z = normalise(back)
     x = normalise(np.cross(up, z))
     y = normalise(np.cross(z, x))
@@ -83,14 +83,14 @@ def look_at(back: np.ndarray, up: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def invert(poses: np.ndarray) -> np.ndarray:
-    """Rigid inverse of [..., 3, 4] poses: camera-to-world to world-to-camera and back."""
+    """Inverts rigid transforms [..., 3, 4]: camera-to-world to world-to-camera and back."""
     poses = np.asarray(poses, np.float64)
     rotation = np.swapaxes(poses[..., :3, :3], -1, -2)
     return np.concatenate([rotation, -rotation @ poses[..., :3, 3:]], axis=-1)
 
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """`outer @ inner` for [..., 3, 4] transforms whose missing last row is (0, 0, 0, 1)."""
+    """Multiplies transforms [..., 3, 4] whose last row (0, 0, 0, 1) is left out: `outer @ inner`."""
     outer, inner = np.asarray(outer, np.float64), np.asarray(inner, np.float64)
     rotation = outer[..., :3, :3] @ inner[..., :3, :3]
     centre = outer[..., :3, :3] @ inner[..., :3, 3:] + outer[..., :3, 3:]
@@ -98,16 +98,16 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 
 def average_pose(poses: np.ndarray) -> np.ndarray:
-    """The pose [3, 4] at the mean centre of `poses` [N, 3, 4] that looks along the sum of their viewing directions."""
+    """Averages `poses` [N, 3, 4]: the pose [3, 4] at their mean centre that looks along their mean direction."""
     back = normalise(poses[:, :3, 2].sum(axis=0))
     return look_at(back, poses[:, :3, 1].sum(axis=0), poses[:, :3, 3].mean(axis=0))
 
 
 def recenter(poses: np.ndarray) -> np.ndarray:
-    """Moves the world so that the average of `poses` [N, 3, 4] is the identity; returns the moved [N, 3, 4].
+    """Moves the world so that the average of `poses` [N, 3, 4] becomes the identity; returns the moved poses.
 
-    Poses in float32 give, bit for bit, the poses that the original trained with: it averages in single precision and
-    inverts that average, not quite a rotation, in double. NDC magnifies the difference of one rounding until it shows.
+    As the original, bit for bit, for float32 poses: the average is taken in single precision and inverted, although not
+    exactly a rotation, in double. Under NDC a difference of one rounding is visible.
     """
     average = np.eye(4)
     average[:3] = average_pose(poses)
@@ -115,49 +115,49 @@ def recenter(poses: np.ndarray) -> np.ndarray:
 
 
 def nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
-    """The point [3] nearest, in least squares, to the optical axes of `poses` [N, 3, 4].
+    """Finds the point [3] closest, in least squares, to the optical axes of `poses` [N, 3, 4].
 
     Raises:
         ValueError: the optical axes are parallel.
     """
     directions, centres = poses[:, :3, 2:3], poses[:, :3, 3:4]
-    # Takes a point to its offset from an axis: a projection, so that A^T A = A but for rounding.
+    # The projection of a point onto the plane at right angles to an axis, so A^T A = A but for rounding.
     off_axis = np.eye(3) - directions @ np.swapaxes(directions, -1, -2)
     normal = (np.swapaxes(off_axis, -1, -2) @ off_axis).mean(axis=0)
-    # Beyond this, single precision in the pose file alone moves the point by more than the scene's size.
+    # Beyond this, rounding of the pose file to single precision moves the point by more than the scene's size.
     if np.linalg.cond(normal) > 1e7:
         raise ValueError("spherify needs cameras that look at a common point, but their optical axes are parallel")
     return np.linalg.solve(normal, (off_axis @ centres).mean(axis=0))[:, 0]
 
 
 def sphere_frame(poses: np.ndarray) -> np.ndarray:
-    """The frame [3, 4] that `spherify` takes `poses` [N, 3, 4] into: the point they look at, z towards them (or up)."""
+    """Finds the frame [3, 4] of `spherify`: origin where `poses` [N, 3, 4] look, z from there to the cameras."""
     poses = np.asarray(poses, np.float64)[:, :3, :4]
     origin = nearest_point_to_axes(poses)
     offsets = poses[:, :, 3] - origin
     z = offsets.mean(axis=0)
     if np.linalg.norm(z) < 1e-6 * np.linalg.norm(offsets, axis=-1).mean():
-        z = poses[:, :, 1].mean(axis=0)  # a level circle has no middle direction but for rounding: its up
+        z = poses[:, :, 1].mean(axis=0)  # a level circle has no mean direction: its up
     z = normalise(z)
-    # Any direction that is not parallel to z would do; this is the original's.
+    # The original's constant; any direction that is not parallel to z would do.
     x = normalise(np.cross([0.1, 0.2, 0.3], z))
     return np.stack([x, normalise(np.cross(z, x)), z, origin], axis=-1)
 
 
 def spherify(poses: np.ndarray) -> tuple[np.ndarray, float]:
-    """Brings cameras around an object onto the unit sphere, as the original's --spherify does.
+    """Moves and scales cameras around an object to the unit sphere, as the original's --spherify.
 
-    The point they look at becomes the origin, the mean direction from there to the cameras becomes z, and the scale
-    is such that the root mean square distance of the centres is 1.
+    The point they look at becomes the origin, the mean direction from there to the cameras becomes z, and the root mean
+    square distance of the centres becomes 1.
 
     Args:
         poses: [N, 3, 4].
 
     Returns:
-        The poses [N, 3, 4], and the scale that other lengths (the depth bounds) are to be multiplied by.
+        The new poses [N, 3, 4], and the factor for other lengths such as the depth bounds.
 
     Raises:
-        ValueError: the optical axes are parallel (a single camera's included).
+        ValueError: the optical axes are parallel, or there is one camera only.
     """
     poses = np.asarray(poses, np.float64)[:, :3, :4]
     moved = compose(invert(sphere_frame(poses)), poses)
@@ -166,123 +166,24 @@ def spherify(poses: np.ndarray) -> tuple[np.ndarray, float]:
     return moved, float(scale)
 
 
-def spiral_path(
-    poses: np.ndarray, near: float, far: float, frames: int = 120, turns: int = 2, zrate: float = 0.5
-) -> np.ndarray:
-    """A spiral around the average of forward-facing cameras, all frames looking at one point.
-
-    Its radii are the 90th percentile of the centres' distances along each axis, so `poses` should be recentred. The
-    distance of that point is the harmonic mean of .9 `near` and 5 `far`, weighted 1 to 3, as in the original.
-
-    Args:
-        poses: [N, 3, 4].
-        near, far: least and greatest depth in the scene, in the units of `poses`.
-        frames: length of the path.
-        turns: times around.
-        zrate: swings along the optical axis for each turn.
-
-    Returns:
-        [frames, 3, 4]; the path closes when turns * zrate is a whole number.
-    """
-    poses = np.asarray(poses, np.float64)
-    middle = average_pose(poses)
-    up = normalise(poses[:, :3, 1].sum(axis=0))
-    focus = 1.0 / (0.25 / (0.9 * near) + 0.75 / (5.0 * far))
-    target = middle @ np.array([0.0, 0.0, -focus, 1.0])
-    radii = np.percentile(np.abs(poses[:, :3, 3]), 90, axis=0)
-    theta = np.linspace(0.0, 2.0 * np.pi * turns, frames, endpoint=False)
-    offsets = np.stack([np.cos(theta), -np.sin(theta), -np.sin(theta * zrate)], axis=-1) * radii
-    centres = offsets @ middle[:, :3].T + middle[:, 3]
-    return np.stack([look_at(centre - target, up, centre) for centre in centres])
-
-
-def circle_path(poses: np.ndarray, frames: int = 120) -> np.ndarray:
-    """A circle around z for spherified `poses` [N, 3, 4], on the unit sphere at their mean height.
-
-    Its up is z, and its last frame repeats the first, as in the original; returns [frames, 3, 4].
-    """
-    height = np.asarray(poses, np.float64)[:, 2, 3].mean()
-    # Spherified poses have |height| <= 1; rounding alone could make the difference negative.
-    radius = np.sqrt(max(0.0, 1.0 - height**2))
-    theta = np.linspace(0.0, 2.0 * np.pi, frames)
-    centres = np.stack([radius * np.cos(theta), radius * np.sin(theta), np.full(frames, height)], axis=-1)
-    z = normalise(centres)
-    x = normalise(np.cross(z, [0.0, 0.0, -1.0]))
-    return np.stack([x, normalise(np.cross(z, x)), z, centres], axis=-1)
-
-
-def spherical_pose(theta: float, phi: float, radius: float) -> np.ndarray:
-    """A pose [3, 4] that looks at the origin from a sphere, the world's z up, as in the Blender scenes.
-
-    Args:
-        theta: degrees around z.
-        phi: degrees of elevation, negative above the horizon.
-        radius: distance from the origin.
-    """
-    theta, phi = np.deg2rad(theta), np.deg2rad(phi)
-    around = np.array([[np.cos(theta), 0, -np.sin(theta)], [0, 1, 0], [np.sin(theta), 0, np.cos(theta)]])
-    tilt = np.array([[1, 0, 0], [0, np.cos(phi), -np.sin(phi)], [0, np.sin(phi), np.cos(phi)]])
-    y_up_to_z_up = np.array([[-1.0, 0, 0], [0, 0, 1], [0, 1, 0]])
-    rotation = y_up_to_z_up @ around @ tilt
-    return np.concatenate([rotation, radius * rotation[:, 2:]], axis=-1)
-
-
-def orbit_path(frames: int = 40, phi: float = -30.0, radius: float = 4.0) -> np.ndarray:
-    """A full turn of `spherical_pose`s, [frames, 3, 4]; the defaults are the original's for Blender scenes."""
-    return np.stack(
-        [spherical_pose(theta, phi, radius) for theta in np.linspace(-180.0, 180.0, frames, endpoint=False)]
-    )
-
-
-def orbit_around(poses: np.ndarray, frames: int = 120) -> np.ndarray:
-    """A circle around what cameras look at, at their mean distance and elevation, all frames looking at it.
-
-    Up is the direction that the cameras' horizontal axes are most nearly at right angles to, so that it is exact where
-    no camera is rolled. The circle begins beside the first camera and goes the way of `orbit_path`.
-
-    Args:
-        poses: [N, 3, 4] of cameras that surround something.
-        frames: length of the path.
-
-    Returns:
-        [frames, 3, 4]; the frame after the last would be the first.
-
-    Raises:
-        ValueError: the optical axes are parallel.
-    """
-    poses = np.asarray(poses, np.float64)
-    centre = nearest_point_to_axes(poses)
-    up = np.linalg.svd(poses[:, :, 0])[2][-1]
-    up = up * np.sign(np.sum(poses[:, :, 1] @ up) or 1.0)
-    offsets = poses[:, :, 3] - centre
-    distances = np.linalg.norm(offsets, axis=-1)
-    elevation = np.mean(np.arcsin(np.clip(offsets @ up / np.maximum(distances, 1e-12), -1.0, 1.0)))
-    x = normalise(np.cross(poses[0, :, 0], up))
-    theta = np.linspace(0.0, 2.0 * np.pi, frames, endpoint=False)[:, None]
-    around = np.cos(theta) * x + np.sin(theta) * np.cross(x, up)
-    back = np.cos(elevation) * around + np.sin(elevation) * up
-    return np.stack([look_at(b, up, centre + distances.mean() * b) for b in back])
-
-
 def llff_to_opengl(poses: np.ndarray) -> np.ndarray:
-    """[down, right, back] to [right, up, back] for [..., 3 or 4, 4] poses."""
+    """Converts poses [..., 3 or 4, 4] from [down, right, back] to [right, up, back]."""
     poses = np.asarray(poses)
     return np.concatenate([poses[..., 1:2], -poses[..., 0:1], poses[..., 2:]], axis=-1)
 
 
 def opengl_to_llff(poses: np.ndarray) -> np.ndarray:
-    """[right, up, back] to [down, right, back] for [..., 3 or 4, 4] poses."""
+    """Converts poses [..., 3 or 4, 4] from [right, up, back] to [down, right, back]."""
     poses = np.asarray(poses)
     return np.concatenate([-poses[..., 1:2], poses[..., 0:1], poses[..., 2:]], axis=-1)
 
 
 def opengl_to_opencv(poses: np.ndarray) -> np.ndarray:
-    """[right, up, back] to [right, down, forward] for [..., 3 or 4, 4] camera-to-world poses."""
+    """Converts poses [..., 3 or 4, 4] from [right, up, back] to [right, down, forward]."""
     poses = np.asarray(poses)
     return np.concatenate([poses[..., 0:1], -poses[..., 1:3], poses[..., 3:]], axis=-1)
 
 
 def opencv_to_opengl(poses: np.ndarray) -> np.ndarray:
-    """[right, down, forward] to [right, up, back] for [..., 3 or 4, 4] camera-to-world poses."""
-    # Turning two axes around undoes itself.
+    """Converts poses [..., 3 or 4, 4] from [right, down, forward] to [right, up, back]."""
     return opengl_to_opencv(poses)

@@ -1,7 +1,7 @@
-"""Rays: from pixels, and into normalised device coordinates.
+"""Rays through pixels, in the world and in normalised device coordinates (NDC).
 
-Axes are OpenGL's throughout: in a camera's own frame x points right, y up and z backwards, so a ray through
-the image centre has direction (0, 0, -1).
+Axes are OpenGL's: in a camera's frame x points right, y up and z back, so the ray through the image centre has
+direction (0, 0, -1).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import tensorflow as tf
 
 from nerf_tf.geometry.camera import Camera
 
-# Forward-facing scenes are scaled by their loader so that everything lies beyond z = -1 (see data/llff.py).
+# The LLFF loader scales forward-facing scenes so that everything lies beyond z = -1.
 NDC_NEAR = 1.0
 
 
 class Rays(NamedTuple):
-    """A batch of rays; a point on one is `origins + t * directions` for t in [near, far].
+    """A batch of rays; the points of a ray are `origins + t * directions` for t in [near, far].
 
     Attributes:
         origins: [..., 3].
-        directions: [..., 3], NOT unit length: in metric scenes their z component in the camera's frame is -1, so
-            that t is depth along the optical axis.
-        viewdirs: [..., 3], unit length, taken before any move to NDC: what colour depends on.
-        near, far: [..., 1], range of t.
+        directions: [..., 3], NOT unit length: in metric scenes z is -1 in the camera's frame, so t is depth along the
+            optical axis.
+        viewdirs: [..., 3] view directions that colour depends on: unit length, in the world even under NDC.
+        near, far: [..., 1] range of t.
     """
 
     origins: tf.Tensor
@@ -35,12 +35,12 @@ class Rays(NamedTuple):
 
 
 def pixel_rays(camera: Camera, c2w: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Rays through the top left corners of pixels; the original adds no half pixel, and neither do we.
+    """Computes rays through the top left corners of pixels; as the original, without half a pixel's offset.
 
     Args:
-        camera: its fx, fy, cx, cy may also be tensors [...] of one value for each ray.
-        c2w: [..., 3, 4] or [..., 4, 4] camera-to-world matrices, one for all rays or one for each.
-        rows, cols: [...] pixel coordinates, of any number type.
+        camera: the camera; fx, fy, cx, cy may be tensors [...] with one value per ray.
+        c2w: [..., 3, 4] or [..., 4, 4] camera-to-world matrices, one for all rays or one per ray.
+        rows, cols: [...] pixel coordinates, of any numeric type.
 
     Returns:
         origins [..., 3] and directions [..., 3] in the world; directions have z = -1 in the camera's frame.
@@ -50,22 +50,22 @@ def pixel_rays(camera: Camera, c2w: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor)
     in_camera = tf.stack(
         [(cols - camera.cx) / camera.fx, -(rows - camera.cy) / camera.fy, -tf.ones_like(cols)], axis=-1
     )
-    # A sum of products, not a matmul: the same rounding as the original, and TF32 on a GPU cannot touch it.
+    # A sum of products, not a matmul: the original's rounding, and never TF32 on a GPU.
     directions = tf.reduce_sum(in_camera[..., None, :] * c2w[..., :3, :3], axis=-1)
     origins = tf.broadcast_to(c2w[..., :3, 3], tf.shape(directions))
     return origins, tf.ensure_shape(directions, origins.shape)
 
 
 def ndc_rays(camera: Camera, near: float, origins: tf.Tensor, directions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Moves rays into normalised device coordinates (paper, appendix C).
+    """Converts rays to normalised device coordinates (paper, appendix C).
 
-    Origins first slide to the plane z = -near, which becomes t = 0; infinity becomes t = 1. A step in t is then a
-    step in inverse depth. Only for cameras that look along -z: a ray with direction z >= 0 has no image.
+    Origins first move along their rays to the plane z = -near. In NDC t = 0 is this plane, t = 1 infinity, and t is
+    linear in inverse depth. Only rays with direction z < 0 can be converted.
 
     Args:
-        camera: its fx, fy, height and width define the frustum.
+        camera: fx, fy, height and width define the frustum.
         near: distance of the near plane, > 0.
-        origins, directions: [..., 3] in world coordinates.
+        origins, directions: [..., 3] in the world.
 
     Returns:
         origins [..., 3] and directions [..., 3] in NDC.
@@ -92,14 +92,14 @@ def finish_rays(
     ndc: bool,
     viewdirs: tf.Tensor | None = None,
 ) -> Rays:
-    """Completes world-space rays: unit viewdirs first, then NDC where wanted, then the range of t.
+    """Completes rays: unit viewdirs, NDC where wanted, range of t.
 
     Args:
-        camera: the camera that the rays came from; only NDC looks at it.
-        origins, directions: [..., 3] in world coordinates.
+        camera: the camera of the rays; used under NDC only.
+        origins, directions: [..., 3] in the world.
         near, far: range of t; (0, 1) under NDC.
-        ndc: whether the rays move to NDC.
-        viewdirs: [..., 3] directions that colour shall see instead of `directions`, of any length.
+        ndc: whether to convert the rays to NDC.
+        viewdirs: [..., 3] view directions of any length, if not `directions`.
     """
     viewdirs = directions if viewdirs is None else viewdirs
     viewdirs = viewdirs / tf.linalg.norm(viewdirs, axis=-1, keepdims=True)
@@ -118,14 +118,14 @@ def image_rays(
     pixels: tf.Tensor | None = None,
     c2w_viewdirs: tf.Tensor | None = None,
 ) -> Rays:
-    """Rays of an image's pixels, [R, ...].
+    """Computes the rays [R, ...] of an image's pixels.
 
     Args:
         camera: the camera.
         c2w: [3, 4] its pose.
         near, far, ndc: as in `finish_rays`.
-        pixels: [R] pixels to take, counted along rows from the top left; all H*W by default.
-        c2w_viewdirs: [3, 4] another pose to take viewdirs from: a camera that stands still while highlights move.
+        pixels: [R] numbers of pixels, row by row from the top left; all H*W by default.
+        c2w_viewdirs: [3, 4] another pose for the view directions: highlights move while the camera stands still.
     """
     if pixels is None:
         pixels = tf.range(camera.height * camera.width)

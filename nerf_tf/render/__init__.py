@@ -1,1 +1,1 @@
-"""Rays -> pixels -> files. Fields arrive as callables; nothing here imports `nerf_tf.field`."""
+"""Rays -> pixels. Fields arrive as callables; nothing here imports `nerf_tf.field`."""

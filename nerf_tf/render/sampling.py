@@ -1,28 +1,28 @@
-"""Where along a ray to sample (paper, section 4, equation 2, and section 5.2)."""
+"""Sampling along rays: stratified (paper, section 4, equation 2) and by importance (section 5.2)."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-# Keeps a ray without any weight from dividing by zero: its distribution becomes uniform.
+# Added to each weight, as in the original: a ray without weight is sampled uniformly instead of dividing by zero.
 MIN_WEIGHT = 1e-5
-# Flatter stretches of the cdf hold no sample worth interpolating; the original treats their slope as 1.
+# Smaller steps of the cdf count as 1, as in the original: there is nothing to interpolate.
 MIN_CDF_STEP = 1e-5
 
 
 def stratified_t_vals(
     near: tf.Tensor, far: tf.Tensor, N_samples: int, lindisp: bool = False, u: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Samples of t, one in each of N_samples strata (paper, equation 2).
+    """Samples t once in each of N_samples strata (paper, equation 2).
 
-    The strata are the original's: bounded by the midpoints between evenly spaced values, so the first and the last
+    As the original: the strata's bounds are the midpoints of evenly spaced values, so the first and the last stratum
     are half as wide as the others.
 
     Args:
         near, far: [R, 1] range of t.
-        N_samples: number S of samples on a ray.
-        lindisp: space samples evenly in 1/t rather than in t.
-        u: [R, S] in [0, 1), position within each stratum; None: the evenly spaced values themselves.
+        N_samples: number S of samples per ray.
+        lindisp: space samples evenly in 1/t instead of t.
+        u: [R, S] in [0, 1), position within each stratum; None: the evenly spaced values, without jitter.
 
     Returns:
         [R, S], ascending.
@@ -38,35 +38,34 @@ def stratified_t_vals(
 
 
 def midpoints(t_vals: tf.Tensor) -> tf.Tensor:
-    """What lies half way between neighbours of samples [R, S]: [R, S-1]."""
+    """Returns the midpoints [R, S-1] between neighbours of `t_vals` [R, S]."""
     return 0.5 * (t_vals[..., 1:] + t_vals[..., :-1])
 
 
 def add_fine_samples(t_vals: tf.Tensor, weights: tf.Tensor, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Adds samples where the coarse ones found something (paper, section 5.2).
+    """Adds samples where the weights of the coarse ones are large (paper, section 5.2).
 
-    The bins to draw from lie between the midpoints of the coarse samples, so the first and the last weight count for
-    nothing.
+    The bins are bounded by the midpoints of the coarse samples, so the first and the last weight do not count.
 
     Args:
         t_vals: [R, S] the coarse samples, ascending; S >= 3.
-        weights: [R, S] what each contributes to its pixel. No gradient flows back to them.
-        u: [R, N] in [0, 1]: which quantiles to take.
+        weights: [R, S] their weights. No gradient flows back to them.
+        u: [R, N] in [0, 1], the quantiles to take.
 
     Returns:
-        [R, S+N] all samples, ascending, and [R, N] the new ones, in the order of u.
+        [R, S+N] all samples, ascending, and [R, N] the new ones in the order of u.
     """
     new_t_vals = tf.stop_gradient(sample_pdf(midpoints(t_vals), weights[..., 1:-1], u))
     return tf.sort(tf.concat([t_vals, new_t_vals], axis=-1), axis=-1), new_t_vals
 
 
 def sample_pdf(bins: tf.Tensor, weights: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-    """Inverse transform sampling of a piecewise constant density (paper, section 5.2).
+    """Samples a piecewise constant density by inverting its cdf (paper, section 5.2).
 
     Args:
         bins: [R, M] edges, ascending.
         weights: [R, M-1] unnormalised weight of each bin, >= 0.
-        u: [R, N] in [0, 1]: which quantiles to take.
+        u: [R, N] in [0, 1], the quantiles to take.
 
     Returns:
         [R, N] samples in the order of u.

@@ -12,8 +12,9 @@ import tensorflow as tf
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.renderer import coarse_pass, fine_pass
+from nerf_tf.render.passes import coarse_pass, fine_pass
 from nerf_tf.storage.atomic import complete_file
+from nerf_tf.train.gradients import mean_squared_error
 from nerf_tf.train.step import Trainer
 
 
@@ -38,7 +39,8 @@ def replay_step(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Ten
                 result = coarse_result = coarse_pass(field, batch.rays, trainer.rendering, seed)
             else:
                 result, _ = fine_pass(field, batch.rays, coarse_result, trainer.rendering, seed)
-            loss, scaled_loss = trainer.losses(result, batch, shares)
+            loss = mean_squared_error(result.rendering.rgb, batch.rgb, shares)
+            scaled_loss = trainer.optimizer.scale_loss(loss)
         yield f"{name} t_vals", result.t_vals
         yield f"{name} raw", result.raw
         yield f"{name} rgb", result.rendering.rgb

@@ -1,10 +1,11 @@
-"""The training loop: steps, progress, reports, and what is done every so many steps."""
+"""The training loop: steps, progress, reports, events."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -17,15 +18,15 @@ from nerf_tf.train.step import StepResult, Trainer
 
 logger = logging.getLogger(__name__)
 
-# Steps that are always printed, so that a new user sees at once that something happens.
+# Steps that are always printed, so that a new user sees at once that training works.
 FIRST_STEPS = 10
 
 
 class Event(NamedTuple):
-    """Something to do every so many steps.
+    """An action every so many steps.
 
     Attributes:
-        interval: in steps; 0 for never.
+        interval: in steps; 0: never.
         action: called with the step.
         at_zero: whether step 0 counts.
     """
@@ -40,7 +41,7 @@ class Event(NamedTuple):
 
 
 class Speedometer:
-    """Rays per second since it was last read, leaving out pauses."""
+    """Measures rays per second since the last reading, without pauses."""
 
     def __init__(self) -> None:
         self._rays, self._since = 0, time.perf_counter()
@@ -49,12 +50,15 @@ class Speedometer:
         """Counts rays."""
         self._rays += rays
 
-    def leave_out(self, seconds: float) -> None:
-        """Forgets time that was spent on something else."""
-        self._since += seconds
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves out the time that a block takes."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def read(self) -> float:
-        """Rays per second, and starts over."""
+        """Returns rays per second, and starts over."""
         now = time.perf_counter()
         rate = self._rays / max(now - self._since, 1e-9)
         self._rays, self._since = 0, now
@@ -75,42 +79,51 @@ def train(
     """Trains from the trainer's step up to, but not including, N_iters.
 
     Args:
-        trainer: what to train.
-        batches: batches for the trainer's step and those after it.
-        N_iters: number of steps in all.
-        name: what the log calls the run.
-        i_print: interval in steps of printed lines and of `report`; 0 for never.
+        trainer: the trainer.
+        batches: batches from the trainer's step on.
+        N_iters: number of steps of the whole run.
+        name: the run's name in the log.
+        i_print: interval in steps of printed lines and of `report`; 0: never.
         report: called with the step, its result and the rays per second since the last call.
         events: what else to do, in this order.
         on_out_of_memory: called with the error when memory runs out; the step is repeated unless it raises.
-        watch: called after each step with the step, its batch and the counts of trouble; may raise to end the run.
+        watch: called after each step with the step, its batch and its counts; may raise to end the run.
     """
     start = int(trainer.step.numpy())
     speed = Speedometer()
     with logging_redirect_tqdm(), tqdm(total=N_iters, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
         for step, batch in zip(range(start, N_iters), batches, strict=False):
-            result = None
-            while result is None:
-                try:
-                    result = trainer.train_step(batch)
-                except tf.errors.ResourceExhaustedError as error:
-                    on_out_of_memory(error)
+            result = _take_step(trainer, batch, on_out_of_memory)
             watch(step, batch, Counts(*result.counts.numpy().tolist()))
             bar.update()
             speed.add(batch.rgb.shape[0])
-            reporting = i_print > 0 and step % i_print == 0
-            if reporting or step < FIRST_STEPS:
-                loss, psnr = float(result.loss), float(result.psnr)
+            is_report_due = i_print > 0 and step % i_print == 0
+            if is_report_due or step < FIRST_STEPS:
                 rays_per_second = speed.read()
-                bar.set_postfix_str(f"loss {loss:.4f}, psnr {psnr:.2f}, {rays_per_second:,.0f} rays/s", refresh=False)
-                seconds = batch.rgb.shape[0] / rays_per_second
-                logger.info("%s step %d psnr %.3f loss %.6f %.3f s/step", name, step, psnr, loss, seconds)
+                _print_progress(bar, name, step, result, rays_per_second, batch.rgb.shape[0])
             due = [event for event in events if event.due(step)]
-            if reporting or due:
-                float(result.loss)  # a GPU may still be at it, and its time is not a pause
-                paused = time.perf_counter()
-                if reporting:
-                    report(step, result, rays_per_second)
-                for event in due:
-                    event.action(step)
-                speed.leave_out(time.perf_counter() - paused)
+            if is_report_due or due:
+                float(result.loss)  # waits for a GPU that is still working on the step: that is no pause
+                with speed.pause():
+                    if is_report_due:
+                        report(step, result, rays_per_second)
+                    for event in due:
+                        event.action(step)
+
+
+def _take_step(
+    trainer: Trainer, batch: RayBatch, on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None]
+) -> StepResult:
+    """Takes a step; as long as memory runs out, calls `on_out_of_memory` and tries again."""
+    while True:
+        try:
+            return trainer.train_step(batch)
+        except tf.errors.ResourceExhaustedError as error:
+            on_out_of_memory(error)
+
+
+def _print_progress(bar: tqdm, name: str, step: int, result: StepResult, rays_per_second: float, rays: int) -> None:
+    """Shows loss, PSNR and speed in the progress bar and in the log."""
+    loss, psnr = float(result.loss), float(result.psnr)
+    bar.set_postfix_str(f"loss {loss:.4f}, psnr {psnr:.2f}, {rays_per_second:,.0f} rays/s", refresh=False)
+    logger.info("%s step %d psnr %.3f loss %.6f %.3f s/step", name, step, psnr, loss, rays / rays_per_second)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.storage.atomic import complete_folder
@@ -43,10 +44,7 @@ def dome_poses(count: int, radius: float, rng: np.random.Generator) -> np.ndarra
     low, high = np.sin(np.radians([8.0, 65.0]))
     height = low + (high - low) * (rng.permutation(count) + rng.uniform(size=count)) / count
     return np.stack(
-        [
-            pose_maths.spherical_pose(t - 180.0, -np.degrees(np.arcsin(h)), radius)
-            for t, h in zip(theta, height, strict=True)
-        ]
+        [paths.spherical_pose(t - 180.0, -np.degrees(np.arcsin(h)), radius) for t, h in zip(theta, height, strict=True)]
     )
 
 

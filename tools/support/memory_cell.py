@@ -20,7 +20,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.memory import planning, prediction
 from nerf_tf.memory.meter import Meter, Stage, measure
-from nerf_tf.render.renderer import RenderSettings, render_rays
+from nerf_tf.render.passes import RenderSettings, render_rays
 from nerf_tf.render.sampling import add_fine_samples, stratified_t_vals
 from nerf_tf.render.volume import volume_render
 from nerf_tf.settings.settings import Settings

@@ -10,7 +10,7 @@ import numpy as np
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import surface
+from nerf_tf.geometry.depth import find_surface
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.output import pictures, view_files
 from nerf_tf.render.renderer import Image, Renderer
@@ -155,7 +155,7 @@ class View:
         depth, acc = image.depth[::every, ::every], image.acc[::every, ::every]
         camera, stride = self.camera, self._stride * every
         intrinsics = (value / stride for value in (camera.fx, camera.fy, camera.cx, camera.cy))
-        found = surface(Camera(*acc.shape, *intrinsics), self.c2w, depth, acc, self._scene.ndc)
+        found = find_surface(Camera(*acc.shape, *intrinsics), self.c2w, depth, acc, self._scene.ndc)
         return np.nan_to_num(found.along_z, nan=np.inf)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from nerf_tf import build
 from nerf_tf.data.scene import Scene
-from nerf_tf.render.renderer import FieldFunction, Renderer
+from nerf_tf.render.passes import FieldFunction
+from nerf_tf.render.renderer import Renderer
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.train.step import Trainer

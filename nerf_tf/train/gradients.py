@@ -1,0 +1,122 @@
+"""Gradients of a batch: renders its rays, compares them with the photos, and moves nothing.
+
+The loss is the sum of both passes' mean squared errors (paper, equation 6).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.field.query import Field, rays_at_once
+from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass
+from nerf_tf.train.counts import opacities
+
+
+class StepGradients(NamedTuple):
+    """What a training step computes from a batch before it moves the weights.
+
+    Attributes:
+        losses: scalars, the mean squared error of the coarse and, if there is one, of the fine pass.
+        gradients: those of the scaled sum of the losses, in the order of the coarse and the fine network's variables.
+        opacity: [2] see `counts.opacities`, of the final pass.
+        sigma: [R, S] raw density of the final pass, of the batch's last chunk.
+    """
+
+    losses: list[tf.Tensor]
+    gradients: list[tf.Tensor]
+    opacity: tf.Tensor
+    sigma: tf.Tensor
+
+
+def batch_gradients(
+    coarse: Field,
+    fine: Field | None,
+    rendering: RenderSettings,
+    scale_loss: Callable[[tf.Tensor], tf.Tensor],
+    seed: tf.Tensor,
+    batch: RayBatch,
+) -> StepGradients:
+    """Computes the gradients of a batch, in chunks of rays if it does not fit into memory at once.
+
+    Args:
+        coarse, fine: the networks; `fine` is None when there is no fine pass.
+        rendering: how rays become colours.
+        scale_loss: multiplies a loss by the factor that its gradient shall have.
+        seed: [2] int32, determines the batch's random draws.
+        batch: R rays and their colours.
+    """
+    count, samples = batch.rgb.shape[0], rendering.N_samples + rendering.N_importance
+    field = fine or coarse
+    at_once = rays_at_once(count, samples, rendering.chunk, field.netchunk, training=True, compiled=field.compiled)
+    chunks = -(-count // at_once)
+    size = -(-count // chunks)  # as even as possible
+
+    gradients_of = functools.partial(chunk_gradients, coarse, fine, rendering, scale_loss, seed)
+    if chunks == 1:
+        return gradients_of(batch, tf.fill([count], 1.0 / count), 0)
+
+    def add_chunk(i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
+        rows = i * size + tf.range(size)
+        # The last chunk is filled up with the last ray, at no weight.
+        chunk = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
+        found = gradients_of(chunk, tf.where(rows < count, 1.0 / count, 0.0), i * size)
+        sums = tf.nest.map_structure(tf.add, sums[:3], found[:3])  # all but sigma
+        return i + 1, StepGradients(*sums, tf.ensure_shape(found.sigma, [size, samples]))
+
+    networks = [coarse] if fine is None else [coarse, fine]
+    zeros = StepGradients(
+        losses=[tf.zeros([])] * len(networks),
+        gradients=[tf.zeros_like(value) for field in networks for value in _values(field)],
+        opacity=tf.zeros([2]),
+        sigma=tf.zeros([size, samples]),
+    )
+    return tf.while_loop(lambda i, _: i < chunks, add_chunk, (0, zeros), parallel_iterations=1)[1]
+
+
+def chunk_gradients(
+    coarse: Field,
+    fine: Field | None,
+    rendering: RenderSettings,
+    scale_loss: Callable[[tf.Tensor], tf.Tensor],
+    seed: tf.Tensor,
+    chunk: RayBatch,
+    shares: tf.Tensor,
+    first_ray: tf.Tensor | int,
+) -> StepGradients:
+    """Computes the gradients of a part of a batch that fits into memory at once.
+
+    Args:
+        coarse, fine, rendering, scale_loss, seed: as in `batch_gradients`.
+        chunk: R rays of the batch and their colours.
+        shares: [R] the weight of each ray in the batch's loss.
+        first_ray: number of the first ray in the batch.
+    """
+    with tf.GradientTape() as tape:
+        coarse_result = coarse_pass(coarse, chunk.rays, rendering, seed, first_ray)
+        loss = mean_squared_error(coarse_result.rendering.rgb, chunk.rgb, shares)
+        scaled_loss = scale_loss(loss)
+    losses, gradients, result = [loss], tape.gradient(scaled_loss, _values(coarse)), coarse_result
+    if fine is not None:
+        # No gradient flows from one pass to the other's network, so each has a tape of its own; the second begins when
+        # the first has ended, because both together need the memory of two tiles.
+        with tf.control_dependencies(gradients), tf.GradientTape() as tape:
+            coarse_result = tf.nest.map_structure(tf.identity, coarse_result)
+            result, _ = fine_pass(fine, chunk.rays, coarse_result, rendering, seed, first_ray)
+            loss = mean_squared_error(result.rendering.rgb, chunk.rgb, shares)
+            scaled_loss = scale_loss(loss)
+        losses, gradients = [*losses, loss], gradients + tape.gradient(scaled_loss, _values(fine))
+    return StepGradients(losses, gradients, opacities(result.rendering.acc, shares), result.raw[..., 3])
+
+
+def mean_squared_error(rgb: tf.Tensor, photo_rgb: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
+    """Computes the mean squared error of colours [R, 3]; `shares` [R] are the rays' weights in the batch."""
+    return tf.reduce_sum(shares * tf.reduce_mean(tf.square(rgb - photo_rgb), axis=-1))
+
+
+def _values(field: Field) -> list[tf.Variable]:
+    return [variable.value for variable in field.mlp.trainable_variables]
