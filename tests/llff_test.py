@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from nerf_tf.data import llff
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.depth import transform_points
 
@@ -125,7 +126,7 @@ def test_photos_and_bounds_are_named_for_messages():
 
 def write_ring(folder: Path, elevation: float, count: int = 12) -> None:
     """Cameras in a full circle around the origin, and photos of 16x12."""
-    poses = np.stack([pose_maths.spherical_pose(360 * i / count, -elevation, 3.0) for i in range(count)])
+    poses = np.stack([paths.spherical_pose(360 * i / count, -elevation, 3.0) for i in range(count)])
     hwf = np.tile([[12.0], [16.0], [16.0]], (count, 1, 1))
     matrices = np.concatenate([pose_maths.opengl_to_llff(poses), hwf], axis=-1)
     bounds = np.tile([2.0, 4.0], (count, 1))

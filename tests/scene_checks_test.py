@@ -13,6 +13,7 @@ from PIL import Image
 
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.safety import scene_checks
@@ -39,7 +40,7 @@ def a_scene(poses: np.ndarray, near: float, far: float, **others: object) -> Sce
 
 
 def ring(elevation: float, radius: float = 4.0, count: int = 12) -> np.ndarray:
-    return np.stack([pose_maths.spherical_pose(360 * i / count, -elevation, radius) for i in range(count)])
+    return np.stack([paths.spherical_pose(360 * i / count, -elevation, radius) for i in range(count)])
 
 
 def forward_facing(rng: np.random.Generator, count: int = 20, target: float = 6.0, spread: float = 0.4) -> np.ndarray:
