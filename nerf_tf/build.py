@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from nerf_tf.data import blender, deepvoxels, llff, render_path
+from nerf_tf.camera_paths import scene_paths
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import encoded_width
@@ -139,10 +140,10 @@ def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:
         ValueError, OSError: the file holds no path, or the scene has no such path.
     """
     if settings.render_path_file is not None:
-        return render_path.read_path(Path(settings.render_path_file), settings.fps)
+        return scene_paths.read_path(Path(settings.render_path_file), settings.fps)
     if settings.render_test:
         return scene.poses[scene.i_test]
-    return render_path.scene_path(scene, settings.render_path, settings.render_frames)
+    return scene_paths.scene_path(scene, settings.render_path, settings.render_frames)
 
 
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:

@@ -25,12 +25,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from nerf_tf import app, build
-from nerf_tf.data import blender, render_path
-from nerf_tf.data.keyframe_file import load_keyframes
+from nerf_tf.camera_paths import scene_paths
+from nerf_tf.camera_paths.keyframe_file import load_keyframes
+from nerf_tf.camera_paths.keyframes import Keyframes, keyframes_json
+from nerf_tf.data import blender
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation.metrics import psnr, ssim
 from nerf_tf.geometry import paths
-from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.output import pictures, view_files
 from nerf_tf.render import occupancy
 from nerf_tf.settings import parsing
@@ -517,7 +518,7 @@ def test_videos_of_disparity_depth_and_opacity(interrupted, tmp_path):
     [
         ([], 40),
         (["--render_frames=7"], 7),
-        (["--render_path=orbit"], render_path.PATH_FRAMES),
+        (["--render_path=orbit"], scene_paths.PATH_FRAMES),
         (["--render_path=orbit", "--render_frames=9"], 9),
         (["--render_path=test", "--render_frames=5", "--testskip=1"], 5),
         (["--render_path=test", "--testskip=1"], 5),

@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 PROGRAMS = [*MODULES, *sorted((ROOT / "tools").rglob("*.py"))]
 
 CORE_ROOMS = {"geometry", "data", "field", "render", "train"}
-SERVICE_ROOMS = {"settings", "memory", "storage", "safety", "output", "evaluation"}
+SERVICE_ROOMS = {"settings", "memory", "storage", "safety", "output", "evaluation", "camera_paths"}
 PARTS = CORE_ROOMS | SERVICE_ROOMS
 # Each room or module, and what it may import: only what stands above it here. Fields reach `render` as callables, and
 # flags end in `settings`.
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"storage", "geometry"},
     "render": {"storage", "geometry"},
     "train": {"geometry", "field", "data", "render"},
+    "camera_paths": {"storage", "geometry", "data"},
     "output": {"storage", "render"},
     "evaluation": {"storage", "data", "render", "output"},
     "safety": {"storage", "geometry", "field", "data", "render", "train"},

@@ -13,6 +13,7 @@ from PIL import Image
 
 from nerf_tf.data import blender
 from nerf_tf.data import images as image_files
+from nerf_tf.storage import image_reader
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 REAL = os.environ.get("NERF_TF_REAL_DATA")
@@ -388,7 +389,7 @@ def test_lego_matches_the_original(tmp_path):
         means = scene.images.mean(axis=(1, 2), dtype=np.float64)
         np.testing.assert_allclose(means[real], golden["image_mean"][real, :3], atol=5e-5)
         for index in (0, 20, 99):
-            rgba = image_files.area_resize(image_files.read_image(lego / "train" / f"r_{index}.png"), 400, 400)
+            rgba = image_files.area_resize(image_reader.read_image(lego / "train" / f"r_{index}.png"), 400, 400)
             np.testing.assert_array_equal(scene.images[index], rgba[..., :3])
             np.testing.assert_allclose(rgba.mean(axis=(0, 1)), golden["image_mean"][index], atol=1e-7)
             if index == 0:

@@ -23,15 +23,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nerf_tf import build
-from nerf_tf.data import blender, deepvoxels, llff, render_path
-from nerf_tf.data import images as image_files
+from nerf_tf.camera_paths import scene_paths
+from nerf_tf.camera_paths.keyframes import Keyframes, keyframes_json
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import paths, poses
-from nerf_tf.geometry.keyframes import Keyframes, keyframes_json
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
 from nerf_tf.settings.settings import Settings
-from nerf_tf.storage import readers, tf1_weights
+from nerf_tf.storage import image_reader, readers, tf1_weights
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 MOST_SECONDS = 30
@@ -361,7 +361,7 @@ def test_images(cases, tmp_path):
         else:
             path.write_bytes(damage_bytes(data, path.read_bytes()))
         with refused_by_name(path):
-            image = image_files.read_image(path)
+            image = image_reader.read_image(path)
             assert image.shape[2] in (3, 4)
             assert image.min() >= 0
             assert image.max() <= 1
@@ -518,7 +518,7 @@ def test_keyframes(cases, tmp_path):
             path.write_bytes(damage_bytes(data, text.encode()))
         with refused_by_name(path), warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = render_path.read_path(path, 30)
+            found = scene_paths.read_path(path, 30)
             assert np.isfinite(found).all()
             poses.require_rigid(found, [""] * len(found))
 

@@ -22,10 +22,11 @@ from images_test import save_png
 from PIL import Image
 from tf1_weights_test import hostile_payloads, npy_bytes
 
-from nerf_tf.data import blender, deepvoxels, keyframe_file, llff
+from nerf_tf.camera_paths import keyframe_file
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data import images as image_files
 from nerf_tf.evaluation import lpips
-from nerf_tf.storage import pickled_arrays, readers, tf1_weights
+from nerf_tf.storage import image_reader, pickled_arrays, readers, tf1_weights
 
 # More than any of these files needs: they are some kilobytes.
 MOST_MEMORY, MOST_SECONDS = 64 * 2**20, 20
@@ -267,7 +268,7 @@ def png_of(path: Path, width: int, height: int, rows: bytes, *extra: tuple[bytes
 @pytest.mark.parametrize("size", [(40000, 25000), (10**9, 1), (1, 10**9), (2**31 - 1, 2**31 - 1), (17001, 10000)])
 def test_images_that_claim_too_many_pixels(tmp_path, size):
     path = png_of(tmp_path / "a.png", *size, bytes(100))
-    for read in (image_files.image_size, image_files.read_image):
+    for read in (image_reader.image_size, image_reader.read_image):
         with pytest.raises(ValueError, match=r"a\.png: its header announces more than the 170000000 pixels"):
             read(path)
 
@@ -275,13 +276,13 @@ def test_images_that_claim_too_many_pixels(tmp_path, size):
 def test_images_without_pixels(tmp_path):
     for size in ((0, 5), (5, 0)):
         with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
-            image_files.read_image(png_of(tmp_path / "a.png", *size, b""))
+            image_reader.read_image(png_of(tmp_path / "a.png", *size, b""))
 
 
 def test_a_palette_image_without_a_palette(tmp_path):
     path = save_png(tmp_path / "a.png", struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0), bytes(6))
     with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
-        image_files.read_image(path)
+        image_reader.read_image(path)
 
 
 def test_sizes_are_compared_before_pixels_are_unpacked(tmp_path):
@@ -289,7 +290,7 @@ def test_sizes_are_compared_before_pixels_are_unpacked(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     large = png_of(tmp_path / "b.png", 12000, 12000, bytes(100))
     with pytest.raises(ValueError, match=r"b\.png: 12000x12000, but a\.png is 4x4"):
-        image_files.read_images([tmp_path / "a.png", large])
+        image_reader.read_images([tmp_path / "a.png", large])
 
 
 def test_a_scene_larger_than_memory(tmp_path, monkeypatch):
@@ -300,14 +301,14 @@ def test_a_scene_larger_than_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(image_files.np, "empty", full)
     with pytest.raises(ValueError, match=r"3 images of 4x4 with 3 channels take 5\.8e\+02 bytes of memory, more"):
-        image_files.read_images([tmp_path / "a.png"] * 3)
+        image_reader.read_images([tmp_path / "a.png"] * 3)
 
 
 def test_an_image_larger_than_memory_is_not_called_damaged(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image.Image, "convert", mock.Mock(side_effect=MemoryError))
     with pytest.raises(ValueError, match=r"a\.png: there is not enough memory to unpack it"):
-        image_files.read_image(tmp_path / "a.png")
+        image_reader.read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"iCCP"])
@@ -317,7 +318,7 @@ def test_compressed_chunks_that_unpack_to_a_hundred_megabytes(tmp_path, chunk):
     path = png_of(tmp_path / "a.png", 2, 2, bytes(14), (chunk, bomb))
     tracemalloc.reset_peak()  # making it took as much
     try:
-        assert image_files.read_image(path).shape == (2, 2, 3)
+        assert image_reader.read_image(path).shape == (2, 2, 3)
     except ValueError as error:
         assert "a.png: not a readable image" in str(error)  # noqa: PT017 - either answer is right
 
@@ -325,7 +326,7 @@ def test_compressed_chunks_that_unpack_to_a_hundred_megabytes(tmp_path, chunk):
 def test_pixel_data_longer_than_the_image(tmp_path):
     path = png_of(tmp_path / "a.png", 2, 2, bytes(100 * 2**20))
     tracemalloc.reset_peak()  # making it took as much
-    np.testing.assert_array_equal(image_files.read_image(path), np.zeros((2, 2, 3)))
+    np.testing.assert_array_equal(image_reader.read_image(path), np.zeros((2, 2, 3)))
 
 
 def test_only_the_decoders_of_photos_see_a_file(tmp_path):
@@ -333,10 +334,10 @@ def test_only_the_decoders_of_photos_see_a_file(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n(harm) print\nshowpage\n")
     with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
-        image_files.read_image(path)
+        image_reader.read_image(path)
     Image.new("RGB", (2, 2)).save(path, format="TIFF")
     with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
-        image_files.read_image(path)
+        image_reader.read_image(path)
 
 
 # Text
@@ -426,7 +427,7 @@ READERS = {
     "vgg16.ckpt": lpips.read_weights,
     "poses_bounds.npy": llff.read_poses_bounds,
     "model_000001.npy": tf1_weights.load,
-    "a.png": image_files.read_image,
+    "a.png": image_reader.read_image,
     "transforms_val.json": blender.read_split,
     "intrinsics.txt": deepvoxels.read_intrinsics,
     "pose.txt": deepvoxels.read_pose,

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nerf_tf.data.keyframe_file import SHORTEST_STEP, load_keyframes
+from nerf_tf.camera_paths.keyframe_file import SHORTEST_STEP, load_keyframes
+from nerf_tf.camera_paths.keyframes import MAX_FRAMES, Keyframes, interpolate, interpolate_at, keyframes_json
 from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.keyframes import MAX_FRAMES, Keyframes, interpolate, interpolate_at, keyframes_json
 
 
 def about(axis: int, degrees: float) -> np.ndarray:

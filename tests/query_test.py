@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from nerf_tf.data import blender, llff
-from nerf_tf.data.images import composite_white, read_images
+from nerf_tf.data.images import composite_white
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings, build_mlp
@@ -20,6 +20,7 @@ from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass
 from nerf_tf.storage import tf1_weights
+from nerf_tf.storage.image_reader import read_images
 
 VIEWS, NO_VIEWS = FieldSettings(6, 24, 5, 3, True), FieldSettings(3, 24, 5, 3, False)
 RAYS, SAMPLES = 13, 7

@@ -21,11 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from support import commandline
 
 from nerf_tf import build
-from nerf_tf.data import images
 from nerf_tf.evaluation import metrics, report
 from nerf_tf.output import pictures
 from nerf_tf.settings import parsing
-from nerf_tf.storage import atomic, readers
+from nerf_tf.storage import atomic, image_reader, readers
 
 COLUMNS = ("photograph", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
@@ -106,7 +105,7 @@ def read_path(folder: Path, count: int) -> list[Frame]:
         raise FileNotFoundError(f"{folder}: no frames with arrays; render again with --render_only --save_arrays")
     frames = []
     for i in np.unique(np.arange(count) * len(names) // count):
-        render = metrics.round_to_8bit(images.read_image(names[i].with_suffix(".png"))[..., :3])
+        render = metrics.round_to_8bit(image_reader.read_image(names[i].with_suffix(".png"))[..., :3])
         disp, depth, acc = _maps(names[i], ("disp", "depth", "acc"), render)
         frames.append(Frame(render, disp, pictures.expected_depth(depth, acc), acc))
     return frames

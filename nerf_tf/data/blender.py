@@ -17,7 +17,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import orbit_path
-from nerf_tf.storage import readers
+from nerf_tf.storage import image_folders, image_reader, readers
 
 # These scenes are rendered from a sphere of radius about 4 around an object within radius 2.
 NEAR, FAR = 2.0, 6.0
@@ -93,12 +93,12 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     strides = {"train": 1, "val": testskip or 1, "test": testskip or 1}
     splits = [read_split(Path(datadir) / f"transforms_{name}.json", stride) for name, stride in strides.items()]
     paths = [path for split in splits for path in split.paths]
-    image_files.require_images(paths)
-    height, width = image_files.image_size(paths[0])
+    image_folders.require_images(paths)
+    height, width = image_reader.image_size(paths[0])
     if half_res and min(height, width) < 2:
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
     focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
-    images = image_files.read_images(
+    images = image_reader.read_images(
         paths,
         transform=functools.partial(_drop_alpha, half_res=half_res, white_bkgd=white_bkgd),
         transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
@@ -183,7 +183,7 @@ def read_split(path: Path, stride: int = 1) -> Split:
         poses.append(readers.parse_camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
     pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in kept])
-    return Split(path, image_files.find_images(path.parent, names), poses, kept, intrinsics)
+    return Split(path, image_folders.find_images(path.parent, names), poses, kept, intrinsics)
 
 
 def _read_intrinsics(record: object, where: str) -> dict[str, tuple[float, str]]:

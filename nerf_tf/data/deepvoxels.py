@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.storage import readers
+from nerf_tf.storage import image_folders, image_reader, readers
 
 # Characters in a text file: some hundred are needed.
 LARGEST_TEXT = 2**16
@@ -42,7 +41,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
     photo_focal, photo_height = read_intrinsics(intrinsics_file)
     paths = [path for split_paths, _ in splits for path in split_paths]
     poses = np.concatenate([split_poses for _, split_poses in splits]).astype(np.float32)
-    side, width = image_files.image_size(paths[0])
+    side, width = image_reader.image_size(paths[0])
     if side != width:
         raise ValueError(f"{paths[0]}: {width}x{side}; DeepVoxels images must be square (the original's are 512x512)")
     with readers.path_in_errors(intrinsics_file):
@@ -51,7 +50,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
     radius = float(np.mean(np.linalg.norm(poses[:, :, 3], axis=-1)))
     return Scene(
-        images=image_files.read_images(paths, channels=3),
+        images=image_reader.read_images(paths, channels=3),
         poses=poses,
         cameras=(camera,) * len(paths),
         near=radius - 1.0,
@@ -94,14 +93,14 @@ def _read_split(folder: Path, stride: int) -> tuple[list[Path], np.ndarray]:
     if not folder.is_dir():
         shapes = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         raise FileNotFoundError(f"{folder}: no such folder; shapes found beside it: {', '.join(shapes) or 'none'}")
-    names = image_files.list_files(folder / "pose")
+    names = image_folders.list_files(folder / "pose")
     pose_files = [folder / "pose" / name for name in names if name.lower().endswith(".txt")]
-    paths = image_files.list_images(folder / "rgb")
+    paths = image_folders.list_images(folder / "rgb")
     if len(pose_files) != len(paths):
         single = sorted({path.stem for path in paths} ^ {path.stem for path in pose_files})
         raise ValueError(
             f"{folder}: {len(paths)} images in rgb/, but {len(pose_files)} poses in pose/; without its counterpart: "
-            f"{image_files.listed(single) or 'none'}{image_files.name_other_files(folder / 'rgb')}"
+            f"{image_folders.listed(single) or 'none'}{image_folders.name_other_files(folder / 'rgb')}"
         )
     pose_files = pose_files[::stride]
     poses = np.stack([read_pose(path) for path in pose_files])

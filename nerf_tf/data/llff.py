@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data import images as image_files
-from nerf_tf.data.images import listed
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import circle_path, spiral_path
-from nerf_tf.storage import readers
+from nerf_tf.storage import image_folders, image_reader, readers
+from nerf_tf.storage.image_folders import listed
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def load(
     with readers.path_in_errors(bounds_file):
         poses, bounds, render_poses, to_dataset = arrange(poses, bounds, spherify, bd_factor)
     paths = _image_paths(datadir, factor, len(poses))
-    images = image_files.read_images(paths, channels=3)
+    images = image_reader.read_images(paths, channels=3)
     with readers.path_in_errors(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
     _warn_of_other_size(hwf / factor, *images.shape[1:3], bounds_file)
@@ -132,7 +132,7 @@ def _image_paths(datadir: Path, factor: int, poses: int) -> list[Path]:
     full_size, folder = datadir / "images", datadir / ("images" if factor == 1 else f"images_{factor}")
     if full_size.is_dir() and not folder.is_dir():
         # Checked before the copies are made, so that a failed start leaves none.
-        height, width = image_files.image_size(_list_photos(full_size, poses)[0])
+        height, width = image_reader.image_size(_list_photos(full_size, poses)[0])
         if factor > min(height, width):
             raise ValueError(f"{full_size}: factor {factor} leaves no pixels of photos of {width}x{height}")
     return _list_photos(folder if factor == 1 else image_files.minify(datadir, factor), poses)
@@ -144,7 +144,7 @@ def _list_photos(folder: Path, poses: int) -> list[Path]:
     Raises:
         ValueError: they are not; the message names those without a pose, or the poses' photos that are missing.
     """
-    paths, posed = image_files.list_images(folder), _read_posed_names(folder.parent, poses)
+    paths, posed = image_folders.list_images(folder), _read_posed_names(folder.parent, poses)
     stems = {path.stem for path in paths}  # without endings: copies are PNGs of JPEGs
     without_pose = [path.name for path in paths if posed and path.stem not in posed]
     without_photo = [name for stem, name in posed.items() if stem not in stems]
@@ -167,14 +167,14 @@ def _list_photos(folder: Path, poses: int) -> list[Path]:
             f"{problem}; {len(paths) - poses} of the photos have none: move those that COLMAP could not place out of "
             f"{where} (COLMAP's images.txt lists the others)"
         )
-    not_read = image_files.name_other_files(folder)
+    not_read = image_folders.name_other_files(folder)
     missing = f": {listed(without_photo)}, says view_imgs.txt" if len(without_photo) == poses - len(paths) else ""
     raise ValueError(f"{problem}; photos are missing{missing}; put them back, or make poses_bounds.npy anew{not_read}")
 
 
 def _count_images(folder: Path) -> int:
     try:
-        return len(image_files.list_images(folder))
+        return len(image_folders.list_images(folder))
     except FileNotFoundError:
         return 0
 

@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from nerf_tf.data.images import read_images
 from nerf_tf.evaluation import lpips, metrics
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Image
 from nerf_tf.storage import atomic
+from nerf_tf.storage.image_reader import read_images
 
 logger = logging.getLogger(__name__)
 

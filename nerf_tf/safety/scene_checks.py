@@ -13,6 +13,7 @@ from nerf_tf.data.llff import listed
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.rays import NDC_NEAR
+from nerf_tf.storage import image_folders, image_reader
 
 NDC_REMEDY = "add --no_ndc --spherify --lindisp"
 # Rows and columns of pixels in which the share of backward rays is counted: exact to about 2 %.
@@ -174,7 +175,7 @@ def check_copies(scene: Scene, datadir: Path) -> list[str]:
     copies = [datadir / name for name in scene.names]
     remedy = f"delete {folder}/ so that it is made anew"
     try:
-        photos = image_files.list_images(originals)
+        photos = image_folders.list_images(originals)
     except FileNotFoundError:  # an empty folder says nothing of the copies
         return []
     by_stem = {photo.stem: photo for photo in photos}
@@ -202,7 +203,7 @@ def _modified(path: Path) -> float:
 def _shows(photo: Path, image: np.ndarray) -> bool:
     """Whether `image` [H, W, 3] is a smaller copy of the photo, or the photo cannot be read."""
     try:
-        whole = image_files.read_image(photo)[..., :3]
+        whole = image_reader.read_image(photo)[..., :3]
     except ValueError:
         return True
     return bool(np.abs(image_files.area_resize(whole, 8, 8) - image_files.area_resize(image, 8, 8)).mean() < SAME_PHOTO)

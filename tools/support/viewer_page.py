@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from nerf_tf.camera_paths import keyframes
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import keyframes
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.storage import atomic

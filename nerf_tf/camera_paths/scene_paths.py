@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.data import keyframe_file
+from nerf_tf.camera_paths import keyframe_file, keyframes
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import keyframes, paths
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.storage import readers
 

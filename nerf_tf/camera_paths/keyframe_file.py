@@ -1,4 +1,4 @@
-"""Reads keyframes of a camera path from a JSON file, as `geometry.keyframes.keyframes_json` writes it.
+"""Reads keyframes of a camera path from a JSON file, as `camera_paths.keyframes.keyframes_json` writes it.
 
 {"axes": "opengl", "keyframes": [{"time": 0.0, "c2w": [[4 numbers], [4 numbers], [4 numbers]]}, ...]}
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf.camera_paths.keyframes import Keyframes
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.keyframes import Keyframes
 from nerf_tf.storage import readers
 
 # Characters in the file: room for some 50,000 keyframes.

@@ -1,0 +1,137 @@
+"""Finds image files: those of a folder, and those that a data set names, as programs on any system write names."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+
+# In small letters or capitals. Images with OTHER_ENDINGS are not read, but may have been converted to one that is.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+OTHER_ENDINGS = (".bmp", ".exr", ".heic", ".tga", ".tif", ".tiff", ".webp")
+VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+
+# Names that a message lists before it only counts them.
+MOST_NAMED = 4
+
+# Files that Windows writes into folders of images; others begin with a dot.
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS)
+
+
+def _stem(name: str) -> str:
+    """The name in small letters, without the endings of images."""
+    stem, _, ending = name.lower().rpartition(".")
+    return _stem(stem) if f".{ending}" in IMAGE_ENDINGS + OTHER_ENDINGS else name.lower()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Joins names for a message: `a`, `a and b`, `a, b and c`; of more than `MOST_NAMED` the first, and the count."""
+    parts = list(names[:MOST_NAMED])
+    if len(names) > MOST_NAMED:
+        parts.append(f"{len(names) - MOST_NAMED} more")
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises an error if the name is too long
+
+
+def _list_entries(folder: Path) -> list[str]:
+    """Sorted names in a folder but hidden ones; none if there is no such folder."""
+    paths = folder.iterdir() if _is_folder(folder) else ()
+    return sorted(path.name for path in paths if not path.name.startswith("."))
+
+
+def list_files(folder: Path) -> list[str]:
+    """Sorted names of the files in a folder but hidden ones; none if there is no such folder."""
+    names = _list_entries(folder)
+    return [name for name in names if name.lower() not in _SYSTEM_FILES and not _is_folder(folder / name)]
+
+
+def name_other_files(folder: Path) -> str:
+    """The end of a message: files of a folder that do not count as images; "" if there are none."""
+    others = [name for name in list_files(folder) if not _is_image(name)]
+    if not others:
+        return ""
+    return f"; not read: {listed(others)} (save photos as PNG or JPEG)"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Images of `folder` sorted by name.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of images")
+    names = list_files(folder)
+    paths = [folder / name for name in names if _is_image(name)]
+    if not paths:
+        video = next((name for name in names if name.lower().endswith(VIDEO_ENDINGS)), None)
+        hint = f"; save frames of {video} as images first, and find their poses" if video else name_other_files(folder)
+        raise FileNotFoundError(
+            f"{folder}: holds no image (looked for names that end in {', '.join(IMAGE_ENDINGS)}){hint}"
+        )
+    return paths
+
+
+def find_images(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Finds images by the paths that a file in `folder` gives, as programs on any system write them.
+
+    A path without an ending means a PNG. If there is none, backslashes count as slashes; and then the only image is
+    taken whose path differs in its ending, or in small letters and capitals.
+
+    Returns:
+        N paths. Where there is no such image, or more than one, nothing but perhaps a folder has that path.
+    """
+    entries_by_stem = functools.cache(_entries_by_stem)
+    return [_find_image(folder, name if _is_image(name) else f"{name}.png", entries_by_stem) for name in names]
+
+
+def _find_image(folder: Path, name: str, entries_by_stem: Callable[[Path], dict[str, list[str]]]) -> Path:
+    written = name.replace("\\", "/")
+    for path in (folder / name, folder / written):
+        if os.path.lexists(path) and not _is_folder(path):
+            return path
+    *parents, last = PurePath(written).parts
+    for parent in parents:
+        alike = [] if _is_folder(folder / parent) else entries_by_stem(folder)[_stem(parent)]
+        alike = [entry for entry in alike if _is_folder(folder / entry)]
+        folder = folder / (alike[0] if len(alike) == 1 else parent)
+    alike = entries_by_stem(folder)[_stem(last)]
+    alike = [entry for entry in alike if _is_image(entry) and not _is_folder(folder / entry)]
+    likeness = [(entry.lower() == last.lower(), entry.startswith(last[: len(_stem(last))])) for entry in alike]
+    best = [entry for entry, rank in zip(alike, likeness, strict=True) if rank == max(likeness)]
+    return folder / best[0] if len(best) == 1 else path
+
+
+def _entries_by_stem(folder: Path) -> dict[str, list[str]]:
+    entries = collections.defaultdict(list)
+    for name in _list_entries(folder):
+        entries[_stem(name)].append(name)
+    return entries
+
+
+def require_images(paths: Sequence[Path]) -> None:
+    """Checks that there is something at every path.
+
+    Raises:
+        FileNotFoundError: how many are missing, and what lies in the folder of the first.
+    """
+    missing = [path for path in paths if not os.path.lexists(path)]
+    if not missing:
+        return
+    folder = missing[0].parent
+    if not _is_folder(folder):
+        hint = f"there is no folder {folder}"
+    elif alike := _entries_by_stem(folder)[_stem(missing[0].name)]:
+        hint = f"{folder} holds {listed(alike)}: give the path of one PNG or JPEG"
+    else:
+        hint = f"{folder} holds {listed(list_files(folder)) or 'no files'}"
+    raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing); {hint}")
