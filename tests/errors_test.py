@@ -26,7 +26,7 @@ from nerf_tf.data import images
 from nerf_tf.memory import prediction
 from nerf_tf.safety import guards
 from nerf_tf.settings import parsing
-from nerf_tf.storage import lock, tf1_weights
+from nerf_tf.storage import lock, tf1_weights, torch_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer
 
@@ -127,6 +127,10 @@ def loop(name: str) -> Spoil:
 
 def cut(name: str, keep: int) -> Spoil:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+
+
+def torch_checkpoint(name: str) -> Spoil:
+    return lambda here: torch_weights.save(here / name, {"global_step": 7})
 
 
 def meta(change: Callable[[dict], object], name: str = TRAIN) -> Spoil:
@@ -515,6 +519,9 @@ TABLE = [
     other("ft_path without a step", nothing, "--ft_path=best.npy"),
     other("ft_path of the fine network", nothing, f"--ft_path=HERE/weights/{FINE}"),
     other("ft_path is a folder", nothing, "--ft_path=HERE/weights"),
+    other("checkpoint of nerf-pytorch", torch_checkpoint("best.tar"), "--ft_path=HERE/best.tar"),
+    other("checkpoint of nerf-pytorch under another name", torch_checkpoint(f"weights/{COARSE}"), OWN_WEIGHTS),
+    other("zip archive for weights", lambda here: np.savez((here / "weights" / COARSE).open("wb"), POSES), OWN_WEIGHTS),
     other("fine weights missing", remove(f"weights/{FINE}"), OWN_WEIGHTS),
     other("weights of another width", nothing, f"{OWN_WEIGHTS} --netwidth=12"),
     other("weights of another depth", nothing, f"{OWN_WEIGHTS} --netdepth=3"),

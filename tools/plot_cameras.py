@@ -210,6 +210,7 @@ def draw_axes():
             colour = (figures.RED, figures.GREEN, figures.BLUE)[i]
             axes.quiver(0, 0, 0, *column, color=colour, lw=2.2, arrow_length_ratio=0.15)
             axes.text(*(1.28 * column), f"{i}: {word}", color=colour, ha="center", va="center", fontsize=11)
+    figure.text(0.5, 0.03, "python tools/convert_poses.py converts between them", ha="center", family="monospace")
     figure.subplots_adjust(left=0.02, right=0.97, bottom=0.02, top=0.9, wspace=0.0)
     return figure
 

@@ -97,6 +97,16 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return np.concatenate([rotation, centre], axis=-1)
 
 
+def change_world(similarity: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Poses [..., 3, 4] in another world, to which `similarity` [4, 4] takes points of theirs; axes stay unit vectors.
+
+    With the inverse of `Scene.to_dataset` it takes poses of a data set to the loaded world, in which networks live.
+    """
+    moved = compose(similarity[:3], poses)
+    moved[..., :3] /= np.cbrt(np.linalg.det(np.asarray(similarity, np.float64)[:3, :3]))
+    return moved
+
+
 def average_pose(poses: np.ndarray) -> np.ndarray:
     """Averages `poses` [N, 3, 4]: the pose [3, 4] at their mean centre that looks along their mean direction."""
     back = normalise(poses[:, :3, 2].sum(axis=0))

@@ -218,7 +218,8 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
                 writer.append_data(np.pad(frame, odd_sides + [(0, 0)] * (frame.ndim - 2), mode="edge"))
             writer.close()
             _check_video(temporary, len(frames))
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
+    # LookupError: imageio_ffmpeg looks for the encoder in what a program that is no ffmpeg does not print.
+    except (OSError, RuntimeError, ValueError, ImportError, LookupError) as error:
         cause = error.__cause__ or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
         folder = path.with_suffix("")

@@ -35,8 +35,8 @@ def parse(payload: bytes) -> object:
     Raises:
         One of `READING_ERRORS`: it is damaged, or names anything but arrays.
     """
-    _check_sizes(payload)
-    return _Recorder(io.BytesIO(payload), encoding="latin1").load()
+    measure_pickle(payload)
+    return Recorder(io.BytesIO(payload), encoding="latin1").load()
 
 
 def build_float_array(record: object, what: str) -> np.ndarray:
@@ -59,13 +59,13 @@ def build_float_array(record: object, what: str) -> np.ndarray:
     return np.array(array, kind.newbyteorder("="), order="C")
 
 
-def split_array_record(record: object, what: str) -> tuple[tuple, _Call, bool, object]:
+def split_array_record(record: object, what: str) -> tuple[tuple, Call, bool, object]:
     """Splits an array's record into shape, record of the dtype, whether in Fortran order, and contents.
 
     Raises:
         ValueError: the record is not that of an array; the message calls it `what`.
     """
-    if not (isinstance(record, _Call) and record.name == _RECONSTRUCT):
+    if not (isinstance(record, Call) and record.name == _RECONSTRUCT):
         raise ValueError(f"{what} is not an array")
     state = record.state
     if not (isinstance(state, tuple) and len(state) == 5):
@@ -73,12 +73,12 @@ def split_array_record(record: object, what: str) -> tuple[tuple, _Call, bool, o
     _, shape, dtype, fortran, contents = state
     if not (isinstance(shape, tuple) and len(shape) <= 8 and all(type(s) is int and 0 < s < 2**63 for s in shape)):
         raise ValueError(f"{what} has an invalid shape")
-    if not (isinstance(dtype, _Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
+    if not (isinstance(dtype, Call) and dtype.name == _DTYPE and dtype.args and isinstance(dtype.args[0], str)):
         raise ValueError(f"{what} has an invalid type")
     return shape, dtype, bool(fortran), contents
 
 
-class _Global:
+class Global:
     """Stands in for what a pickle refers to by name; calling it only records the call."""
 
     __slots__ = ("name",)
@@ -86,14 +86,14 @@ class _Global:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, *args: object) -> _Call:
-        return _Call(self.name, args)
+    def __call__(self, *args: object) -> Call:
+        return Call(self.name, args)
 
     def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError(f"it tries to change {self.name}, so it carries code")
 
 
-class _Call:
+class Call:
     """The record of a call and of the state that the pickle sets on its result."""
 
     __slots__ = ("args", "name", "state")
@@ -105,28 +105,41 @@ class _Call:
         self.state = state
 
 
-class _Recorder(pickle.Unpickler):
-    """An unpickler that neither imports nor calls what the pickle names."""
+class Recorder(pickle.Unpickler):
+    """An unpickler that neither imports nor calls what the pickle names.
 
-    def find_class(self, module: str, name: str) -> _Global:
+    Attributes:
+        allowed: the names that a pickle may refer to.
+    """
+
+    allowed = _ALLOWED
+
+    def find_class(self, module: str, name: str) -> object:
         full_name = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)
-        if full_name not in _ALLOWED:
+        if full_name not in self.allowed:
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, so it carries code; nothing of it was run")
-        return _Global(full_name)
+        return Global(full_name)
 
 
-def _check_sizes(payload: bytes) -> None:
-    """Checks sizes before unpickling, as a few bytes could make the unpickler allocate gigabytes."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(payload)):
+def measure_pickle(payload: bytes) -> int:
+    """The bytes that the pickle at the start of `payload` takes; checked, as a few could make it allocate gigabytes.
+
+    Raises:
+        One of `READING_ERRORS`: it is damaged.
+    """
+    end = 0
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(payload)):
+        end = position + 1
         if count == MAX_OPCODES:
             raise ValueError(f"it has more than {MAX_OPCODES} pickle instructions")
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
             raise ValueError("it is damaged")
+    return end
 
 
 def _content_bytes(contents: object, what: str) -> bytes:
     """An array's bytes, which the pickle holds as bytes, as encoded text, or as Latin-1 text (Python 2)."""
-    if isinstance(contents, _Call) and contents.name == _ENCODE and contents.args[1:] in (("latin1",), ("latin-1",)):
+    if isinstance(contents, Call) and contents.name == _ENCODE and contents.args[1:] in (("latin1",), ("latin-1",)):
         contents = contents.args[0]
     if isinstance(contents, str):
         return contents.encode("latin1")

@@ -39,7 +39,8 @@ PARSER_ERRORS = (
     ValueError,
     tokenize.TokenError,
 )
-_ZIP_ERRORS = (*PARSER_ERRORS, OSError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+# The same of a zip archive.
+ZIP_ERRORS = (*PARSER_ERRORS, OSError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @contextlib.contextmanager
@@ -218,7 +219,7 @@ def read_npz(
         if missing:
             raise ValueError(f"it lacks {missing[0]!r}")
         return arrays
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         reason = (str(error) or type(error).__name__)[:_LONGEST_REASON]
         raise ValueError(f"{path}: cannot be read as an npz file of plain arrays ({reason})") from error
 

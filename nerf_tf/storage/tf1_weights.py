@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from nerf_tf.storage import pickled_arrays, readers
+from nerf_tf.storage import pickled_arrays, readers, torch_weights
 from nerf_tf.storage.atomic import complete_file
 
 LARGEST_FILE = 2**30  # bytes; a trunk of 8 layers of 4096 units takes half of them
@@ -44,6 +44,9 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
     """
     path = Path(path)
     readers.require_file(path, "; expected weights, as in model_200000.npy")
+    other = torch_weights.describe_torch_file(path)
+    if other is not None:
+        raise ValueError(f"{path}: {other}")
     try:
         with path.open("rb") as file:
             count = _read_header(file)
@@ -126,7 +129,8 @@ def assign(model: Any, weights: Sequence[np.ndarray], path: str | os.PathLike) -
 def _step_digits(path: Path) -> str:
     match = re.search(r"(\d+)\.npy$", path.name)
     if match is None:
-        raise ValueError(f"{path}: a weight file's name must end in its training step, as in model_200000.npy")
+        expected = "a weight file's name must end in its training step, as in model_200000.npy"
+        raise ValueError(f"{path}: {torch_weights.describe_torch_file(path) or expected}")
     return match[1]
 
 

@@ -1,0 +1,285 @@
+"""Converts camera poses between the conventions of LLFF, NeRF, COLMAP, IBRNet and transforms.json.
+
+    python tools/convert_poses.py data/room/poses_bounds.npy data/room/transforms.json
+    python tools/convert_poses.py data/room/poses_bounds.npy c2w.npy --to opencv
+    python tools/convert_poses.py data/room/poses_bounds.npy path.npy --to opengl --to_world loaded
+    python tools/convert_poses.py path.npy back.npy --from opengl --from_world loaded --to colmap \\
+        --scene data/room/poses_bounds.npy
+
+    llff        poses_bounds.npy [N, 17]: axes down, right, back; with size, focal length and bounds
+    transforms  transforms.json: camera-to-world, axes right, up, back; with sizes and focal lengths
+    opengl      .npy [N, 4, 4] or [N, 3, 4]: camera-to-world, axes right, up, back, as this package has them
+    opencv      the same with axes right, down, forward, as GNT wants it
+    colmap      the same inverted: world-to-camera, axes right, down, forward
+    ibrnet      .npy [N, 34]: height, width, a 4x4 matrix of the camera, then opencv's 4x4 matrix
+
+A name that ends in .json means transforms, and poses_bounds.npy llff; of other .npy files --from and --to say what they
+are. The world is that of the data set, or, with --from_world or --to_world loaded, the scaled and recentred one in
+which an LLFF scene is trained. It follows from the scene's poses_bounds.npy, which --scene names if the source is none.
+--scene also has the sizes, focal lengths and bounds that a source lacks; --hwf and --bounds give them otherwise. Frames
+of transforms.json are ordered by the names of their images, as LLFF's rows are. Prints the file written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from support import commandline
+
+from nerf_tf.data import blender, llff
+from nerf_tf.data import images as image_files
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.storage import atomic, readers
+
+FORMATS = ("llff", "transforms", "opengl", "opencv", "colmap", "ibrnet")
+WORLDS = ("dataset", "loaded")
+# Formats of poses alone.
+PLAIN = ("opengl", "opencv", "colmap")
+# LLFF has one focal length and a centred camera: what differs by more than this part of a length is refused.
+CENTRED = 0.01
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cameras:
+    """What files say of N cameras; None where they say nothing.
+
+    Attributes:
+        poses: [N, 3, 4] camera-to-world, OpenGL axes.
+        intrinsics: [N, 6] height, width, fx, fy, cx, cy in pixels.
+        bounds: [N, 2] least and greatest depth.
+        names: N paths of images, from the folder that the program runs in.
+    """
+
+    poses: np.ndarray
+    intrinsics: np.ndarray | None = None
+    bounds: np.ndarray | None = None
+    names: list[Path] | None = None
+
+
+def centred(hwf: np.ndarray) -> np.ndarray:
+    """Intrinsics [N, 6] of height, width and focal length [N, 3]."""
+    height, width, focal = np.asarray(hwf, np.float64).T
+    return np.stack([height, width, focal, focal, width / 2, height / 2], axis=-1)
+
+
+def read(path: Path, kind: str, only_poses: bool = False) -> Cameras:
+    """Reads a file of one of `FORMATS`.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or is none; `only_poses` leaves the rest of it alone.
+    """
+    if kind == "llff":
+        poses, hwf, bounds = llff.read_poses_bounds(path)
+        return Cameras(pose_maths.llff_to_opengl(poses), centred(hwf), bounds)
+    if kind == "transforms":
+        return _read_transforms(path, only_poses)
+    rows = readers.read_npy(path).astype(np.float64)
+    intrinsics = None
+    if kind == "ibrnet":
+        if rows.ndim != 2 or rows.shape[1] != 34:
+            raise ValueError(f"{path}: holds {list(rows.shape)}; ibrnet has [N, 34]")
+        k = rows[:, 2:18].reshape(-1, 4, 4)
+        intrinsics = np.stack([rows[:, 0], rows[:, 1], k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2]], axis=-1)
+        rows = rows[:, 18:].reshape(-1, 4, 4)
+    if rows.ndim != 3 or not len(rows):
+        raise ValueError(f"{path}: holds {list(rows.shape)}; {kind} has [N, 4, 4] or [N, 3, 4]")
+    names = [f"{path}: pose {i}" for i in range(len(rows))]
+    poses = np.stack([readers.parse_camera_matrix(row, name) for row, name in zip(rows, names, strict=True)])
+    pose_maths.require_rigid(poses, names)
+    if kind == "colmap":
+        poses = pose_maths.invert(poses)
+    return Cameras(poses if kind == "opengl" else pose_maths.opencv_to_opengl(poses), intrinsics)
+
+
+def _read_transforms(path: Path, only_poses: bool) -> Cameras:
+    split = blender.read_split(path)
+    order = sorted(range(len(split.paths)), key=lambda i: split.paths[i].name)
+    poses, names = split.poses[order], [split.paths[i] for i in order]
+    if only_poses:
+        return Cameras(poses, names=names)
+    rows = [_intrinsics(split.intrinsics[i], split.paths[i]) for i in order]
+    return Cameras(poses, None if None in rows else np.array(rows), names=names)
+
+
+def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float, ...] | None:
+    """Height, width, fx, fy, cx, cy of a frame; None where file and image do not tell.
+
+    Raises:
+        ValueError: its camera is distorted, or the image cannot be read.
+    """
+    for name in blender.DISTORTIONS:
+        if given.get(name, (0.0, ""))[0]:
+            raise ValueError(f"{given[name][1]}: has {name} {given[name][0]:g}; undistort the images first")
+    numbers = {name: value for name, (value, _) in given.items()}
+    if not {"w", "h"} <= numbers.keys() and image.is_file():
+        numbers["h"], numbers["w"] = image_files.image_size(image)
+    if "fl_x" not in numbers and {"w", "camera_angle_x"} <= numbers.keys():
+        numbers["fl_x"] = 0.5 * numbers["w"] / math.tan(0.5 * numbers["camera_angle_x"])
+    if not {"w", "h", "fl_x"} <= numbers.keys():
+        return None
+    height, width, fx = numbers["h"], numbers["w"], numbers["fl_x"]
+    return height, width, fx, numbers.get("fl_y", fx), numbers.get("cx", width / 2), numbers.get("cy", height / 2)
+
+
+def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
+    """Adds what a source lacks from --hwf and --bounds, which go before its own, and from --scene.
+
+    Raises:
+        ValueError: --scene has another number of cameras.
+    """
+    count = len(cameras.poses)
+    intrinsics, bounds = cameras.intrinsics, cameras.bounds
+    if args.scene is not None and (intrinsics is None or bounds is None):
+        of_scene = read(args.scene, "llff")
+        if len(of_scene.poses) == count:
+            intrinsics = of_scene.intrinsics if intrinsics is None else intrinsics
+            if bounds is None:
+                bounds = of_scene.bounds / (1.0 if args.from_world == "dataset" else _unit(_to_dataset(args)))
+    if args.hwf is not None:
+        intrinsics = centred(np.tile(args.hwf, (count, 1)))
+    if args.bounds is not None:
+        bounds = np.tile(np.array(args.bounds), (count, 1))
+    return dataclasses.replace(cameras, intrinsics=intrinsics, bounds=bounds)
+
+
+def _to_dataset(args: argparse.Namespace) -> np.ndarray:
+    """[4, 4] from the world that the loader makes of --scene to that of its file."""
+    poses, _, bounds = llff.read_poses_bounds(args.scene)
+    with readers.path_in_errors(args.scene):
+        return llff.arrange(poses, bounds, args.spherify)[-1]
+
+
+def _unit(to_dataset: np.ndarray) -> float:
+    return float(np.cbrt(np.linalg.det(to_dataset[:3, :3])))
+
+
+def change_world(cameras: Cameras, args: argparse.Namespace) -> Cameras:
+    """Takes cameras from --from_world to --to_world."""
+    if args.from_world == args.to_world:
+        return cameras
+    similarity = _to_dataset(args)
+    if args.to_world == "loaded":
+        similarity = np.linalg.inv(similarity)
+    bounds = None if cameras.bounds is None else cameras.bounds * _unit(similarity)
+    return dataclasses.replace(cameras, poses=pose_maths.change_world(similarity, cameras.poses), bounds=bounds)
+
+
+def write(path: Path, kind: str, cameras: Cameras, folder: Path | None) -> None:
+    """Writes a file of one of `FORMATS`; `folder` has the images that transforms.json names if the source does not.
+
+    Raises:
+        ValueError: the format needs what is not known, or holds no such cameras.
+    """
+    poses = cameras.poses
+    if kind not in PLAIN and cameras.intrinsics is None:
+        raise ValueError(f"{path}: {kind} needs the images' size and focal length; give --hwf H W F, or --scene")
+    if kind == "llff" and cameras.bounds is None:
+        raise ValueError(f"{path}: llff needs the depths that photos show; give --bounds NEAR FAR, or --scene")
+    if kind == "transforms":
+        atomic.write_text(path, _transforms_text(path, cameras, folder))
+        return
+    if kind == "llff":
+        height, width, fx, fy, cx, cy = cameras.intrinsics.T
+        off = np.abs(np.stack([fy - fx, cx - width / 2, cy - height / 2])) > CENTRED * np.stack([fx, width, height])
+        if np.any(off):
+            raise ValueError(
+                f"{path}: llff has one focal length and a centred camera; camera {np.argmax(off.any(axis=0))} has "
+                "fx != fy, or its axis meets the image elsewhere"
+            )
+        hwf = np.stack([height, width, (fx + fy) / 2], axis=-1)[..., None]
+        rows = np.concatenate([pose_maths.opengl_to_llff(poses), hwf], axis=-1).reshape(-1, 15)
+        array = np.concatenate([rows, cameras.bounds], axis=-1)
+    else:
+        if kind != "opengl":
+            poses = pose_maths.opengl_to_opencv(poses)
+        if kind == "colmap":
+            poses = pose_maths.invert(poses)
+        array = np.concatenate([poses, np.broadcast_to([[[0.0, 0.0, 0.0, 1.0]]], (len(poses), 1, 4))], axis=1)
+    if kind == "ibrnet":
+        height, width, fx, fy, cx, cy = cameras.intrinsics.T
+        k = np.tile(np.eye(4), (len(poses), 1, 1))
+        k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2] = fx, fy, cx, cy
+        array = np.concatenate([height[:, None], width[:, None], k.reshape(-1, 16), array.reshape(-1, 16)], axis=-1)
+    with atomic.complete_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def _transforms_text(path: Path, cameras: Cameras, folder: Path | None) -> str:
+    names = cameras.names
+    if names is None and folder is not None and folder.is_dir():
+        names = image_files.list_images(folder)
+        if len(names) != len(cameras.poses):
+            raise ValueError(f"{folder}: holds {len(names)} images for {len(cameras.poses)} poses; give --images")
+    if names is None:
+        names = [path.parent / f"images/{i:03d}.png" for i in range(len(cameras.poses))]
+        print("no folder of images: file_path is images/000.png and so on; --images names one", file=sys.stderr)
+    lengths, frames = ("h", "w", "fl_x", "fl_y", "cx", "cy"), []
+    for i, (name, c2w) in enumerate(zip(names, cameras.poses, strict=True)):
+        name = Path(os.path.relpath(name, path.parent)).as_posix()
+        frame = {"file_path": name, "transform_matrix": [*c2w.tolist(), [0.0, 0.0, 0.0, 1.0]]}
+        frame |= dict(zip(lengths, cameras.intrinsics[i].tolist(), strict=True))
+        frames.append(frame)
+    # Numbers that all frames share are the file's.
+    shared = {key: frames[0][key] for key in lengths if all(frame[key] == frames[0][key] for frame in frames)}
+    if {"w", "fl_x"} <= shared.keys():
+        shared["camera_angle_x"] = 2 * math.atan(0.5 * shared["w"] / shared["fl_x"])
+    frames = [{key: value for key, value in frame.items() if key not in shared} for frame in frames]
+    return json.dumps(shared | {"frames": frames}, indent=1) + "\n"
+
+
+def _format_of(path: Path) -> str | None:
+    if path.suffix.lower() == ".json":
+        return "transforms"
+    return "llff" if path.name.lower() == "poses_bounds.npy" else None
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = commandline.Parser("convert_poses", __doc__)
+    parser.add_argument("source", type=Path, help="file to read")
+    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--from", dest="from_", choices=FORMATS, help="what the source is")
+    parser.add_argument("--to", choices=FORMATS, help="what the target is to be")
+    parser.add_argument("--from_world", choices=WORLDS, default="dataset", help="world of the source")
+    parser.add_argument("--to_world", choices=WORLDS, default="dataset", help="world of the target")
+    parser.add_argument("--scene", type=Path, metavar="FILE", help="the scene's poses_bounds.npy")
+    parser.add_argument("--spherify", action="store_true", help="the scene is loaded with --spherify")
+    parser.add_argument("--hwf", type=float, nargs=3, metavar=("H", "W", "F"), help="pixels")
+    parser.add_argument("--bounds", type=float, nargs=2, metavar=("NEAR", "FAR"), help="depths, of the source's world")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images to name; images/ beside the source")
+    args = parser.parse_args(argv)
+    args.from_, args.to = args.from_ or _format_of(args.source), args.to or _format_of(args.target)
+    for path, kind, flag in ((args.source, args.from_, "--from"), (args.target, args.to, "--to")):
+        if kind is None:
+            parser.error(f"{path}: its name does not tell what it is; give {flag} ({', '.join(FORMATS)})")
+    if args.scene is None and args.from_ == "llff" and args.from_world == "dataset":
+        args.scene = args.source
+    if args.scene is None and args.from_world != args.to_world:
+        parser.error("give --scene, the poses_bounds.npy from which the loaded world follows")
+    if args.bounds is not None and not 0 < args.bounds[0] < args.bounds[1]:
+        parser.error("--bounds: expected 0 < NEAR < FAR")
+    if args.hwf is not None and not min(args.hwf) > 0:
+        parser.error("--hwf: expected three numbers > 0")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = _arguments(argv)
+    try:
+        cameras = complete(read(args.source, args.from_, only_poses=args.to in PLAIN), args)
+        write(args.target, args.to, change_world(cameras, args), args.images or args.source.parent / "images")
+    except (ValueError, OSError) as error:
+        return commandline.fail("convert_poses", error)
+    print(args.target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
