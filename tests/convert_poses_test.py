@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nerf_tf.data import blender, llff, render_path
+from nerf_tf.camera_paths import scene_paths
+from nerf_tf.data import blender, llff
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.storage import readers
 
@@ -101,7 +102,7 @@ def test_what_is_written_is_what_others_read(convert, tmp_path):
     np.testing.assert_allclose(split.poses, pose_maths.llff_to_opengl(poses), atol=1e-12)
     np.testing.assert_allclose(split.focal(*hwf[0, :2]), hwf[0, 2], rtol=1e-12)
     assert [p.resolve() for p in split.paths] == [p.resolve() for p in sorted((SCENES / "llff" / "images").iterdir())]
-    np.testing.assert_allclose(render_path.read_path(path, 30), split.poses, rtol=1e-6)
+    np.testing.assert_allclose(scene_paths.read_path(path, 30), split.poses, rtol=1e-6)
     meta = json.loads(path.read_text())
     assert {"w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "frames"} == set(meta)
 
