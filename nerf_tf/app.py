@@ -16,7 +16,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation import report
 from nerf_tf.memory import planning
 from nerf_tf.run import Run, photos_of_test_views, run_info
-from nerf_tf.safety import guards
+from nerf_tf.safety import guards, run_checks
 from nerf_tf.safety.stop import Stopped
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
@@ -85,7 +85,7 @@ def run(settings: Settings) -> None:
     """Loads what the settings name, then renders, evaluates or trains."""
     folder = settings.folder
     with user_errors(ValueError, OSError):
-        build.check_folders(settings)
+        run_checks.check_folders(settings)
         scene = build.load_scene(settings)
         if settings.eval_folder is not None:
             compare_folder(settings, folder, scene)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import os
 import secrets
 from pathlib import Path
 
@@ -21,69 +20,16 @@ from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precis
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.memory import planning, prediction
-from nerf_tf.output.curve import summaries_folder
 from nerf_tf.render.occupancy import Box, Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.safety import scene_checks
-from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer, TrainSettings
 
 logger = logging.getLogger(__name__)
-
-LONGEST_NAME = 255  # bytes, wherever anybody keeps files
-
-
-def check_folders(settings: Settings) -> None:
-    """Checks, before any work and without writing, that the run's folders can be made.
-
-    Raises:
-        ValueError: the run's name is too long or would hide its checkpoints, or `--config` belongs to another run.
-        OSError: a file has the folder's name, or there is no permission to make it.
-    """
-    run = settings.folder
-    _require_the_run_of_the_config(settings)
-    if settings.training and "[" in str(run):
-        raise ValueError(
-            f"{run}: TensorFlow finds no checkpoint under a name with [ in it; give another --expname or --basedir"
-        )
-    if len(os.fsencode(run.name)) > LONGEST_NAME:
-        raise ValueError(
-            f"--expname has {len(os.fsencode(run.name))} bytes; a folder's name has {LONGEST_NAME} at most"
-        )
-    for folder in (run / "checkpoints", summaries_folder(run)) if settings.training else (run,):
-        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        if not there.is_dir():
-            raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(f"{there}: nothing can be written there; give another --basedir")
-
-
-def _require_the_run_of_the_config(settings: Settings) -> None:
-    """Raises ValueError where `--config` lies in the folder of a run, and the settings name another folder.
-
-    So it is after a run was renamed, copied or moved: its args.txt still names the old folder, where training would
-    start over.
-    """
-    if settings.config is None:
-        return
-    config = parsing.find_config(settings.config).resolve()
-    progress = run_folder.describe_progress(config.parent)
-    if progress is None or config.parent == settings.folder.resolve():
-        return
-    given = settings.from_command_line
-    named = "expname" in given and ("basedir" in given or settings.expname != config.parent.name)
-    if named or given & {"ft_path", "no_reload", "eval_folder"}:
-        logger.info("%s: this run, with the flags of the one in %s", settings.folder, config.parent)
-        return
-    raise ValueError(
-        f"{config}: {config.parent} holds {progress}, but the flags name the folder {settings.folder}; to go on with "
-        f"that run add --basedir {config.parent.parent} --expname {config.parent.name}; to use {settings.folder} all "
-        f"the same add --basedir {settings.basedir} --expname {settings.expname}"
-    )
 
 
 @functools.cache

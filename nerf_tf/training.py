@@ -15,7 +15,7 @@ from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files
-from nerf_tf.output.curve import CurveFile, summaries_folder
+from nerf_tf.output.curve import CurveFile
 from nerf_tf.output.summaries import Summaries
 from nerf_tf.render.renderer import Image
 from nerf_tf.run import Run
@@ -23,6 +23,7 @@ from nerf_tf.safety import diagnosis, guards
 from nerf_tf.safety.stop import Stopped
 from nerf_tf.settings import parsing
 from nerf_tf.storage import atomic, tf1_weights
+from nerf_tf.storage.run_folder import summaries_folder
 from nerf_tf.train.counts import Counts
 from nerf_tf.train.loop import Event, train
 from nerf_tf.train.step import StepResult

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "camera_paths": {"storage", "geometry", "data"},
     "output": {"storage", "render"},
     "evaluation": {"storage", "data", "render", "output"},
-    "safety": {"storage", "geometry", "field", "data", "render", "train"},
+    "safety": {"storage", "settings", "geometry", "field", "data", "render", "train"},
     "build": PARTS,
     "run": PARTS | {"build"},
     "training": PARTS | {"build", "run"},

@@ -17,6 +17,7 @@ from pathlib import Path
 from support import commandline
 
 from nerf_tf.output import curve, figures
+from nerf_tf.storage.run_folder import summaries_folder
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         names = [run.name for run in runs]
         if len(set(names)) < len(names):  # runs of one name in several basedirs
             names = [str(run) for run in args.runs]
-        curves = {n: curve.read_curves(curve.summaries_folder(run)) for n, run in zip(names, runs, strict=True)}
+        curves = {n: curve.read_curves(summaries_folder(run)) for n, run in zip(names, runs, strict=True)}
         figures.save(curve.draw_curves(curves), out)
     except (ValueError, OSError) as error:
         return commandline.fail("plot_curve", error)

@@ -78,11 +78,6 @@ def _scalars(event) -> Iterator[tuple[str, float]]:
                 yield value.tag, float(np.squeeze(make_ndarray(value.tensor)))
 
 
-def summaries_folder(run: Path) -> Path:
-    """The TensorBoard folder of the run in {basedir}/{expname}."""
-    return run.parent / "summaries" / run.name
-
-
 def read_curves(folder: Path) -> dict[str, Curve]:
     """Reads the curves of `TAGS` from event files; tags without a value are absent.
 

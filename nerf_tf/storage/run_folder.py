@@ -10,6 +10,11 @@ from nerf_tf.storage import tf1_weights
 CHECKPOINTS = "checkpoints"
 
 
+def summaries_folder(run: Path) -> Path:
+    """The TensorBoard folder of the run in {basedir}/{expname}."""
+    return run.parent / "summaries" / run.name
+
+
 def describe_progress(folder: Path) -> str | None:
     """Describes how far the run in a folder has come; None if the folder holds no run."""
     newest = tf1_weights.newest(folder)
