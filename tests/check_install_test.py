@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.data import images
 from nerf_tf.memory import meter
+from nerf_tf.storage import image_reader
 
 NAMES = ["Python", "packages", "TensorFlow", "devices", "products", "memory counters", "video", "images"]
 
@@ -171,7 +171,7 @@ def test_an_ffmpeg_that_cannot_encode(check, monkeypatch, program):
 
 
 def test_images_that_come_back_wrong(check, monkeypatch):
-    monkeypatch.setattr(images, "read_image", lambda _: np.zeros((64, 96, 3), np.float32))
+    monkeypatch.setattr(image_reader, "read_image", lambda _: np.zeros((64, 96, 3), np.float32))
     code, said = check()
     assert code == 1
     assert (

@@ -10,6 +10,7 @@ import pytest
 
 from nerf_tf.camera_paths import scene_paths
 from nerf_tf.data import blender, llff
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.storage import readers
 
@@ -218,10 +219,10 @@ def test_wrong_arguments(fail, arguments, message):
 
 
 def test_change_world_turns_and_moves_but_does_not_scale_axes():
-    rotation = pose_maths.spherical_pose(30.0, -20.0, 1.0)[:, :3]
+    rotation = paths.spherical_pose(30.0, -20.0, 1.0)[:, :3]
     similarity = np.eye(4)
     similarity[:3] = np.concatenate([3.0 * rotation, [[1.0], [2.0], [3.0]]], axis=-1)
-    poses = pose_maths.orbit_path(5)
+    poses = paths.orbit_path(5)
     moved = pose_maths.change_world(similarity, poses)
     pose_maths.require_rigid(moved, list("abcde"))
     np.testing.assert_allclose(moved[:, :, 3], poses[:, :, 3] @ similarity[:3, :3].T + similarity[:3, 3])

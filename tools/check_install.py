@@ -223,8 +223,8 @@ def check_images() -> str:
     import numpy as np
     from PIL import Image
 
-    from nerf_tf.data import images
     from nerf_tf.output import view_files
+    from nerf_tf.storage import image_reader
 
     pixels = np.linspace(0, 255, 64 * 96 * 3).reshape(64, 96, 3).astype(np.uint8)
     remedy = "pip install --force-reinstall pillow imageio"
@@ -233,7 +233,7 @@ def check_images() -> str:
             png, jpeg = Path(folder) / "image.png", Path(folder) / "image.jpg"
             view_files.write_png(png, pixels)
             Image.fromarray(pixels).save(jpeg, quality=95)
-            errors = [np.abs(255 * images.read_image(path) - pixels).max() for path in (png, jpeg)]
+            errors = [np.abs(255 * image_reader.read_image(path) - pixels).max() for path in (png, jpeg)]
     except (OSError, ValueError) as error:
         raise Problem(f"{error}; {remedy}") from error
     if errors[0] > 0.01 or errors[1] > 16:

@@ -34,9 +34,8 @@ import numpy as np
 from support import commandline
 
 from nerf_tf.data import blender, llff
-from nerf_tf.data import images as image_files
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import atomic, readers
+from nerf_tf.storage import atomic, image_folders, image_reader, readers
 
 FORMATS = ("llff", "transforms", "opengl", "opencv", "colmap", "ibrnet")
 WORLDS = ("dataset", "loaded")
@@ -119,7 +118,7 @@ def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float
             raise ValueError(f"{given[name][1]}: has {name} {given[name][0]:g}; undistort the images first")
     numbers = {name: value for name, (value, _) in given.items()}
     if not {"w", "h"} <= numbers.keys() and image.is_file():
-        numbers["h"], numbers["w"] = image_files.image_size(image)
+        numbers["h"], numbers["w"] = image_reader.image_size(image)
     if "fl_x" not in numbers and {"w", "camera_angle_x"} <= numbers.keys():
         numbers["fl_x"] = 0.5 * numbers["w"] / math.tan(0.5 * numbers["camera_angle_x"])
     if not {"w", "h", "fl_x"} <= numbers.keys():
@@ -214,7 +213,7 @@ def write(path: Path, kind: str, cameras: Cameras, folder: Path | None) -> None:
 def _transforms_text(path: Path, cameras: Cameras, folder: Path | None) -> str:
     names = cameras.names
     if names is None and folder is not None and folder.is_dir():
-        names = image_files.list_images(folder)
+        names = image_folders.list_images(folder)
         if len(names) != len(cameras.poses):
             raise ValueError(f"{folder}: holds {len(names)} images for {len(cameras.poses)} poses; give --images")
     if names is None:
