@@ -22,8 +22,8 @@ _PUBLIC = {
     "load_renderer": "library",
     "train_scene": "library",
     "image_rays": "geometry.rays",
-    "RenderSettings": "render.renderer",
-    "render_rays": "render.renderer",
+    "RenderSettings": "render.passes",
+    "render_rays": "render.passes",
     "write_image": "library",
 }
 

@@ -33,7 +33,7 @@ class Keyframes:
 
 
 def keyframes_json(keyframes: Keyframes) -> str:
-    """Returns the text of a JSON file from which `data.keyframe_file.load_keyframes` reads the same numbers."""
+    """Returns keyframes as the JSON text that `data.keyframe_file.load_keyframes` reads."""
     frames = [
         json.dumps({"time": float(time), "c2w": np.asarray(pose, np.float64).tolist()})
         for time, pose in zip(keyframes.times, keyframes.poses, strict=True)
@@ -82,7 +82,7 @@ def interpolate_at(keyframes: Keyframes, times: np.ndarray) -> np.ndarray:
 
 
 def _keyframe_velocities(mean_velocities: np.ndarray, durations: np.ndarray) -> np.ndarray:
-    """Computes velocities [K, 3] at keyframes from the mean velocities [K-1, 3] and durations [K-1] between them.
+    """Computes velocities [K, 3] at keyframes from mean velocities [K-1, 3] and durations [K-1].
 
     At an inner keyframe: that of the parabola through it and its two neighbours, at most `MAX_SPEED_RATIO` times the
     slower side's, so that a camera that rests between two keyframes does not move. At the ends: zero acceleration.
@@ -99,7 +99,7 @@ def _keyframe_velocities(mean_velocities: np.ndarray, durations: np.ndarray) -> 
 
 
 def _cumulative_bernstein(u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cumulative Bernstein polynomials of degree 3; their slopes are 3, 0, 0 at u = 0 and 0, 0, 3 at u = 1."""
+    """The cumulative Bernstein polynomials of degree 3; slopes 3, 0, 0 at u = 0, and 0, 0, 3 at u = 1."""
     return 1 - (1 - u) ** 3, u * u * (3 - 2 * u), u**3
 
 
@@ -117,7 +117,7 @@ def _interpolate_centres(centres: np.ndarray, durations: np.ndarray, segment: np
 def _interpolate_rotations(
     rotations: np.ndarray, durations: np.ndarray, segment: np.ndarray, u: np.ndarray
 ) -> np.ndarray:
-    """Interpolates rotations [K, 3, 3] at u [M, 1] of segments [M]; as `_interpolate_centres`, but with products."""
+    """Interpolates rotations [K, 3, 3] as `_interpolate_centres` does centres, but with products."""
     # In the camera's frame, [K-1, 3]. A turn's axis is the same before and after it, so velocities can be averaged.
     turns = _rotation_to_vector(np.swapaxes(rotations[:-1], -1, -2) @ rotations[1:])
     velocities = _keyframe_velocities(turns / durations[:, None], durations)

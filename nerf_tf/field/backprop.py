@@ -1,4 +1,4 @@
-"""The network's forward and backward pass written out, so that each layer handles only the points it must.
+"""The network's forward and backward pass, written out to leave out points that do not matter.
 
 Colours are computed only where a point can be seen, and gradients only from points that the loss depends on; Keras and
 a gradient tape would run all points through every layer. B points, V of them in the view branch, R rays.
@@ -112,7 +112,7 @@ def backward(
         return tf.concat([_gather_rows(points, rows, g), output], axis=-1) if layer == SKIP_AFTER else output
 
     def dense_backward(name: str, x: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
-        """Stores a layer's gradients, from its input x and its output's gradient g; returns the trunk output's."""
+        """Stores a layer's gradients and returns the trunk output's, from input x and gradient g."""
         gradients[name] = _dense_gradients(x, g)
         return tf.matmul(g, _trunk_rows(weights[name][0], trunk), transpose_b=True)
 
@@ -144,7 +144,7 @@ def _view_branch_backward(
     active: tf.Tensor | None,
     rows: tf.Tensor | None,
 ) -> tuple[dict[str, list[tf.Tensor]], tf.Tensor]:
-    """Computes the gradients of bottleneck, views and rgb, and adds the branch's part to the trunk output's gradient.
+    """Computes the gradients of bottleneck, views and rgb, and that of the trunk's output.
 
     Args:
         weights, activations, active: as in `backward`.
@@ -152,6 +152,9 @@ def _view_branch_backward(
         rgb_g: [A, 3] the gradient of colour.
         trunk_g: [A, width] the gradient of the trunk's output that comes from density.
         rows: [A] numbers of the active points; None: all are.
+
+    Returns:
+        The gradients by layer, and `trunk_g` with the branch's part added.
     """
     view_rows, positions = rows, None
     if activations.colour_rows is not None:
@@ -172,7 +175,7 @@ def _view_branch_backward(
 
 
 def _dense_gradients(x: tf.Tensor, g: tf.Tensor) -> list[tf.Tensor]:
-    """Gradients of a layer's kernel and bias, float32, from its input x [B, I] and its output's gradient g [B, O]."""
+    """Gradients of a layer's kernel and bias, float32, from input x and the output's gradient g."""
     # Not BiasAddGrad: on a CPU it adds up bfloat16 in bfloat16 and loses most of the sum; matrix products do not.
     bias_gradient = tf.matmul(tf.ones([1, tf.shape(g)[0]], g.dtype), g)[0]
     return [tf.cast(tf.matmul(x, g, transpose_a=True), tf.float32), tf.cast(bias_gradient, tf.float32)]
@@ -184,18 +187,19 @@ def _relu_gradient(g: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
 
 
 def _gather_rows(x: tf.Tensor, rows: tf.Tensor | None, after: tf.Tensor) -> tf.Tensor:
-    """Rows of x (None: all), gathered only once `after` is computed: those of all layers at once double the memory."""
+    """Gathers rows of x, or all if None, but not before `after` is computed."""
+    # The rows of all layers at once would double the memory.
     with tf.control_dependencies([after]):
         return x if rows is None else tf.gather(x, rows)
 
 
 def _trunk_rows(kernel: tf.Tensor, trunk: list[tf.Tensor]) -> tf.Tensor:
-    """The rows of a kernel that multiply the trunk's output; behind the skip, those of encoded points come first."""
+    """The rows of a kernel that multiply the trunk's output; those of encoded points come first."""
     return kernel[-trunk[0].shape[-1] :]
 
 
 def _fuse_view_branch(weights: Weights) -> tuple[tf.Tensor, tf.Tensor]:
-    """Fuses bottleneck and views to one layer: kernel [width + viewdirs, width // 2] and bias [width // 2].
+    """Fuses bottleneck and views: kernel [width + viewdirs, width // 2] and bias [width // 2].
 
     The bottleneck has no activation, so both layers are one matrix, with half the multiplications.
     """
@@ -208,7 +212,7 @@ def _fuse_view_branch(weights: Weights) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _unfuse_gradients(weights: Weights, kernel_g: tf.Tensor, bias_g: tf.Tensor) -> dict[str, list[tf.Tensor]]:
-    """Computes the gradients of bottleneck and views from those of the layer that `_fuse_view_branch` returns."""
+    """Computes the gradients of bottleneck and views from those of the fused layer."""
     (bottleneck, bottleneck_bias), (views, _) = _as_float32(weights["bottleneck"], weights["views"])
     bottleneck_part = views[:BOTTLENECK_WIDTH]
     product_g, viewdirs_g = tf.split(kernel_g, [tf.shape(bottleneck)[0], -1])

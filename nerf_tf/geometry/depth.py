@@ -67,7 +67,7 @@ def ndc_to_metric_t(origins: np.ndarray, directions: np.ndarray, t: np.ndarray, 
 
 
 def ndc_to_world(camera: Camera, points: np.ndarray, near: float = NDC_NEAR) -> np.ndarray:
-    """Converts points [..., 3] from NDC, z < 1, to the world; focal lengths and image size define the frustum."""
+    """Converts points [..., 3] from NDC, z < 1, to the world, with the camera's frustum."""
     x, y, z = np.moveaxis(np.asarray(points, np.float64), -1, 0)
     z = 2.0 * near / (z - 1.0)
     return np.stack([-x * z * camera.width / (2 * camera.fx), -y * z * camera.height / (2 * camera.fy), z], axis=-1)

@@ -72,7 +72,7 @@ def spherical_pose(theta: float, phi: float, radius: float) -> np.ndarray:
 
 
 def orbit_path(frames: int = 40, phi: float = -30.0, radius: float = 4.0) -> np.ndarray:
-    """Makes a full turn of `spherical_pose`s, [frames, 3, 4]; the defaults are the original's for Blender scenes."""
+    """Makes a full turn of `spherical_pose`s, [frames, 3, 4]; defaults: the original's for Blender."""
     return np.stack(
         [spherical_pose(theta, phi, radius) for theta in np.linspace(-180.0, 180.0, frames, endpoint=False)]
     )

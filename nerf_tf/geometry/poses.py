@@ -75,7 +75,7 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def look_at(back: np.ndarray, up: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Makes the pose [3, 4] of a camera at `centre` [3] that looks along `-back` [3], its y axis close to `up` [3]."""
+    """Makes the pose [3, 4] at `centre` [3] that looks along `-back` [3], y axis close to `up` [3]."""
     z = normalise(back)
     x = normalise(np.cross(up, z))
     y = normalise(np.cross(z, x))
@@ -108,13 +108,13 @@ def change_world(similarity: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 
 def average_pose(poses: np.ndarray) -> np.ndarray:
-    """Averages `poses` [N, 3, 4]: the pose [3, 4] at their mean centre that looks along their mean direction."""
+    """Averages `poses` [N, 3, 4] to a pose [3, 4]: their mean centre, viewing direction and up."""
     back = normalise(poses[:, :3, 2].sum(axis=0))
     return look_at(back, poses[:, :3, 1].sum(axis=0), poses[:, :3, 3].mean(axis=0))
 
 
 def recenter(poses: np.ndarray) -> np.ndarray:
-    """Moves the world so that the average of `poses` [N, 3, 4] becomes the identity; returns the moved poses.
+    """Moves `poses` [N, 3, 4] so that their average becomes the identity.
 
     As the original, bit for bit, for float32 poses: the average is taken in single precision and inverted, although not
     exactly a rotation, in double. Under NDC a difference of one rounding is visible.
@@ -141,7 +141,7 @@ def nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
 
 
 def sphere_frame(poses: np.ndarray) -> np.ndarray:
-    """Finds the frame [3, 4] of `spherify`: origin where `poses` [N, 3, 4] look, z from there to the cameras."""
+    """Finds the frame [3, 4] of `spherify`: origin where `poses` [N, 3, 4] look, z towards them."""
     poses = np.asarray(poses, np.float64)[:, :3, :4]
     origin = nearest_point_to_axes(poses)
     offsets = poses[:, :, 3] - origin

@@ -35,7 +35,7 @@ class Rays(NamedTuple):
 
 
 def pixel_rays(camera: Camera, c2w: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Computes rays through the top left corners of pixels; as the original, without half a pixel's offset.
+    """Computes rays through the top left corners of pixels, as the original: not through their centres.
 
     Args:
         camera: the camera; fx, fy, cx, cy may be tensors [...] with one value per ray.

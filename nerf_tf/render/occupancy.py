@@ -1,4 +1,4 @@
-"""Faster rendering: a grid of occupied cells, to skip samples in empty space and behind opaque surfaces.
+"""Faster rendering: skips samples in empty space, by a grid, and behind opaque surfaces.
 
 A trained scene is mostly empty. A grid over the space of the rays (NDC included) stores where a network has density, so
 that it is not evaluated elsewhere. A cell is empty only if its density and that of all cells around it is next to
@@ -51,7 +51,7 @@ class Box:
 
 
 def find_occupied(field: FieldFunction, box: Box, description: str = "occupancy") -> np.ndarray:
-    """Finds the occupied cells: evaluates a coarse grid of densities, then a fine one around what is occupied.
+    """Finds the occupied cells: evaluates a coarse grid, then a fine one where that is not empty.
 
     Args:
         field: the network.
@@ -188,7 +188,7 @@ class Occupancy:
         return [OccupiedField(field, self.box, grid) for field, grid in zip(fields, self._grids, strict=True)]
 
     def update(self, fields: Sequence[FieldFunction], weights: Sequence[Sequence[np.ndarray]]) -> None:
-        """Updates the grids for these weights: from the file if it belongs to them, otherwise from the networks.
+        """Updates the grids for new weights, from the file if it fits, otherwise from the networks.
 
         Args:
             fields: the networks themselves, not what `restrict` returns.

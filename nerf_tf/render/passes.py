@@ -182,6 +182,7 @@ def _render_pass(
     first_ray: tf.Tensor | int,
     all_colours: bool,
 ) -> Pass:
+    """Evaluates the network at samples `t_vals` [R, S] and composites them."""
     points = rays.origins[:, None, :] + rays.directions[:, None, :] * t_vals[..., None]  # [R, S, 3]
     noise, visible_above = None, tf.constant(0.0)
     if settings.raw_noise_std > 0:

@@ -41,7 +41,7 @@ class Image(NamedTuple):
     depth_z: np.ndarray | None = None
 
 
-# What to render with after memory ran out: networks and settings that take less of it.
+# Returns networks and settings that need less memory.
 OnOutOfMemory = Callable[[tf.errors.ResourceExhaustedError], tuple[FieldFunction, FieldFunction | None, RenderSettings]]
 
 

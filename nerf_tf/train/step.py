@@ -97,7 +97,7 @@ class Trainer:
         self.train_step = tf.function(self._train_step, autograph=False)
 
     def copy_state_from(self, other: Trainer, restarts: int) -> None:
-        """Copies weights, optimizer state, step and seed from a trainer with equal networks, and resets the counts.
+        """Copies weights, optimizer state, step and seed from a trainer with equal networks; resets counts.
 
         Args:
             other: the trainer to copy from.
@@ -149,8 +149,8 @@ class Trainer:
         return tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
 
     def _is_bad(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
-        """Whether loss or gradients are not finite; Adam squares gradients, so neither may their squares overflow."""
-        finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
+        """Whether the weights must not move: loss, gradients or their squares are not finite."""
+        finite = tf.math.is_finite(tf.linalg.global_norm(gradients))  # Adam squares gradients
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # It skips such steps itself and halves the scale: that is how it finds the largest scale that float16 can
             # hold. Only at scale 1 is the gradient itself too large.
