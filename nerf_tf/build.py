@@ -256,7 +256,7 @@ def restore(settings: Settings, trainer: Trainer, store: CheckpointStore, folder
         if not settings.training:
             raise ValueError(f"{folder}: no weights to render; train first, or give --ft_path (without --no_reload)")
         for there in filter(None, (newest, store.newest)):
-            logger.warning("%s holds an earlier run, up to %s: its files make room for this one's", folder, there.name)
+            logger.warning("%s holds an earlier run, up to %s; this run replaces its files", folder, there.name)
     elif ft_path is None and store.newest is not None:
         path = store.restore()
         if settings.random_seed is not None:
