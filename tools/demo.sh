@@ -2,7 +2,7 @@
 # Trains on the built-in scene and shows the result: bash tools/demo.sh
 # Needs python3 with venv. What an earlier call has made is kept; the path printed last is the picture to look at.
 cd "$(dirname "$0")/.."
-. tools/venv.sh plots
+. tools/support/venv.sh plots
 run=logs/demo
 nerf() { "$PYTHON" -m nerf_tf --config configs/demo.txt "$@"; }
 

@@ -1,5 +1,5 @@
 # Sourced by demo.sh and test.sh: makes .venv beside this folder once, with the project and the given extras in it.
-# Usage: . tools/venv.sh EXTRAS, from the project's folder. Sets PYTHON.
+# Usage: . tools/support/venv.sh EXTRAS, from the project's folder. Sets PYTHON.
 set -eu
 PYTHON=.venv/bin/python
 stamp=".venv/installed-$1"
