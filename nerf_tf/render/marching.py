@@ -1,0 +1,314 @@
+"""Samples where something is: rays march through an occupancy grid, and what they meet is packed into slots.
+
+Shapes: R rays, S candidates on each, K slots. A candidate is a point on a ray; those in occupied cells get a slot, ray
+after ray. Slots are a static number, so all of this compiles to one XLA program: as many rays are taken as fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf.geometry.contraction import GridSpace
+from nerf_tf.geometry.rays import Rays
+
+# Rays that march together: enough to keep two cores busy, few enough that their candidates stay in the cache.
+BLOCK = 128
+# A cell is occupied if a step through it takes at least this part of the light ...
+LEAST_OPACITY = 0.01
+# ... or if it holds more than this part of the mean density: early on nothing is opaque yet.
+PART_OF_MEAN = 0.5
+# Densities count up to here in that mean, for one opaque cell must not outweigh a thousand of fog.
+LARGEST_DENSITY = 50.0
+# A cell's density falls by this when it is asked again, so that a maximum of old weights fades.
+DECAY = 0.8
+# Cells are asked about in so many turns, as all at once would take longer than a step.
+TURNS = 8
+# Optical depth of one sample from which nothing shines through: exp(-40) is no more than rounding.
+OPAQUE = 40.0
+# In contracted space, where steps differ, the threshold is that of a step of this length, in `GridSpace.unit`s.
+NOMINAL_STEP = 0.02
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class March:
+    """How rays march.
+
+    In a box steps have one length, so that a ray along the diagonal takes all S. In contracted space they are even in
+    disparity from near to far, and the last sample is opaque: there is always something behind.
+
+    Attributes:
+        space: where the grid lies.
+        cells: along a side of the occupancy grid.
+        samples: S.
+        slots: K, at least S.
+
+    Raises:
+        ValueError: a single ray may not fit into the slots.
+    """
+
+    space: GridSpace
+    cells: int
+    samples: int
+    slots: int
+
+    def __post_init__(self) -> None:
+        if self.slots < self.samples:
+            raise ValueError(f"{self.slots} slots do not hold the {self.samples} samples of one ray")
+
+    @property
+    def step(self) -> float:
+        """Length of a step in the box, in the world."""
+        return float(np.linalg.norm(self.space.upper - self.space.lower)) / self.samples
+
+    @property
+    def least_density(self) -> float:
+        """The density, for each `GridSpace.unit`, from which a cell is occupied in any case."""
+        return LEAST_OPACITY / (NOMINAL_STEP if self.space.contracted else self.step / self.space.unit)
+
+    def span(self, rays: Rays) -> tuple[tf.Tensor, tf.Tensor]:
+        """The range of t [R, 1], [R, 1] in which rays may meet something: near to far, within the box."""
+        if self.space.contracted:
+            return rays.near, rays.far
+        directions = tf.where(rays.directions == 0.0, 1e-12, rays.directions)  # along a face, and 0 / 0 is no number
+        to_lower, to_upper = (
+            (self.space.lower - rays.origins) / directions,
+            (self.space.upper - rays.origins) / directions,
+        )
+        enters = tf.reduce_max(tf.minimum(to_lower, to_upper), axis=-1, keepdims=True)
+        leaves = tf.reduce_min(tf.maximum(to_lower, to_upper), axis=-1, keepdims=True)
+        return tf.clip_by_value(enters, rays.near, rays.far), tf.minimum(leaves, rays.far)
+
+    def candidates(self, first: tf.Tensor, last: tf.Tensor, speed: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Where candidates are.
+
+        Args:
+            first, last: range of t, as `span` gives it.
+            speed: lengths of the rays' directions.
+            k: numbers of the candidates, from 0 to S - 1, with a jitter in [0, 1) added.
+
+        Returns:
+            t, the length of the interval in t, and the place from 0 to 1 on the way from near to far; all [...], the
+            arguments broadcast.
+        """
+        if not self.space.contracted:
+            interval = self.step / speed
+            return first + k * interval, interval + tf.zeros_like(k), k / self.samples
+        at, following = k / self.samples, tf.minimum((k + 1.0) / self.samples, 1.0)
+        t, t_following = (1.0 / ((1.0 - s) / first + s / last) for s in (at, following))
+        return t, t_following - t, at
+
+
+class Packed(NamedTuple):
+    """Samples of rays in slots.
+
+    Attributes:
+        rays: scalar, how many rays are taken, of those that there are.
+        samples: scalar, how many slots are in use.
+        ray: [K] which ray a slot's sample lies on, ascending; 0 where the slot is not in use.
+        k: [K] which of the ray's candidates it is.
+        first: [K] the first slot of the same ray.
+        in_use: [K] whether there is a sample in the slot.
+    """
+
+    rays: tf.Tensor
+    samples: tf.Tensor
+    ray: tf.Tensor
+    k: tf.Tensor
+    first: tf.Tensor
+    in_use: tf.Tensor
+
+
+def occupied_cells(densities: tf.Tensor, march: March) -> tf.Tensor:
+    """Which cells may hold something, from their densities [cells ** 3]: bool [cells ** 3]."""
+    mean = tf.reduce_mean(tf.minimum(densities, LARGEST_DENSITY))
+    return densities > tf.minimum(PART_OF_MEAN * mean, march.least_density)
+
+
+def cells_in_turn(cells: int, turn: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
+    """Points [cells ** 3 // TURNS, 3] in [0, 1], one in each cell of a turn.
+
+    Args:
+        cells: along a side.
+        turn: from 0 to TURNS - 1.
+        u: [cells ** 3 // TURNS, 3] in [0, 1), where in the cell.
+    """
+    number = tf.range(cells**3 // TURNS) * TURNS + turn
+    cell = tf.stack([number // cells**2, number // cells % cells, number % cells], axis=-1)
+    return (tf.cast(cell, tf.float32) + u) / cells
+
+
+def update_densities(densities: tf.Tensor, turn: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
+    """Densities [cells ** 3] once those of a turn's cells have been found to be [cells ** 3 // TURNS]."""
+    by_turn = tf.reshape(densities, [-1, TURNS])
+    updated = tf.maximum(DECAY * by_turn, found[:, None])
+    return tf.reshape(tf.where(tf.range(TURNS) == turn, updated, by_turn), [-1])
+
+
+def pack(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor, skip: tf.Tensor | int = 0) -> Packed:
+    """Packs what rays meet into slots, from ray `skip` on until the next does not fit.
+
+    Args:
+        march: how they march.
+        occupied: [cells ** 3] bool.
+        rays: [R, ...].
+        jitter: [R, 1] in [0, 1).
+        skip: the first ray to take.
+    """
+    count, samples, slots = rays.origins.shape[0], march.samples, march.slots
+    size = min(BLOCK, count)
+
+    def add_block(start: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor, going: tf.Tensor):
+        rows = start + tf.range(size)
+        block, u = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), (rays, jitter))
+        meets = _meets(march, occupied, block, u) & (rows < count)[:, None]  # [size, S]
+        place = filled + tf.reshape(tf.cumsum(tf.cast(tf.reshape(meets, [-1]), tf.int32)), [size, samples])
+        fits = (place[:, -1] <= slots) & (rows < count)  # once a ray does not fit none behind it does
+        slot = tf.where(meets & fits[:, None], place - 1, slots)
+        number = rows[:, None] * samples + tf.range(samples)
+        numbers = tf.tensor_scatter_nd_update(numbers, tf.reshape(slot, [-1, 1]), tf.reshape(number, [-1]))
+        filled = tf.maximum(filled, tf.reduce_max(tf.where(fits, place[:, -1], 0)))
+        start += tf.reduce_sum(tf.cast(fits, tf.int32))
+        return start, filled, numbers, tf.reduce_all(fits)
+
+    start = tf.convert_to_tensor(skip)
+    # One more slot, for what has none.
+    initial = (start, tf.constant(0), tf.zeros([slots + 1], tf.int32), start < count)
+    stop, filled, numbers, _ = tf.while_loop(lambda *state: state[-1], add_block, initial, parallel_iterations=1)
+    in_use = tf.range(slots) < filled
+    numbers = tf.where(in_use, numbers[:slots], 0)
+    ray, k = numbers // samples, numbers % samples
+    each = tf.math.unsorted_segment_sum(tf.cast(in_use, tf.int32), ray, count)
+    first = tf.gather(tf.cumsum(each, exclusive=True), ray)
+    return Packed(stop - start, filled, ray, k, tf.where(in_use, first, 0), in_use)
+
+
+def _meets(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor) -> tf.Tensor:
+    """Whether candidates [R, S] of rays are in occupied cells."""
+    first, last = march.span(rays)
+    speed = tf.norm(rays.directions, axis=-1, keepdims=True)
+    k = tf.range(march.samples, dtype=tf.float32) + jitter
+    t, _, _ = march.candidates(first, last, speed, k)
+    points = march.space.to_cube(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
+    cell = tf.cast(tf.clip_by_value(points * march.cells, 0.0, march.cells - 1.0), tf.int32)
+    meets = tf.gather(occupied, (cell[..., 0] * march.cells + cell[..., 1]) * march.cells + cell[..., 2])
+    if march.space.contracted:
+        return meets | (tf.range(march.samples) == march.samples - 1)
+    return meets & (t < last)
+
+
+class Samples(NamedTuple):
+    """What slots hold, [K, ...].
+
+    Attributes:
+        points: [K, 3] in the grid, from 0 to 1.
+        t: [K] ray parameter.
+        length: [K] of the sample's interval, in `GridSpace.unit`s.
+        place: [K] from 0 to 1 on the way from near to far.
+        is_last: [K] whether it is the last candidate of its ray.
+    """
+
+    points: tf.Tensor
+    t: tf.Tensor
+    length: tf.Tensor
+    place: tf.Tensor
+    is_last: tf.Tensor
+
+
+def samples_in(march: March, rays: Rays, jitter: tf.Tensor, packed: Packed) -> Samples:
+    """The samples of rays [R, ...] that have been packed with this jitter [R, 1]."""
+    first, last = march.span(rays)
+    speed = tf.norm(rays.directions, axis=-1, keepdims=True)
+    of_ray = tf.gather(tf.concat([first, last, speed, jitter, rays.origins, rays.directions], axis=-1), packed.ray)
+    first, last, speed, u, origins, directions = tf.split(of_ray, [1, 1, 1, 1, 3, 3], axis=-1)
+    k = tf.cast(packed.k, tf.float32)[:, None] + u
+    t, interval, place = march.candidates(first, last, speed, k)
+    points = tf.clip_by_value(march.space.to_cube(origins + t * directions), 0.0, 1.0)
+    length = (interval * speed / march.space.unit)[:, 0]
+    return Samples(points, t[:, 0], length, place[:, 0], packed.k == march.samples - 1)
+
+
+def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: Packed) -> tf.Tensor:
+    """What each sample contributes to its pixel [K], front to back (Mildenhall et al. 2020, equation 3).
+
+    Args:
+        march: how rays marched.
+        density: [K] for each `GridSpace.unit`.
+        samples, packed: what the slots hold.
+    """
+    depth = tf.minimum(density * samples.length, OPAQUE)
+    if march.space.contracted:
+        depth = tf.where(samples.is_last, OPAQUE, depth)
+    # Sums over all rays before, of which each ray subtracts its own start: in float32 little of its own would be left.
+    depth = tf.cast(tf.where(packed.in_use, depth, 0.0), tf.float64)
+    before = tf.cumsum(depth, exclusive=True)
+    return tf.cast(-tf.exp(tf.gather(before, packed.first) - before) * tf.math.expm1(-depth), tf.float32)
+
+
+def sum_by_ray(values: tf.Tensor, packed: Packed, count: int) -> tf.Tensor:
+    """Adds up values [K, C] of the samples of each of `count` rays: [count, C]."""
+    return tf.math.unsorted_segment_sum(values, packed.ray, count)
+
+
+def distortion(weights: tf.Tensor, samples: Samples, packed: Packed, count: int, interval: float) -> tf.Tensor:
+    """How far each ray's weight is spread along it (Barron et al. 2022, equation 15): [count].
+
+    Args:
+        weights: [K] of the samples.
+        samples, packed: what the slots hold.
+        count: number of rays.
+        interval: length of a sample's interval, of a way from near to far of 1.
+    """
+    both = tf.cast(tf.stack([weights, weights * samples.place], axis=-1), tf.float64)  # [K, 2]
+    before = tf.cumsum(both, exclusive=True)
+    before = tf.cast(before - tf.gather(before, packed.first), tf.float32)
+    # Pairs of samples counted once, hence twice; they are in order, so |s_i - s_j| has a known sign.
+    pairs = 2.0 * weights * (samples.place * before[:, 0] - before[:, 1])
+    return sum_by_ray((pairs + tf.square(weights) * interval / 3.0)[:, None], packed, count)[:, 0]
+
+
+class PackedRendering(NamedTuple):
+    """What R rays see, as in `render.volume.Rendering`: rgb [R, 3], disp, acc and depth [R]."""
+
+    rgb: tf.Tensor
+    disp: tf.Tensor
+    acc: tf.Tensor
+    depth: tf.Tensor
+
+
+# Points in the grid [K, 3] and view directions [K, 3] -> density [K] for each `GridSpace.unit`, raw colour [K, 3].
+GridFunction = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def render_rays(
+    march: March, field: GridFunction, occupied: tf.Tensor, rays: Rays, white_bkgd: bool = False
+) -> PackedRendering:
+    """Renders rays without randomness, as many at once as the slots hold: however dense the scene, none is lost.
+
+    Args:
+        march: how rays march.
+        field: what to ask for density and colour.
+        occupied: [cells ** 3] where something may be.
+        rays: R rays, [R, ...].
+        white_bkgd: rays that meet nothing are white rather than black.
+    """
+    count = rays.origins.shape[0]
+    jitter = tf.fill([count, 1], 0.5)
+
+    def add_rays(taken: tf.Tensor, sums: tf.Tensor):
+        packed = pack(march, occupied, rays, jitter, taken)
+        samples = samples_in(march, rays, jitter, packed)
+        density, raw_rgb = field(samples.points, tf.gather(rays.viewdirs, packed.ray))
+        weights = packed_weights(march, density, samples, packed)[:, None]
+        values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights), samples.t[:, None]], axis=-1)
+        return taken + packed.rays, sums + sum_by_ray(weights * values, packed, count)
+
+    start = (tf.constant(0), tf.zeros([count, 5]))
+    _, sums = tf.while_loop(lambda taken, _: taken < count, add_rays, start, parallel_iterations=1)
+    rgb, acc, depth = sums[:, :3], sums[:, 3], sums[:, 4]
+    disp = tf.math.divide_no_nan(acc, depth)
+    return PackedRendering(rgb + (1.0 - acc[:, None]) if white_bkgd else rgb, disp, acc, depth)

@@ -1,0 +1,222 @@
+"""One training step of a hash grid: rays march, their samples are packed, and one compiled program moves the weights.
+
+The step is a pure function of (seed, step, weights, occupancy grid, learning rate): random numbers are drawn before the
+compiled part, which would draw others, and the same on all devices. So a run that stops goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.field.hash_grid import HashGridField
+from nerf_tf.render import marching
+from nerf_tf.render.marching import March
+from nerf_tf.render.renderer import PHILOX, UNIFORM
+from nerf_tf.train.counts import Counts, opacities, update_counts
+from nerf_tf.train.step import StepResult, mse_to_psnr
+
+# What a random draw is for; each has its own stream.
+JITTER, BACKGROUND, CELLS = range(3)
+# Steps in which the learning rate rises to its full height: Adam's second moments are of few gradients then.
+WARMUP = 50
+# The part of the learning rate that is left in the end; it falls to that exponentially.
+FINAL_RATE = 0.05
+# Adam's constants (Mueller et al. 2022, section 4): gradients of features that few samples touch are tiny.
+BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-15
+# The occupancy grid is updated every so many steps, and oftener while all is fog, which costs slots.
+UPDATE_EVERY, UPDATE_EVERY_EARLY = 16, 4
+EARLY_FROM, EARLY_UNTIL = 64, 256
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedTrainSettings:
+    """How the weights of a hash grid move.
+
+    Attributes:
+        lrate: highest learning rate.
+        steps: how many steps there will be; the rate falls until then.
+        perturb: whether samples are jittered.
+        random_background: whether what shows through a ray has a random colour each time, so that nothing transparent
+            can pass for something seen; otherwise it is white or black, as `white_bkgd` says.
+        white_bkgd: whether the photos are composited on white.
+        distortion: weight of `marching.distortion` in the loss; 0 for none.
+    """
+
+    lrate: float = 2e-2
+    steps: int = 1000
+    perturb: bool = True
+    random_background: bool = False
+    white_bkgd: bool = False
+    distortion: float = 0.0
+
+
+class Draws(NamedTuple):
+    """What is random in a step: jitter [R, 1] of samples, and colours [R, 3] of the background."""
+
+    jitter: tf.Tensor
+    background: tf.Tensor
+
+
+class PackedGradients(NamedTuple):
+    """What a step makes of a batch before it moves the weights.
+
+    Attributes:
+        loss: scalar, what the gradients are of.
+        error: scalar, mean squared error of the rays that fitted into the slots.
+        gradients: with respect to all trainable weights.
+        opacity: [2] see `counts.opacities`.
+        density: [K] of the samples.
+        rays: scalar, how many rays fitted.
+    """
+
+    loss: tf.Tensor
+    error: tf.Tensor
+    gradients: list[tf.Tensor]
+    opacity: tf.Tensor
+    density: tf.Tensor
+    rays: tf.Tensor
+
+
+class Moments(tf.Module):
+    """Adam's running means of gradients and of their squares, for each weight."""
+
+    def __init__(self, variables):
+        super().__init__()
+        self.first = [tf.Variable(tf.zeros_like(variable.value), trainable=False) for variable in variables]
+        self.second = [tf.Variable(tf.zeros_like(variable.value), trainable=False) for variable in variables]
+
+
+class PackedTrainer:
+    """All that training a hash grid changes: its weights and occupancy grid, Adam's moments, the step.
+
+    It has what `train.step.Trainer` has for the loop, checkpoints and guards.
+
+    Attributes:
+        field: the hash grid.
+        march: how rays march through its occupancy grid.
+        step, seed, counts: as in `Trainer`.
+        progress: float32 variable, the part of training that is over, from 0 to 1; where there is a clock it is set by
+            the loop, otherwise it follows the step.
+        train_step: takes a `RayBatch`, moves the weights, and returns a `StepResult`.
+    """
+
+    def __init__(self, field: HashGridField, march: March, training: PackedTrainSettings, seed: int):
+        self.field, self.march, self._training = field, march, training
+        self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
+        self.counts = tf.Variable(Counts(0, 0, 0, 0, 0), dtype=tf.int64, name="counts")
+        self.moments = Moments(field.mlp.trainable_variables)
+        self.train_step = tf.function(self._train_step, autograph=False)
+        self._step = tf.function(self.gradients_and_apply, jit_compile=True, autograph=False)
+        self._update = tf.function(self.update_occupancy, jit_compile=True, autograph=False)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes, by the names under which checkpoints keep it."""
+        variables = {"step": self.step, "seed": self.seed, "counts": self.counts}
+        return {"hash_grid": self.field.mlp, "optimizer": self.moments, **variables}
+
+    def _train_step(self, batch: RayBatch) -> StepResult:
+        rate = self.learning_rate()
+        with tf.control_dependencies([rate]):
+            taken, bad = self._step(batch, self.draw(batch.rgb.shape[0]), rate, self.step)
+        cells = self.field.mlp.settings.cells
+        every = tf.where(self.step < EARLY_UNTIL, UPDATE_EVERY_EARLY, UPDATE_EVERY)
+        every = tf.cast(every, tf.int64)
+        due = (self.step % every == every - 1) & (self.step >= EARLY_FROM)
+
+        def update() -> tf.Tensor:
+            u = _uniform(self.step_seed(), CELLS, [cells**3 // marching.TURNS, 3])
+            self._update(tf.cast(self.step // every % marching.TURNS, tf.int32), u)
+            return tf.constant(True)
+
+        with tf.control_dependencies([taken.loss]):
+            updated = tf.cond(due, update, lambda: tf.constant(False))
+        with tf.control_dependencies([updated]):
+            self.step.assign_add(1)
+            shown = tf.where((tf.range(batch.rgb.shape[0]) < taken.rays)[:, None], batch.rgb, batch.rgb[:1])
+            counts = self.counts.assign(update_counts(self.counts, bad, taken.error, taken.opacity, shown))
+        return StepResult(taken.loss, mse_to_psnr(taken.error), None, rate, taken.density[None], tf.identity(counts))
+
+    def learning_rate(self) -> tf.Tensor:
+        """That of the step that comes next."""
+        step = tf.cast(self.step, tf.float32)
+        rise = tf.minimum((step + 1.0) / WARMUP, 1.0)
+        return self._training.lrate * rise * FINAL_RATE ** (step / self._training.steps)
+
+    def step_seed(self) -> tf.Tensor:
+        """[2] what decides the random draws of the step that comes next."""
+        return tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
+
+    def draw(self, rays: int) -> Draws:
+        """The random numbers of the step that comes next, for so many rays."""
+        seed, training = self.step_seed(), self._training
+        jitter = _uniform(seed, JITTER, [rays, 1]) if training.perturb else tf.fill([rays, 1], 0.5)
+        if training.random_background:
+            return Draws(jitter, _uniform(seed, BACKGROUND, [rays, 3]))
+        return Draws(jitter, tf.fill([rays, 3], float(training.white_bkgd)))
+
+    def gradients_and_apply(
+        self, batch: RayBatch, draws: Draws, rate: tf.Tensor, step: tf.Tensor
+    ) -> tuple[PackedGradients, tf.Tensor]:
+        """The compiled part of a step; returns what it found, and whether it was too bad to move the weights."""
+        taken = self.gradients(batch, draws)
+        bad = ~(tf.math.is_finite(taken.loss) & tf.math.is_finite(tf.linalg.global_norm(taken.gradients)))
+        self.apply(taken.gradients, rate, step, bad)
+        return taken._replace(gradients=[]), bad
+
+    def gradients(self, batch: RayBatch, draws: Draws) -> PackedGradients:
+        """What the next step makes of a batch; moves nothing."""
+        grid, march, rays = self.field.mlp, self.march, batch.rays
+        count = batch.rgb.shape[0]
+        occupied = marching.occupied_cells(grid.occupancy.value, march)
+        packed = marching.pack(march, occupied, rays, draws.jitter)
+        samples = marching.samples_in(march, rays, draws.jitter, packed)
+        viewdirs = tf.gather(rays.viewdirs, packed.ray)
+        target = batch.rgb
+        weights_of = [variable.value for variable in grid.trainable_variables]
+        shares = tf.where(tf.range(count) < packed.rays, 1.0 / tf.cast(packed.rays, tf.float32), 0.0)  # [R]
+        with tf.GradientTape() as tape:
+            density, raw_rgb = grid(samples.points, viewdirs)
+            weights = marching.packed_weights(march, density, samples, packed)
+            values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights)[:, None]], axis=-1)
+            sums = marching.sum_by_ray(weights[:, None] * values, packed, count)
+            acc = sums[:, 3]
+            rgb = sums[:, :3] + (1.0 - acc[:, None]) * draws.background
+            error = tf.reduce_sum(shares * tf.reduce_mean(tf.square(rgb - target), axis=-1))
+            loss = error
+            if self._training.distortion > 0:
+                spread = marching.distortion(weights, samples, packed, count, 1.0 / march.samples)
+                loss += self._training.distortion * tf.reduce_sum(shares * spread)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights_of)]
+        return PackedGradients(loss, error, gradients, opacities(acc, shares), density, packed.rays)
+
+    def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, bad: tf.Tensor) -> None:
+        """Moves weights and moments by Adam's rule (Kingma and Ba 2015, algorithm 1), unless the step is bad."""
+        count = tf.cast(step + 1, tf.float32)
+        size = rate * tf.sqrt(1.0 - BETA_2**count) / (1.0 - BETA_1**count)
+        for variable, first, second, gradient in zip(
+            self.field.mlp.trainable_variables, self.moments.first, self.moments.second, gradients, strict=True
+        ):
+            mean = tf.where(bad, first, BETA_1 * first + (1.0 - BETA_1) * gradient)
+            square = tf.where(bad, second, BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient))
+            moved = variable.value - size * mean / (tf.sqrt(square) + EPSILON)
+            variable.value.assign(tf.where(bad, variable.value, moved))
+            first.assign(mean)
+            second.assign(square)
+
+    def update_occupancy(self, turn: tf.Tensor, u: tf.Tensor) -> None:
+        """Asks the field about the cells of a turn, at points [cells ** 3 // TURNS, 3] `u` within them."""
+        grid = self.field.mlp
+        found, _ = grid.density(marching.cells_in_turn(grid.settings.cells, turn, u))
+        grid.occupancy.value.assign(marching.update_densities(grid.occupancy.value, turn, found))
+
+
+def _uniform(seed: tf.Tensor, purpose: int, shape: list[int]) -> tf.Tensor:
+    """Random numbers in [0, 1), the same on every device; not for compiled code, which would draw others."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.random.fold_in(seed, purpose))
+    return UNIFORM(shape=shape, key=key, counter=counter, alg=PHILOX)

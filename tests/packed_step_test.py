@@ -1,0 +1,133 @@
+"""One training step of a hash grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
+from nerf_tf.geometry.contraction import GridSpace
+from nerf_tf.geometry.rays import Rays
+from nerf_tf.render.marching import March
+from nerf_tf.train import packed_step
+from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
+
+GRID = HashGridSettings(levels=3, features=2, log2_table=9, base=4, finest=16, width=8, cells=8)
+BOX = GridSpace(np.float32([-1, -1, -1]), np.float32([1, 1, 1]))
+BALL = GridSpace.around_ball([0.0, 0.0, 0.0], 0.5)
+RAYS = 64
+
+
+def make_trainer(space=BOX, seed: int = 0, slots: int = 400, **settings) -> PackedTrainer:
+    settings = PackedTrainSettings(**({"steps": 200} | settings))
+    field = HashGridField(HashGrid(GRID, [5, 0]), space)
+    return PackedTrainer(field, March(space, GRID.cells, 32, slots), settings, seed)
+
+
+def make_batch(step: int) -> RayBatch:
+    """Rays from around the box towards its middle; what they should see is red on white."""
+    rng = np.random.default_rng(step)
+    origins = rng.normal(size=[RAYS, 3])
+    origins *= 3 / np.linalg.norm(origins, axis=-1, keepdims=True)
+    directions = rng.uniform(-1, 1, [RAYS, 3]) - origins
+    viewdirs = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    nearest = np.linalg.norm(np.cross(origins, viewdirs), axis=-1, keepdims=True)
+    rgb = np.where(nearest < 0.5, [0.9, 0.2, 0.1], 1.0)
+    ones = np.ones([RAYS, 1])
+    rays = Rays(origins, directions, viewdirs, 0.1 * ones, 3 * ones)
+    return tf.nest.map_structure(lambda x: tf.constant(x, tf.float32), RayBatch(rays, rgb))
+
+
+def variables(trainer: PackedTrainer) -> list:
+    """All that training changes."""
+    moments = [*trainer.moments.first, *trainer.moments.second]
+    return [*trainer.field.mlp.weights, *moments, trainer.step, trainer.counts]
+
+
+def values(trainer: PackedTrainer) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables(trainer)]
+
+
+def test_compiled_and_eager_gradients_agree():
+    for space, settings in ((BOX, {}), (BALL, {"distortion": 0.01, "random_background": True})):
+        trainer = make_trainer(space, **settings)
+        batch, draws = make_batch(0), trainer.draw(RAYS)
+        eager = trainer.gradients(batch, draws)
+        compiled = tf.function(trainer.gradients, jit_compile=True)(batch, draws)
+        assert 0 < int(eager.rays) < RAYS, "some do not fit"
+        for one, other in zip(tf.nest.flatten(eager), tf.nest.flatten(compiled), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_rays_that_do_not_fit_do_not_count():
+    trainer = make_trainer()
+    batch, draws = make_batch(0), trainer.draw(RAYS)
+    found = trainer.gradients(batch, draws)
+    fit = int(found.rays)
+    other = batch._replace(rgb=tf.where((tf.range(RAYS) < fit)[:, None], batch.rgb, 0.0))
+    np.testing.assert_array_equal(trainer.gradients(other, draws).loss, found.loss)
+    other = batch._replace(rgb=tf.where((tf.range(RAYS) < fit - 1)[:, None], batch.rgb, 0.0))
+    assert float(trainer.gradients(other, draws).loss) != float(found.loss)
+
+
+def test_it_learns_and_empties_what_is_empty():
+    trainer = make_trainer(white_bkgd=True)
+    psnrs = [float(trainer.train_step(make_batch(step)).psnr) for step in range(200)]
+    assert np.mean(psnrs[-10:]) > np.mean(psnrs[:10]) + 8
+    cells = trainer.field.mlp.occupancy.numpy().reshape([GRID.cells] * 3)
+    assert np.mean(cells[3:5, 3:5, 3:5]) > 2 * np.mean(cells[:2, :2, :2])
+
+
+def test_a_run_goes_on_bit_for_bit(monkeypatch):
+    monkeypatch.setattr(packed_step, "EARLY_FROM", 0)  # the occupancy grid is updated within these steps
+    one, other = make_trainer(seed=3), make_trainer(seed=3)
+    for step in range(10):
+        if step == 5:
+            saved = values(one)
+        one.train_step(make_batch(step))
+    for variable, value in zip(variables(other), saved, strict=True):
+        variable.assign(value)
+    for step in range(5, 10):
+        other.train_step(make_batch(step))
+    for mine, its in zip(values(one), values(other), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_draws_follow_from_seed_and_step():
+    trainer, same, other = make_trainer(seed=3), make_trainer(seed=3), make_trainer(seed=4)
+    first = trainer.draw(8).jitter
+    np.testing.assert_array_equal(first, same.draw(8).jitter)
+    assert np.all(first != other.draw(8).jitter)
+    trainer.step.assign_add(1)
+    assert np.all(first != trainer.draw(8).jitter)
+
+
+def test_a_bad_step_is_skipped_and_counted():
+    trainer = make_trainer()
+    trainer.train_step(make_batch(0))
+    before = values(trainer)
+    bad = make_batch(1)
+    result = trainer.train_step(bad._replace(rgb=bad.rgb * np.nan))
+    assert result.counts.numpy().tolist() == [1, 1, 0, 0, 0]
+    after = values(trainer)
+    for one, two in zip(before[:-2], after[:-2], strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert int(trainer.step.numpy()) == 2
+    assert trainer.train_step(make_batch(2)).counts.numpy().tolist() == [0, 1, 0, 0, 0]
+
+
+def test_the_learning_rate_rises_and_falls_to_the_end():
+    trainer = make_trainer(steps=1000)
+    rates = []
+    for step in (0, packed_step.WARMUP - 1, 500, 1000):
+        trainer.step.assign(step)
+        rates.append(float(trainer.learning_rate()))
+    assert rates[0] < rates[1] > rates[2] > rates[3]
+    np.testing.assert_allclose(rates[3], PackedTrainSettings().lrate * packed_step.FINAL_RATE, rtol=1e-5)
+
+
+def test_samples_are_jittered_only_if_wanted():
+    for perturb in (True, False):
+        draws = make_trainer(perturb=perturb).draw(8)
+        assert (len(np.unique(draws.jitter)) == 1) != perturb
