@@ -90,7 +90,7 @@ def run(settings: Settings) -> None:
         if settings.eval_folder is not None:
             compare_folder(settings, folder, scene)
             return
-        trainer = build.make_trainer(settings, scene.ndc)
+        trainer = build.trainer_for(settings, scene)
         renderer = build.make_renderer(settings, scene, trainer)
     # Rendering may go on beside training: it reads, and writes to folders of its own.
     with user_errors(OSError), lock.lock_run(folder) if settings.training else contextlib.nullcontext():

@@ -16,10 +16,15 @@ from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.encoding import encoded_width
+from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precision
 from nerf_tf.field.query import Field
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.memory import planning, prediction
+from nerf_tf.render.marching import March, occupied_cells
+from nerf_tf.render.marching_renderer import MarchingRenderer
 from nerf_tf.render.occupancy import Box, Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
 from nerf_tf.render.renderer import Renderer
@@ -27,9 +32,19 @@ from nerf_tf.safety import scene_checks
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
 from nerf_tf.train.step import Trainer, TrainSettings
 
 logger = logging.getLogger(__name__)
+
+# Samples that a hash grid is asked about at once when views are rendered; beyond, two cores gain nothing.
+RENDER_SLOTS = 2**16
+# In contracted space, the part of the cameras' distance from what they look at within which nothing is contracted.
+CORE_RADIUS = 0.5
+# How much distortion counts in contracted space (Barron et al. 2022, section 4): ten times as much tears holes.
+DISTORTION = 0.01
+# Cells along each side of the box in which `seen_box` looks.
+SEEN_CELLS = 64
 
 
 @functools.cache
@@ -64,6 +79,9 @@ def load_scene(settings: Settings) -> Scene:
     if near < 0:
         raise ValueError(f"near {near:g} is behind the cameras, which are closer to the scene than 1: give --near")
     height, width = scene.images.shape[1:3]
+    if settings.field == "hash_grid" and settings.without_effect_on_hash_grid():
+        names = ", ".join(f"--{name}" for name in settings.without_effect_on_hash_grid())
+        logger.warning("no effect with --field=hash_grid: %s", names)
     for name in settings.without_effect():
         logger.warning("--%s has no effect on a %s scene; leave it out", name, settings.dataset_type)
     if settings.lindisp and scene.ndc:
@@ -92,11 +110,86 @@ def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:
     return scene_paths.scene_path(scene, settings.render_path, settings.render_frames)
 
 
+def trainer_for(settings: Settings, scene: Scene, seed: int | None = None) -> Trainer | PackedTrainer:
+    """What trains the kind of field that `--field` names, with fresh weights; `seed` as for `make_trainer`.
+
+    Raises:
+        ValueError: a hash grid needs another near.
+    """
+    if settings.field == "hash_grid":
+        return make_packed_trainer(settings, scene, seed)
+    return make_trainer(settings, scene.ndc, seed)
+
+
+def make_packed_trainer(settings: Settings, scene: Scene, seed: int | None = None) -> PackedTrainer:
+    """A hash grid with fresh weights, and what trains it; without a seed `--random_seed` or a new one counts.
+
+    Raises:
+        ValueError: near is 0 in a scene without NDC and bounds.
+    """
+    set_up_tensorflow()
+    seed = _seed_of(settings) if seed is None else seed
+    space, own = grid_space(settings, scene), hash_grid_settings(settings)
+    photos = settings.dataset_type == "llff"
+    training = PackedTrainSettings(
+        lrate=settings.grid_lrate,
+        steps=settings.N_iters,
+        minutes=settings.train_minutes,
+        perturb=settings.perturb > 0,
+        # Each ray of a photo ends at something.
+        random_background=photos,
+        white_bkgd=settings.white_bkgd,
+        distortion=DISTORTION if space.contracted else 0.0,
+    )
+    march = March(space, own.cells, settings.grid_samples, settings.grid_slots)
+    return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)
+
+
+def grid_space(settings: Settings, scene: Scene) -> GridSpace:
+    """Where a hash grid lies: in the box of what can be seen, or for photos without NDC in all of space, contracted.
+
+    Raises:
+        ValueError: in contracted space samples are even in 1/t, which needs near > 0.
+    """
+    if scene.ndc or settings.dataset_type != "llff":
+        box = ray_box(scene) if scene.ndc else seen_box(scene)
+        return GridSpace(box.lower.astype(np.float32), box.upper.astype(np.float32))
+    if scene.near <= 0:
+        raise ValueError(f"--field=hash_grid samples evenly in 1/t, which needs near > 0 (it is {scene.near:g})")
+    centres = scene.poses[:, :, 3]
+    try:
+        centre = pose_maths.nearest_point_to_axes(scene.poses)
+    except ValueError:  # they all look the same way
+        centre = (centres - scene.near * scene.poses[:, :, 2]).mean(axis=0)
+    return GridSpace.around_ball(centre, CORE_RADIUS * float(np.linalg.norm(centres - centre, axis=-1).mean()))
+
+
+def seen_box(scene: Scene) -> Box:
+    """The smallest box around all that may be seen: what some training view sees beyond near, and none before it.
+
+    That nothing lies before near is what near means; so cameras around an object leave it only a small room.
+    """
+    around = ray_box(scene)
+    size = (around.upper - around.lower) / SEEN_CELLS
+    cells = np.stack(np.meshgrid(*[np.arange(SEEN_CELLS, dtype=np.float32) + 0.5] * 3, indexing="ij"), axis=-1)
+    points = (around.lower + cells.reshape(-1, 3) * size).astype(np.float32)
+    seen, barred = np.zeros(len(points), bool), np.zeros(len(points), bool)
+    for i in scene.i_train:
+        camera = scene.cameras[i]
+        rows, cols, z = camera.project(scene.poses[i], points)
+        in_view = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
+        seen |= in_view & (-z <= scene.far)
+        barred |= in_view & (-z < scene.near)
+    found = points[seen & ~barred]
+    if not len(found):
+        return around
+    return Box(found.min(axis=0) - size, found.max(axis=0) + size)
+
+
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
     """Builds networks with fresh weights and their optimizer; `seed` defaults to `--random_seed` or a new one."""
     set_up_tensorflow()
-    if seed is None:
-        seed = secrets.randbelow(2**31) if settings.random_seed is None else settings.random_seed
+    seed = _seed_of(settings) if seed is None else seed
     compiled = settings.jit_compile == "true" or (settings.jit_compile == "auto" and planning.has_gpu())
 
     def field(fine: bool) -> Field:
@@ -108,10 +201,14 @@ def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trai
     return Trainer(field(False), fine, render_settings(settings, ndc), train_settings(settings), seed)
 
 
-def start_over(settings: Settings, trainer: Trainer) -> None:
+def _seed_of(settings: Settings) -> int:
+    return secrets.randbelow(2**31) if settings.random_seed is None else settings.random_seed
+
+
+def start_over(settings: Settings, scene: Scene, trainer: Trainer | PackedTrainer) -> None:
     """Resets the trainer to fresh weights of the next seed, and counts the restart."""
     restarts = int(trainer.counts.numpy()[-1]) + 1
-    trainer.copy_state_from(make_trainer(settings, False, _next_seed(int(trainer.seed.numpy()), 1)), restarts)
+    trainer.copy_state_from(trainer_for(settings, scene, _next_seed(int(trainer.seed.numpy()), 1)), restarts)
 
 
 def _next_seed(seed: int, times: int) -> int:
@@ -151,23 +248,29 @@ def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload
     )
 
 
-def plan_training(settings: Settings, trainer: Trainer) -> planning.MemoryPlanner:
+def plan_training(
+    settings: Settings, trainer: Trainer | PackedTrainer
+) -> planning.MemoryPlanner | planning.UnplannedMemory:
     """Gives the trainer the chunk and netchunk that the settings ask for; returns their plan.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little for a step.
     """
+    if isinstance(trainer, PackedTrainer):
+        return planning.UnplannedMemory(f"{settings.grid_slots} samples in a step; lower --grid_slots")
     planned = make_memory(settings, trainer, training=True, rays=settings.N_rand)
     trainer.resize(planned.plan.chunk, planned.plan.netchunk)
     return planned
 
 
-def make_renderer(settings: Settings, scene: Scene, trainer: Trainer) -> Renderer:
-    """Builds the renderer of the trainer's networks.
+def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTrainer) -> Renderer:
+    """Builds the renderer of the trainer's field.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little to render in.
     """
+    if isinstance(trainer, PackedTrainer):
+        return _make_marching_renderer(settings, scene, trainer)
     height, width = scene.images.shape[1:3]
     planned = make_memory(settings, trainer, training=False, rays=height * width)
     rendering = render_settings(settings, scene.ndc)
@@ -198,6 +301,22 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer) -> Rendere
     )
 
 
+def _make_marching_renderer(settings: Settings, scene: Scene, trainer: PackedTrainer) -> MarchingRenderer:
+    field, march = trainer.coarse, dataclasses.replace(trainer.march, slots=RENDER_SLOTS)
+    return MarchingRenderer(
+        field,
+        None,
+        RenderSettings(white_bkgd=settings.white_bkgd),
+        scene.near,
+        scene.far,
+        scene.ndc,
+        unit=scene.unit,
+        grid=field.mlp,
+        occupied=lambda: occupied_cells(field.mlp.occupancy.value, march),
+        march=march,
+    )
+
+
 def ray_box(scene: Scene) -> Box:
     """The smallest box, in the space of the rays (NDC or world), around all that cameras and path can see."""
     views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], c2w) for c2w in scene.render_poses)]
@@ -214,7 +333,7 @@ def ray_box(scene: Scene) -> Box:
     return Box(lower - margin, upper + margin)
 
 
-def load_weights(trainer: Trainer, path: Path) -> None:
+def load_weights(trainer: Trainer | PackedTrainer, path: Path) -> None:
     """Loads the weights of a coarse `.npy` file, and of the fine one that lies beside it, into the networks.
 
     Raises:
@@ -226,20 +345,20 @@ def load_weights(trainer: Trainer, path: Path) -> None:
         tf1_weights.assign(trainer.fine.mlp, tf1_weights.load(fine_path), fine_path)
 
 
-def restored_trainer(settings: Settings, scene: Scene) -> Trainer:
+def restored_trainer(settings: Settings, scene: Scene) -> Trainer | PackedTrainer:
     """Networks with the weights that the settings name, see `restore`.
 
     Raises:
         ValueError, OSError: there are none, or they belong to other networks.
     """
-    trainer = make_trainer(settings, scene.ndc)
+    trainer = trainer_for(settings, scene)
     restore(
         settings, trainer, CheckpointStore(trainer.state, settings.folder / run_folder.CHECKPOINTS), settings.folder
     )
     return trainer
 
 
-def restore(settings: Settings, trainer: Trainer, store: CheckpointStore, folder: Path) -> None:
+def restore(settings: Settings, trainer: Trainer | PackedTrainer, store: CheckpointStore, folder: Path) -> None:
     """Loads what the run starts from into the trainer.
 
     That is `--ft_path`; else the newest checkpoint in the run's folder, with the optimizer's state; else the newest
@@ -282,6 +401,17 @@ def field_settings(settings: Settings, fine: bool) -> FieldSettings:
         width=settings.netwidth_fine if fine else settings.netwidth,
         multires=settings.multires if encoded else 0,
         multires_views=settings.multires_views if encoded else 0,
+        use_viewdirs=settings.use_viewdirs,
+    )
+
+
+def hash_grid_settings(settings: Settings) -> HashGridSettings:
+    """Shape of the hash grid."""
+    return HashGridSettings(
+        levels=settings.grid_levels,
+        features=settings.grid_features,
+        log2_table=settings.grid_log2_table,
+        finest=settings.grid_finest,
         use_viewdirs=settings.use_viewdirs,
     )
 

@@ -20,6 +20,7 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic
 from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import Trainer
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Run:
     settings: Settings
     folder: Path
     scene: Scene
-    trainer: Trainer
+    trainer: Trainer | PackedTrainer
     store: CheckpointStore
     renderer: Renderer
     render_poses: np.ndarray

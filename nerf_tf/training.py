@@ -74,6 +74,11 @@ class TrainingRun(Run):
     """A run that trains."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.start >= self.settings.N_iters or self.trainer.spend(0.0)
+
+    @property
     def seed(self) -> int:
         """The seed of all random draws."""
         return int(self.trainer.seed.numpy())
@@ -87,7 +92,7 @@ class TrainingRun(Run):
         return ray_batches(self.scene, build.batch_settings(self.settings), self.seed, self.start)
 
     def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
-        """Trains up to step `--N_iters` and writes at the original's intervals.
+        """Trains up to step `--N_iters`, or for `--train_minutes`, and writes at the original's intervals.
 
         Returns:
             True when all steps are done; False when the scene collapsed and training is ready to start over.
@@ -97,11 +102,11 @@ class TrainingRun(Run):
             guards.Collapse: the scene collapsed and the run ends.
             Stopped: a signal asked to stop; everything is saved.
         """
-        settings, last = self.settings, self.settings.N_iters - 1
+        settings = self.settings
         summaries = summaries_folder(self.folder)
         for folder in (self.folder, summaries):
             atomic.remove_unfinished(folder)
-        if self.start > last and not self.store.uncommitted:
+        if self.is_over and not self.store.uncommitted:
             return self.log_finished()
         self.archive_collapsed_run()
         log = TrainingLog(self.folder, summaries, self.start)
@@ -115,7 +120,7 @@ class TrainingRun(Run):
         with self.stop.handle_signals():
             try:
                 self.write_overdue(log)
-                if self.start > last:
+                if self.is_over:
                     return self.log_finished()
                 self.write_settings(replace=True)
                 train(
@@ -131,6 +136,7 @@ class TrainingRun(Run):
                         settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn"
                     ).check,
                 )
+                last = self.start - 1
                 if not save.due(last):
                     self.store.save()
                 self.write_last_step(last, log)
@@ -165,7 +171,8 @@ class TrainingRun(Run):
 
     def log_finished(self) -> bool:
         """Logs that there is nothing left to train."""
-        logger.info("%s is at step %d already; raise --N_iters to go on", self.settings.expname, self.start)
+        limit = "--N_iters" if self.settings.train_minutes is None else "--train_minutes"
+        logger.info("%s is at step %d already; raise %s to go on", self.settings.expname, self.start, limit)
         return True
 
     def end_on_bad_steps(self, error: guards.BadSteps) -> NoReturn:
@@ -190,7 +197,7 @@ class TrainingRun(Run):
             raise collapse
         if restarts >= guards.MAX_RESTARTS:
             raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
-        build.start_over(self.settings, self.trainer)
+        build.start_over(self.settings, self.scene, self.trainer)
         # A program started before this line finds the old run with all its files, one started after it the new run.
         self.store.save()
         logger.warning("%s %s", self.settings.expname, collapse)
@@ -226,7 +233,7 @@ class TrainingRun(Run):
             for event in self.events(log):
                 if event.due(step):
                     event.action(step)
-            if step == self.settings.N_iters - 1:
+            if self.is_over:
                 self.write_weights(step)
             self.store.commit()
 

@@ -21,7 +21,7 @@ PARTS = CORE_ROOMS | SERVICE_ROOMS
 MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "geometry": set(),
-    "field": set(),
+    "field": {"geometry"},
     "settings": {"storage"},
     "memory": {"field"},
     "data": {"storage", "geometry"},

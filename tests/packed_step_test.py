@@ -10,6 +10,7 @@ from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.marching import March
+from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train import packed_step
 from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
 
@@ -41,8 +42,8 @@ def make_batch(step: int) -> RayBatch:
 
 def variables(trainer: PackedTrainer) -> list:
     """All that training changes."""
-    moments = [*trainer.moments.first, *trainer.moments.second]
-    return [*trainer.field.mlp.weights, *moments, trainer.step, trainer.counts]
+    moments = [*trainer.optimizer.first, *trainer.optimizer.second]
+    return [*trainer.coarse.mlp.weights, *moments, trainer.step, trainer.seed, trainer.counts, trainer.seconds]
 
 
 def values(trainer: PackedTrainer) -> list[np.ndarray]:
@@ -75,7 +76,7 @@ def test_it_learns_and_empties_what_is_empty():
     trainer = make_trainer(white_bkgd=True)
     psnrs = [float(trainer.train_step(make_batch(step)).psnr) for step in range(200)]
     assert np.mean(psnrs[-10:]) > np.mean(psnrs[:10]) + 8
-    cells = trainer.field.mlp.occupancy.numpy().reshape([GRID.cells] * 3)
+    cells = trainer.coarse.mlp.occupancy.numpy().reshape([GRID.cells] * 3)
     assert np.mean(cells[3:5, 3:5, 3:5]) > 2 * np.mean(cells[:2, :2, :2])
 
 
@@ -90,6 +91,17 @@ def test_a_run_goes_on_bit_for_bit(monkeypatch):
         variable.assign(value)
     for step in range(5, 10):
         other.train_step(make_batch(step))
+    for mine, its in zip(values(one), values(other), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_a_checkpoint_holds_all_that_training_changes(tmp_path):
+    one, other = make_trainer(seed=3), make_trainer(seed=4)
+    rng = np.random.default_rng(0)
+    for variable in variables(one):
+        variable.assign(rng.integers(9, size=variable.shape))
+    CheckpointStore(one.state, tmp_path).save()
+    CheckpointStore(other.state, tmp_path).restore()
     for mine, its in zip(values(one), values(other), strict=True):
         np.testing.assert_array_equal(mine, its)
 
@@ -111,7 +123,7 @@ def test_a_bad_step_is_skipped_and_counted():
     result = trainer.train_step(bad._replace(rgb=bad.rgb * np.nan))
     assert result.counts.numpy().tolist() == [1, 1, 0, 0, 0]
     after = values(trainer)
-    for one, two in zip(before[:-2], after[:-2], strict=True):
+    for one, two in zip(before[:-4], after[:-4], strict=True):
         np.testing.assert_array_equal(one, two)
     assert int(trainer.step.numpy()) == 2
     assert trainer.train_step(make_batch(2)).counts.numpy().tolist() == [0, 1, 0, 0, 0]
@@ -125,6 +137,17 @@ def test_the_learning_rate_rises_and_falls_to_the_end():
         rates.append(float(trainer.learning_rate()))
     assert rates[0] < rates[1] > rates[2] > rates[3]
     np.testing.assert_allclose(rates[3], PackedTrainSettings().lrate * packed_step.FINAL_RATE, rtol=1e-5)
+
+
+def test_the_learning_rate_may_go_by_the_clock():
+    trainer = make_trainer(steps=100000, minutes=2.0)
+    trainer.step.assign(1000)
+    rates = []
+    for seconds in (0, 60, 60):
+        assert trainer.spend(seconds) == (len(rates) == 2)
+        rates.append(float(trainer.learning_rate()))
+    np.testing.assert_allclose(rates[1] / rates[0], packed_step.FINAL_RATE**0.5, rtol=0.04)
+    np.testing.assert_allclose(rates[2] / rates[0], packed_step.FINAL_RATE, rtol=0.04)
 
 
 def test_samples_are_jittered_only_if_wanted():

@@ -138,6 +138,17 @@ def _apart(index: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.while_loop(lambda going, *_: going, change, (never, index, weight))[1:]
 
 
+class OccupancyGrid(keras.layers.Layer):
+    """Densities of cells [cells ** 3]: not trained, but a part of what was learnt, so kept with the weights."""
+
+    def __init__(self, cells: int, **keywords):
+        super().__init__(**keywords)
+        # Just below the densities that the network starts with, so that no cell is empty before it has been asked.
+        start = keras.initializers.Constant(0.9)
+        self.densities = self.add_weight(name="densities", shape=(cells**3,), initializer=start, trainable=False)
+        self.built = True
+
+
 class HashGrid(keras.Model):
     """The field's weights: encoding, density network, colour network, and the occupancy grid.
 
@@ -146,7 +157,6 @@ class HashGrid(keras.Model):
 
     Attributes:
         settings: its shape.
-        occupancy: [cells ** 3] a running maximum of densities in each cell, see `render.marching`.
     """
 
     def __init__(self, settings: HashGridSettings, seed: int | Sequence[int]):
@@ -164,23 +174,19 @@ class HashGrid(keras.Model):
 
         width, directions = settings.width, SPHERICAL_HARMONICS if settings.use_viewdirs else 0
         self.encoding = HashEncoding(settings, next(seeds), name="encoding")
-        self.density_layers = [
-            dense(settings.levels * settings.features, width, "density_0", "relu"),
-            dense(width, 1 + GEOMETRY_FEATURES, "density_1"),
-        ]
-        self.colour_layers = [
-            dense(GEOMETRY_FEATURES + directions, width, "colour_0", "relu"),
-            dense(width, width, "colour_1", "relu"),
-            dense(width, 3, "colour_2"),
-        ]
-        # Just below the densities that the network starts with, so that no cell is empty before it has been asked.
-        self.occupancy = self.add_weight(
-            name="occupancy",
-            shape=(settings.cells**3,),
-            initializer=keras.initializers.Constant(0.9),
-            trainable=False,
-        )
+        # One attribute each: TensorFlow's checkpoints do not see layers that Keras keeps in a list.
+        self.density_0 = dense(settings.levels * settings.features, width, "density_0", "relu")
+        self.density_1 = dense(width, 1 + GEOMETRY_FEATURES, "density_1")
+        self.colour_0 = dense(GEOMETRY_FEATURES + directions, width, "colour_0", "relu")
+        self.colour_1 = dense(width, width, "colour_1", "relu")
+        self.colour_2 = dense(width, 3, "colour_2")
+        self.occupancy_grid = OccupancyGrid(settings.cells, name="occupancy")
         self.built = True
+
+    @property
+    def occupancy(self) -> keras.Variable:
+        """Running maximum of densities [cells ** 3], see `render.marching`."""
+        return self.occupancy_grid.densities
 
     def density(self, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Density [B] for each `GridSpace.unit` of length, and features [B, 15] that colour depends on.
@@ -188,9 +194,7 @@ class HashGrid(keras.Model):
         Args:
             points: [B, 3] in [0, 1].
         """
-        hidden = self.encoding(points)
-        for layer in self.density_layers:
-            hidden = layer(hidden)
+        hidden = self.density_1(self.density_0(self.encoding(points)))
         return tf.exp(tf.minimum(hidden[:, 0], LARGEST_EXPONENT)), hidden[:, 1:]
 
     def colour(self, features: tf.Tensor, directions: tf.Tensor) -> tf.Tensor:
@@ -200,10 +204,8 @@ class HashGrid(keras.Model):
             features: [B, 15] of `density`.
             directions: [B, 16] `encode_directions` of each point's view direction; of no use without `use_viewdirs`.
         """
-        hidden = tf.concat([features, directions], axis=-1) if self.settings.use_viewdirs else features
-        for layer in self.colour_layers:
-            hidden = layer(hidden)
-        return hidden
+        inputs = tf.concat([features, directions], axis=-1) if self.settings.use_viewdirs else features
+        return self.colour_2(self.colour_1(self.colour_0(inputs)))
 
     def call(self, points: tf.Tensor, viewdirs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Density [B] and raw colour [B, 3] of points [B, 3] in [0, 1], seen along unit directions [B, 3]."""
@@ -255,7 +257,7 @@ class HashGridField:
     def __call__(
         self, points: tf.Tensor, viewdirs: tf.Tensor, visible_above: tf.Tensor | float | None = None
     ) -> tf.Tensor:
-        """Raw colour and density, as `render.renderer.FieldFunction` says.
+        """Raw colour and density, as `render.passes.FieldFunction` says.
 
         Args:
             points: [R, S, 3].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import NoReturn
 
 import tensorflow as tf
 
@@ -80,6 +81,21 @@ class MemoryPlanner:
     def _plan_within(self, budget: float, chunk: int | None, netchunk: int | None) -> prediction.Plan:
         largest_tile = prediction.LARGEST_GPU_TILE if has_gpu() else prediction.LARGEST_TILE
         return prediction.choose_plan(self.work, budget, chunk, netchunk, largest_tile)
+
+
+class UnplannedMemory:
+    """The memory of work whose size is fixed by its settings.
+
+    Attributes:
+        work: what it is, and what would make it smaller.
+    """
+
+    def __init__(self, work: str):
+        self.work = work
+
+    def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError) -> NoReturn:
+        """Raises OutOfMemory."""
+        raise OutOfMemory(f"out of memory ({failed_allocation(error)}) with {self.work}")
 
 
 def has_gpu() -> bool:

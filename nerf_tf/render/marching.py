@@ -149,35 +149,44 @@ def update_densities(densities: tf.Tensor, turn: tf.Tensor, found: tf.Tensor) ->
     return tf.reshape(tf.where(tf.range(TURNS) == turn, updated, by_turn), [-1])
 
 
-def pack(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor, skip: tf.Tensor | int = 0) -> Packed:
-    """Packs what rays meet into slots, from ray `skip` on until the next does not fit.
+def pack(
+    march: March,
+    occupied: tf.Tensor,
+    rays: Rays,
+    jitter: tf.Tensor,
+    first_ray: tf.Tensor | int = 0,
+    end: tf.Tensor | None = None,
+) -> Packed:
+    """Packs what rays meet into slots, from `first_ray` on until the next does not fit.
 
     Args:
         march: how they march.
         occupied: [cells ** 3] bool.
         rays: [R, ...].
         jitter: [R, 1] in [0, 1).
-        skip: the first ray to take.
+        first_ray: the first ray to take.
+        end: the ray before which to stop in any case; None: take all.
     """
     count, samples, slots = rays.origins.shape[0], march.samples, march.slots
     size = min(BLOCK, count)
+    end = count if end is None else end
 
     def add_block(start: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor, going: tf.Tensor):
         rows = start + tf.range(size)
         block, u = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), (rays, jitter))
-        meets = _meets(march, occupied, block, u) & (rows < count)[:, None]  # [size, S]
+        meets = _meets(march, occupied, block, u) & (rows < end)[:, None]  # [size, S]
         place = filled + tf.reshape(tf.cumsum(tf.cast(tf.reshape(meets, [-1]), tf.int32)), [size, samples])
-        fits = (place[:, -1] <= slots) & (rows < count)  # once a ray does not fit none behind it does
+        fits = (place[:, -1] <= slots) & (rows < end)  # once a ray does not fit none behind it does
         slot = tf.where(meets & fits[:, None], place - 1, slots)
         number = rows[:, None] * samples + tf.range(samples)
         numbers = tf.tensor_scatter_nd_update(numbers, tf.reshape(slot, [-1, 1]), tf.reshape(number, [-1]))
         filled = tf.maximum(filled, tf.reduce_max(tf.where(fits, place[:, -1], 0)))
         start += tf.reduce_sum(tf.cast(fits, tf.int32))
-        return start, filled, numbers, tf.reduce_all(fits)
+        return start, filled, numbers, tf.reduce_all(fits) & (start < end)
 
-    start = tf.convert_to_tensor(skip)
+    start = tf.convert_to_tensor(first_ray)
     # One more slot, for what has none.
-    initial = (start, tf.constant(0), tf.zeros([slots + 1], tf.int32), start < count)
+    initial = (start, tf.constant(0), tf.zeros([slots + 1], tf.int32), start < end)
     stop, filled, numbers, _ = tf.while_loop(lambda *state: state[-1], add_block, initial, parallel_iterations=1)
     in_use = tf.range(slots) < filled
     numbers = tf.where(in_use, numbers[:slots], 0)
@@ -285,7 +294,12 @@ GridFunction = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 def render_rays(
-    march: March, field: GridFunction, occupied: tf.Tensor, rays: Rays, white_bkgd: bool = False
+    march: March,
+    field: GridFunction,
+    occupied: tf.Tensor,
+    rays: Rays,
+    white_bkgd: bool = False,
+    end: tf.Tensor | int | None = None,
 ) -> PackedRendering:
     """Renders rays without randomness, as many at once as the slots hold: however dense the scene, none is lost.
 
@@ -295,12 +309,14 @@ def render_rays(
         occupied: [cells ** 3] where something may be.
         rays: R rays, [R, ...].
         white_bkgd: rays that meet nothing are white rather than black.
+        end: the number of rays to render, if not all of them; what is returned for the others has no meaning.
     """
     count = rays.origins.shape[0]
+    end = tf.convert_to_tensor(count if end is None else end)
     jitter = tf.fill([count, 1], 0.5)
 
     def add_rays(taken: tf.Tensor, sums: tf.Tensor):
-        packed = pack(march, occupied, rays, jitter, taken)
+        packed = pack(march, occupied, rays, jitter, taken, end)
         samples = samples_in(march, rays, jitter, packed)
         density, raw_rgb = field(samples.points, tf.gather(rays.viewdirs, packed.ray))
         weights = packed_weights(march, density, samples, packed)[:, None]
@@ -308,7 +324,7 @@ def render_rays(
         return taken + packed.rays, sums + sum_by_ray(weights * values, packed, count)
 
     start = (tf.constant(0), tf.zeros([count, 5]))
-    _, sums = tf.while_loop(lambda taken, _: taken < count, add_rays, start, parallel_iterations=1)
+    _, sums = tf.while_loop(lambda taken, _: taken < end, add_rays, start, parallel_iterations=1)
     rgb, acc, depth = sums[:, :3], sums[:, 3], sums[:, 4]
     disp = tf.math.divide_no_nan(acc, depth)
     return PackedRendering(rgb + (1.0 - acc[:, None]) if white_bkgd else rgb, disp, acc, depth)

@@ -15,10 +15,11 @@ from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.passes import coarse_pass, fine_pass
 from nerf_tf.storage.atomic import complete_file
 from nerf_tf.train.gradients import mean_squared_error
+from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import Trainer
 
 
-def replay_step(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
+def replay_step(trainer: Trainer | PackedTrainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
     """Replays the trainer's next step, without changing the trainer, and yields its tensors with names.
 
     First the rays and the photos' colours. Then, for the coarse and the fine pass: weights, samples, raw network
@@ -27,6 +28,15 @@ def replay_step(trainer: Trainer, batch: RayBatch) -> Iterator[tuple[str, tf.Ten
     for name, tensor in batch.rays._asdict().items():
         yield f"rays {name}", tensor
     yield "photos rgb", batch.rgb
+    if isinstance(trainer, PackedTrainer):
+        variables = trainer.coarse.mlp.trainable_variables
+        yield from ((f"hash grid {variable.path}", variable.value) for variable in variables)
+        found = trainer.gradients(batch, trainer.draw(batch.rgb.shape[0]))
+        yield "hash grid density", found.density
+        yield "hash grid loss", found.loss
+        for variable, gradient in zip(variables, found.gradients, strict=True):
+            yield f"hash grid gradient of {variable.path}", gradient
+        return
     shares, seed = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]), trainer.step_seed()
     coarse_result = None
     for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)):

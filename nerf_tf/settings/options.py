@@ -85,7 +85,14 @@ _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 
 _MAX_SEED = 2**32 - 1  # What numpy, and so the original, takes as a seed.
 
-# Order and groups are those of the original's help; all but the last four groups are the original's flags.
+# Flags of the classic field and its two passes, which mean nothing to a hash grid.
+MLP_ONLY = (
+    *("netdepth", "netwidth", "netdepth_fine", "netwidth_fine", "lrate", "lrate_decay", "chunk", "netchunk"),
+    *("N_samples", "N_importance", "i_embed", "multires", "multires_views", "raw_noise_std", "lindisp"),
+    *("memory_budget_mb", "jit_compile"),
+)
+
+# Order and groups are those of the original's help; all but the last five groups are the original's flags.
 GROUPS: dict[str, tuple[Option, ...]] = {
     "run": (
         Option("config", str, None, "file of `key = value` lines; the command line beats it"),
@@ -219,6 +226,29 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             choices=("auto", "true", "false"),
         ),
         Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),
+    ),
+    "hash grid (new here)": (
+        Option(
+            "field",
+            str,
+            "mlp",
+            "what a scene is stored in: the paper's networks, or a hash grid, which trains in minutes",
+            choices=("mlp", "hash_grid"),
+        ),
+        Option(
+            "train_minutes",
+            float,
+            None,
+            "hash_grid: training ends after so many minutes of steps, or N_iters; the learning rate falls until then",
+            above=0,
+        ),
+        Option("grid_lrate", float, 2e-2, "hash_grid: highest learning rate", above=0),
+        Option("grid_slots", int, 2**14, "hash_grid: samples in a training step", low=2**10, high=2**22),
+        Option("grid_samples", int, 256, "hash_grid: most samples on a ray", low=16, high=2**10),
+        Option("grid_levels", int, 8, "hash_grid: levels of resolution", low=1, high=32),
+        Option("grid_features", int, 4, "hash_grid: features in each level", low=1, high=8),
+        Option("grid_log2_table", int, 17, "hash_grid: entries in each level's table, as a power of 2", low=8, high=24),
+        Option("grid_finest", int, 512, "hash_grid: cells along a side of the finest level", low=16, high=2**14),
     ),
     "training that goes wrong (new here)": (
         Option(

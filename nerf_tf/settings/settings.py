@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from nerf_tf.settings.options import OPTIONS
+from nerf_tf.settings.options import MLP_ONLY, OPTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,10 @@ class _Checked:
             if option.datasets and self.dataset_type not in option.datasets and getattr(self, name) != option.default
         ]
 
+    def without_effect_on_hash_grid(self) -> list[str]:
+        """Names of the flags that were changed from their defaults and mean nothing to a hash grid."""
+        return [name for name in MLP_ONLY if getattr(self, name) != OPTIONS[name].default]
+
     @property
     def training(self) -> bool:
         """Whether the run trains, rather than renders or evaluates."""
@@ -80,5 +84,17 @@ def _check_combinations(settings: Settings) -> None:
         raise ValueError("--eval_only and --render_only are two things to do: choose one")
     if settings.render_path_file is not None and (settings.render_path, settings.render_frames) != ("auto", None):
         raise ValueError("--render_path_file is a path of its own: add --render_path=auto --render_frames=None")
+    if settings.field == "hash_grid" and settings.mixed_precision != "float32":
+        raise ValueError(f"--mixed_precision={settings.mixed_precision}: a hash grid computes in float32; leave it out")
+    if settings.field == "hash_grid" and settings.occupancy:
+        raise ValueError("--occupancy is for --field=mlp: a hash grid skips empty space by itself; leave it out")
+    if settings.field == "hash_grid" and settings.grid_slots < settings.grid_samples:
+        raise ValueError(
+            f"--grid_slots={settings.grid_slots} is less than --grid_samples={settings.grid_samples}: a ray must fit"
+        )
+    if settings.train_minutes is not None and settings.field != "hash_grid":
+        raise ValueError(
+            "--train_minutes needs --field=hash_grid: the paper's learning rate goes by steps; give --N_iters"
+        )
     if None not in (settings.near, settings.far) and settings.near >= settings.far:
         raise ValueError(f"--near={settings.near} is not below --far={settings.far}")

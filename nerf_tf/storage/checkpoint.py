@@ -169,6 +169,9 @@ class CheckpointStore:
         parts = {
             child.local_name: {part.local_name for part in nodes[child.node_id].children} for child in nodes[0].children
         }
+        if ("hash_grid" in parts) != ("hash_grid" in self._state):
+            kind, other = ("hash_grid", "mlp") if "hash_grid" in parts else ("mlp", "hash_grid")
+            raise ValueError(f"it is of --field={kind}, and this run is of --field={other}")
         if ("fine" in parts) != ("fine" in self._state):
             article, flag = ("a", "is 0") if "fine" in parts else ("no", "is not 0")
             raise ValueError(f"it has {article} fine network, and --N_importance {flag}")

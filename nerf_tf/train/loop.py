@@ -14,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.train.counts import Counts
+from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import StepResult, Trainer
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Speedometer:
 
 
 def train(
-    trainer: Trainer,
+    trainer: Trainer | PackedTrainer,
     batches: Iterable[RayBatch],
     N_iters: int,
     name: str,
@@ -76,7 +77,10 @@ def train(
     on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None],
     watch: Callable[[int, RayBatch, Counts], None] = lambda *_: None,
 ) -> None:
-    """Trains from the trainer's step up to, but not including, N_iters.
+    """Trains from the trainer's step up to, but not including, N_iters, or until the trainer has no time left.
+
+    The time that counts is that of steps, without what is written in between, and without the first step, which
+    TensorFlow compiles.
 
     Args:
         trainer: the trainer.
@@ -91,10 +95,14 @@ def train(
     """
     start = int(trainer.step.numpy())
     speed = Speedometer()
-    with logging_redirect_tqdm(), tqdm(total=N_iters, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
+    total = N_iters if trainer.minutes is None else None
+    with logging_redirect_tqdm(), tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
+        bar.set_postfix_str("TensorFlow compiles the first step")
+        since = time.perf_counter()
         for step, batch in zip(range(start, N_iters), batches, strict=False):
             result = _take_step(trainer, batch, on_out_of_memory)
             watch(step, batch, Counts(*result.counts.numpy().tolist()))
+            out_of_time = step > start and trainer.spend(time.perf_counter() - since)
             bar.update()
             speed.add(batch.rgb.shape[0])
             is_report_due = i_print > 0 and step % i_print == 0
@@ -109,10 +117,15 @@ def train(
                         report(step, result, rays_per_second)
                     for event in due:
                         event.action(step)
+            if out_of_time:
+                break
+            since = time.perf_counter()
 
 
 def _take_step(
-    trainer: Trainer, batch: RayBatch, on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None]
+    trainer: Trainer | PackedTrainer,
+    batch: RayBatch,
+    on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None],
 ) -> StepResult:
     """Takes a step; as long as memory runs out, calls `on_out_of_memory` and tries again."""
     while True:

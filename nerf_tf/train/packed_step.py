@@ -15,7 +15,7 @@ from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.hash_grid import HashGridField
 from nerf_tf.render import marching
 from nerf_tf.render.marching import March
-from nerf_tf.render.renderer import PHILOX, UNIFORM
+from nerf_tf.render.passes import PHILOX, UNIFORM
 from nerf_tf.train.counts import Counts, opacities, update_counts
 from nerf_tf.train.step import StepResult, mse_to_psnr
 
@@ -39,6 +39,7 @@ class PackedTrainSettings:
     Attributes:
         lrate: highest learning rate.
         steps: how many steps there will be; the rate falls until then.
+        minutes: how many minutes of steps there will be; the rate falls by the clock then. None: it goes by `steps`.
         perturb: whether samples are jittered.
         random_background: whether what shows through a ray has a random colour each time, so that nothing transparent
             can pass for something seen; otherwise it is white or black, as `white_bkgd` says.
@@ -48,6 +49,7 @@ class PackedTrainSettings:
 
     lrate: float = 2e-2
     steps: int = 1000
+    minutes: float | None = None
     perturb: bool = True
     random_background: bool = False
     white_bkgd: bool = False
@@ -96,20 +98,24 @@ class PackedTrainer:
     It has what `train.step.Trainer` has for the loop, checkpoints and guards.
 
     Attributes:
-        field: the hash grid.
+        coarse: the hash grid, the one field that there is.
+        fine: None.
         march: how rays march through its occupancy grid.
+        optimizer: Adam's moments.
         step, seed, counts: as in `Trainer`.
-        progress: float32 variable, the part of training that is over, from 0 to 1; where there is a clock it is set by
-            the loop, otherwise it follows the step.
+        seconds: float64 variable, how long steps have taken so far.
         train_step: takes a `RayBatch`, moves the weights, and returns a `StepResult`.
     """
 
+    fine = None
+
     def __init__(self, field: HashGridField, march: March, training: PackedTrainSettings, seed: int):
-        self.field, self.march, self._training = field, march, training
+        self.coarse, self.march, self._training = field, march, training
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
         self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
         self.counts = tf.Variable(Counts(0, 0, 0, 0, 0), dtype=tf.int64, name="counts")
-        self.moments = Moments(field.mlp.trainable_variables)
+        self.seconds = tf.Variable(0.0, dtype=tf.float64, name="seconds")
+        self.optimizer = Moments(field.mlp.trainable_variables)
         self.train_step = tf.function(self._train_step, autograph=False)
         self._step = tf.function(self.gradients_and_apply, jit_compile=True, autograph=False)
         self._update = tf.function(self.update_occupancy, jit_compile=True, autograph=False)
@@ -117,14 +123,39 @@ class PackedTrainer:
     @property
     def state(self) -> dict[str, Any]:
         """Everything that training changes, by the names under which checkpoints keep it."""
-        variables = {"step": self.step, "seed": self.seed, "counts": self.counts}
-        return {"hash_grid": self.field.mlp, "optimizer": self.moments, **variables}
+        variables = {"step": self.step, "seed": self.seed, "counts": self.counts, "seconds": self.seconds}
+        return {"hash_grid": self.coarse.mlp, "optimizer": self.optimizer, **variables}
+
+    @property
+    def minutes(self) -> float | None:
+        """How many minutes steps may take; None: any."""
+        return self._training.minutes
+
+    def spend(self, seconds: float) -> bool:
+        """Counts the time that a step took; whether there is none left."""
+        self.seconds.assign_add(seconds)
+        return self.minutes is not None and float(self.seconds.numpy()) >= 60.0 * self.minutes
+
+    def copy_state_from(self, other: PackedTrainer, restarts: int) -> None:
+        """Takes the weights, moments, step and seed of a trainer of equal shape, and the time that it has had.
+
+        Args:
+            other: the trainer.
+            restarts: how often training has started over by that.
+        """
+        for mine, its in zip(self._variables, other._variables, strict=True):
+            mine.assign(its)
+        self.counts.assign(Counts(0, 0, 0, 0, restarts))
+
+    @property
+    def _variables(self) -> list:
+        return [*self.coarse.mlp.weights, *self.optimizer.variables, self.step, self.seed, self.seconds]
 
     def _train_step(self, batch: RayBatch) -> StepResult:
         rate = self.learning_rate()
         with tf.control_dependencies([rate]):
             taken, bad = self._step(batch, self.draw(batch.rgb.shape[0]), rate, self.step)
-        cells = self.field.mlp.settings.cells
+        cells = self.coarse.mlp.settings.cells
         every = tf.where(self.step < EARLY_UNTIL, UPDATE_EVERY_EARLY, UPDATE_EVERY)
         every = tf.cast(every, tf.int64)
         due = (self.step % every == every - 1) & (self.step >= EARLY_FROM)
@@ -144,9 +175,11 @@ class PackedTrainer:
 
     def learning_rate(self) -> tf.Tensor:
         """That of the step that comes next."""
-        step = tf.cast(self.step, tf.float32)
-        rise = tf.minimum((step + 1.0) / WARMUP, 1.0)
-        return self._training.lrate * rise * FINAL_RATE ** (step / self._training.steps)
+        step, training = tf.cast(self.step, tf.float32), self._training
+        over = step / training.steps
+        if training.minutes is not None:
+            over = tf.maximum(over, tf.cast(self.seconds, tf.float32) / (60.0 * training.minutes))
+        return training.lrate * tf.minimum((step + 1.0) / WARMUP, 1.0) * FINAL_RATE ** tf.minimum(over, 1.0)
 
     def step_seed(self) -> tf.Tensor:
         """[2] what decides the random draws of the step that comes next."""
@@ -171,7 +204,7 @@ class PackedTrainer:
 
     def gradients(self, batch: RayBatch, draws: Draws) -> PackedGradients:
         """What the next step makes of a batch; moves nothing."""
-        grid, march, rays = self.field.mlp, self.march, batch.rays
+        grid, march, rays = self.coarse.mlp, self.march, batch.rays
         count = batch.rgb.shape[0]
         occupied = marching.occupied_cells(grid.occupancy.value, march)
         packed = marching.pack(march, occupied, rays, draws.jitter)
@@ -200,7 +233,7 @@ class PackedTrainer:
         count = tf.cast(step + 1, tf.float32)
         size = rate * tf.sqrt(1.0 - BETA_2**count) / (1.0 - BETA_1**count)
         for variable, first, second, gradient in zip(
-            self.field.mlp.trainable_variables, self.moments.first, self.moments.second, gradients, strict=True
+            self.coarse.mlp.trainable_variables, self.optimizer.first, self.optimizer.second, gradients, strict=True
         ):
             mean = tf.where(bad, first, BETA_1 * first + (1.0 - BETA_1) * gradient)
             square = tf.where(bad, second, BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient))
@@ -211,7 +244,7 @@ class PackedTrainer:
 
     def update_occupancy(self, turn: tf.Tensor, u: tf.Tensor) -> None:
         """Asks the field about the cells of a turn, at points [cells ** 3 // TURNS, 3] `u` within them."""
-        grid = self.field.mlp
+        grid = self.coarse.mlp
         found, _ = grid.density(marching.cells_in_turn(grid.settings.cells, turn, u))
         grid.occupancy.value.assign(marching.update_densities(grid.occupancy.value, turn, found))
 

@@ -1,0 +1,103 @@
+"""`--field hash_grid` through the program: trains, stops and goes on, renders, evaluates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from app_test import SCENES, run
+
+from nerf_tf.settings.settings import Settings
+from nerf_tf.storage import tf1_weights
+
+TINY = "--grid_slots=1024 --grid_samples=32 --grid_levels=2 --grid_log2_table=10 --grid_finest=32 --N_rand=64"
+COMMON = [
+    "--field=hash_grid",
+    "--use_viewdirs",
+    "--random_seed=0",
+    *TINY.split(),
+    "--i_img=0",
+    "--i_video=0",
+    "--i_testset=0",
+]
+BLENDER = [f"--datadir={SCENES / 'blender'}", "--dataset_type=blender", "--white_bkgd", "--testskip=2", *COMMON]
+LLFF = [f"--datadir={SCENES / 'llff'}", "--factor=2", *COMMON]
+
+
+def weights_in(folder: Path, step: int) -> list[np.ndarray]:
+    return tf1_weights.load(folder / f"model_{step:06d}.npy")
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory) -> Path:
+    """A run of 40 steps, undisturbed."""
+    base = tmp_path_factory.mktemp("through")
+    assert run(*BLENDER, f"--basedir={base}", "--expname=run", "--N_iters=40").code == 0
+    return base / "run"
+
+
+def test_it_goes_on_bit_for_bit(through, tmp_path):
+    """A first run dies at a checkpoint; the second has all that the first would have had."""
+    base = [*BLENDER, f"--basedir={tmp_path}", "--expname=run", "--N_iters=40", "--i_weights=20"]
+    result = run(*base, "--i_print=20")
+    assert result.code == 0
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("ckpt-*"))
+    assert len(checkpoints) > 1
+    for file in checkpoints[-1].iterdir():
+        file.unlink()
+    checkpoints[-1].rmdir()  # what a run leaves that was killed before its last checkpoint
+    (tmp_path / "run" / "model_000039.npy").unlink()
+    result = run(*base)
+    assert result.code == 0
+    assert "goes on at step 21" in result.stderr
+    for one, other in zip(weights_in(through, 39), weights_in(tmp_path / "run", 39), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_it_renders_and_evaluates_from_checkpoint_and_from_weights(through, tmp_path):
+    base = [*BLENDER, f"--basedir={through.parent}", "--expname=run"]
+    assert run(*base, "--eval_only").code == 0
+    metrics = json.loads((through / "metrics.json").read_text())
+    result = run(*base, "--render_only", "--render_test", f"--ft_path={through / 'model_000039.npy'}")
+    assert result.code == 0, result.stderr
+    again = json.loads((through / "metrics.json").read_text())
+    assert metrics["mean"]["psnr"] == again["mean"]["psnr"] > 5
+    assert (through / "renderonly_test_000040" / "video.mp4").exists()
+
+
+def test_a_field_of_the_other_kind_is_refused(through):
+    result = run(*BLENDER, f"--basedir={through.parent}", "--expname=run", "--field=mlp", "--netwidth=16")
+    assert result.code == 1
+    assert "it is of --field=hash_grid, and this run is of --field=mlp" in result.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_ndc", "--spherify"]])
+def test_it_trains_on_photos_for_minutes(tmp_path, flags):
+    result = run(
+        *LLFF, *flags, f"--basedir={tmp_path}", "--expname=run", "--train_minutes=0.02", "--i_print=1", "--i_weights=0"
+    )
+    assert result.code == 0, result.stderr
+    steps = [int(path.stem[6:]) for path in (tmp_path / "run").glob("model_*.npy")]
+    assert len(steps) == 1
+    assert 0 < steps[0] < 10000
+    again = run(*LLFF, *flags, f"--basedir={tmp_path}", "--expname=run", "--train_minutes=0.02")
+    assert f"run is at step {steps[0] + 1} already; raise --train_minutes" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"field": "hash_grid", "occupancy": True}, "skips empty space by itself"),
+        ({"field": "hash_grid", "mixed_precision": "bfloat16"}, "computes in float32"),
+        ({"train_minutes": 1.0}, "needs --field=hash_grid"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(flags, reason):
+    with pytest.raises(ValueError, match=reason):
+        Settings(**flags)
+
+
+def test_flags_that_mean_nothing_to_it_are_known():
+    assert Settings(field="hash_grid", N_samples=8, N_rand=8).without_effect_on_hash_grid() == ["N_samples"]
