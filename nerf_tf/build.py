@@ -44,7 +44,7 @@ CORE_RADIUS = 0.5
 # How much distortion counts in contracted space (Barron et al. 2022, section 4): ten times as much tears holes.
 DISTORTION = 0.01
 # Cells along each side of the box in which `seen_box` looks.
-SEEN_CELLS = 64
+SEEN_CELLS = 40
 
 
 @functools.cache
@@ -65,7 +65,8 @@ def load_scene(settings: Settings) -> Scene:
     if settings.dataset_type == "llff":
         scene = llff.load(settings.datadir, settings.factor, settings.spherify, settings.llffhold, settings.no_ndc)
     elif settings.dataset_type == "blender":
-        scene = blender.load(settings.datadir, settings.half_res, settings.testskip, settings.white_bkgd)
+        keep_alpha = settings.field == "hash_grid"
+        scene = blender.load(settings.datadir, settings.half_res, settings.testskip, settings.white_bkgd, keep_alpha)
     else:
         scene = deepvoxels.load(settings.datadir, settings.shape, settings.testskip)
     near = scene.near if settings.near is None else settings.near
@@ -136,12 +137,13 @@ def make_packed_trainer(settings: Settings, scene: Scene, seed: int | None = Non
         steps=settings.N_iters,
         minutes=settings.train_minutes,
         perturb=settings.perturb > 0,
-        # Each ray of a photo ends at something.
-        random_background=photos,
+        # Each ray of a photo ends at something; where photos have an alpha, it says which rays do.
+        random_background=photos or scene.alphas is not None,
         white_bkgd=settings.white_bkgd,
         distortion=DISTORTION if space.contracted else 0.0,
     )
-    march = March(space, own.cells, settings.grid_samples, settings.grid_slots)
+    possible = None if scene.alphas is None else seen_cells(scene, Box(space.lower, space.upper), own.cells)
+    march = March(space, own.cells, settings.grid_samples, settings.grid_slots, possible)
     return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)
 
 
@@ -165,29 +167,61 @@ def grid_space(settings: Settings, scene: Scene) -> GridSpace:
 
 
 def seen_box(scene: Scene) -> Box:
-    """The smallest box around all that may be seen: what some training view sees beyond near, and none before it.
+    """The smallest box around the cells, of all that the scene's rays cross, in which something may be."""
+    box = ray_box(scene)
+    for _ in range(2):  # the second time with smaller cells, as they share a smaller box
+        found = np.argwhere(seen_cells(scene, box, SEEN_CELLS))
+        if not len(found):
+            return box
+        size = (box.upper - box.lower) / SEEN_CELLS
+        box = Box(box.lower + (found.min(axis=0) - 0.5) * size, box.lower + (found.max(axis=0) + 1.5) * size)
+    return box
 
-    That nothing lies before near is what near means; so cameras around an object leave it only a small room.
+
+def seen_cells(scene: Scene, box: Box, count: int) -> np.ndarray:
+    """Cells [count, count, count] bool of a box in which something may be, in a scene without NDC.
+
+    Some training view sees them, and no training view sees them before near, for nothing lies there, or where its alpha
+    shows that there is nothing along the ray. All alphas together are the visual hull (Laurentini 1994).
     """
-    around = ray_box(scene)
-    size = (around.upper - around.lower) / SEEN_CELLS
-    cells = np.stack(np.meshgrid(*[np.arange(SEEN_CELLS, dtype=np.float32) + 0.5] * 3, indexing="ij"), axis=-1)
-    points = (around.lower + cells.reshape(-1, 3) * size).astype(np.float32)
-    seen, barred = np.zeros(len(points), bool), np.zeros(len(points), bool)
+    size = (box.upper - box.lower) / count
+    cells = np.stack(np.meshgrid(*[np.arange(count, dtype=np.float32) + 0.5] * 3, indexing="ij"), axis=-1)
+    points = (box.lower + cells.reshape(-1, 3) * size).astype(np.float32)
+    left, seen = np.arange(len(points)), np.zeros(len(points), bool)
+    reach = 0.5 * float(np.linalg.norm(size))  # from a cell's centre to its corners
     for i in scene.i_train:
         camera = scene.cameras[i]
-        rows, cols, z = camera.project(scene.poses[i], points)
+        rows, cols, z = camera.project(scene.poses[i], points[left])
         in_view = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
-        seen |= in_view & (-z <= scene.far)
-        barred |= in_view & (-z < scene.near)
-    found = points[seen & ~barred]
-    if not len(found):
-        return around
-    return Box(found.min(axis=0) - size, found.max(axis=0) + size)
+        seen[left] |= in_view & (-z <= scene.far)
+        barred = in_view & (-z < scene.near - reach)
+        if scene.alphas is not None:
+            pixels = reach * max(camera.fx, camera.fy) / np.maximum(-z - reach, 1e-6) + 1.0
+            barred |= in_view & ~_any_near(scene.alphas[i] > 0, rows, cols, pixels)
+        left = left[~barred]
+    possible = np.zeros(len(points), bool)
+    possible[left] = seen[left]
+    return possible.reshape(count, count, count)
+
+
+def _any_near(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Whether any pixel of an image [H, W] bool is set within squares around places [P]: [P] bool."""
+    sums = np.pad(image, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
+    (top, bottom), (left, right) = (
+        [np.clip(edge, 0, length).astype(int) for edge in (np.floor(x - reach), np.ceil(x + reach) + 1)]
+        for x, length in ((rows, image.shape[0]), (cols, image.shape[1]))
+    )
+    return sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left] > 0
 
 
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
-    """Builds networks with fresh weights and their optimizer; `seed` defaults to `--random_seed` or a new one."""
+    """Builds networks with fresh weights and their optimizer; `seed` defaults to `--random_seed` or a new one.
+
+    Raises:
+        ValueError: the settings ask for another kind of field.
+    """
+    if settings.field != "mlp":
+        raise ValueError(f"--field={settings.field}: this is about the paper's networks; add --field=mlp")
     set_up_tensorflow()
     seed = _seed_of(settings) if seed is None else seed
     compiled = settings.jit_compile == "true" or (settings.jit_compile == "auto" and planning.has_gpu())

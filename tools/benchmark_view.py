@@ -67,7 +67,7 @@ def measure(
     records, renders = [], []
     for precision, occupancy in ENGINES:
         settings = settings.replace(mixed_precision=precision, occupancy=occupancy)
-        trainer = build.make_trainer(settings, scene.ndc)
+        trainer = build.trainer_for(settings, scene)
         build.load_weights(trainer, Path(settings.ft_path))
         image, seconds, prepared = render(build.make_renderer(settings, scene, trainer), scene, view, factor)
         renders.append(image.rgb)

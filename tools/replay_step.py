@@ -34,7 +34,10 @@ def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
     arrays = readers.read_npz(path, ["ndc"])
     settings = parsing.parse_settings([f"--config={run / 'args.txt'}"])
     try:
-        trainer = build.make_trainer(settings, bool(arrays["ndc"]))
+        if settings.field == "mlp":
+            trainer = build.make_trainer(settings, bool(arrays["ndc"]))
+        else:
+            trainer = build.trainer_for(settings, build.load_scene(settings))
         return trainer, diagnosis.load_step(arrays, trainer)
     except ValueError as error:
         raise ValueError(f"{path}: does not belong to {run / 'args.txt'} ({error})") from error

@@ -74,7 +74,13 @@ class Split:
         return focals[0]
 
 
-def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int = 8, white_bkgd: bool = False) -> Scene:
+def load(
+    datadir: str | os.PathLike[str],
+    half_res: bool = False,
+    testskip: int = 8,
+    white_bkgd: bool = False,
+    keep_alpha: bool = False,
+) -> Scene:
     """Loads a scene in Blender format.
 
     Args:
@@ -82,6 +88,7 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
         half_res: halve the sides (odd ones rounded down) by an area mean of colour and alpha.
         testskip: keep every testskip-th validation and test view; 0 means 1. Training views are all kept.
         white_bkgd: lay colours on white by their alpha. Otherwise alpha is dropped, not multiplied, as in the original.
+        keep_alpha: with white_bkgd, also return the alpha of images that have one.
 
     Raises:
         FileNotFoundError: a transforms file or an image is missing.
@@ -100,7 +107,9 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
     images = image_reader.read_images(
         paths,
-        transform=functools.partial(_drop_alpha, half_res=half_res, white_bkgd=white_bkgd),
+        transform=functools.partial(
+            _drop_alpha, half_res=half_res, white_bkgd=white_bkgd, keep_alpha=keep_alpha and white_bkgd
+        ),
         transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
     )
     cameras = []
@@ -110,7 +119,8 @@ def load(datadir: str | os.PathLike[str], half_res: bool = False, testskip: int 
     starts = np.cumsum([len(split.paths) for split in splits])[:-1]
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
     return Scene(
-        images=images,
+        images=images[..., :3],
+        alphas=images[..., 3] if images.shape[-1] == 4 else None,
         poses=np.concatenate([split.poses for split in splits]).astype(np.float32),
         cameras=tuple(cameras),
         near=NEAR,
@@ -150,10 +160,15 @@ def _focal(intrinsics: dict[str, tuple[float, str]], height: int, width: int) ->
     return focal * (width / w)
 
 
-def _drop_alpha(image: np.ndarray, half_res: bool, white_bkgd: bool) -> np.ndarray:
-    """[H, W, 3 or 4] -> [h, w, 3]. As in the original, alpha is resized with the colours before it is used."""
+def _drop_alpha(image: np.ndarray, half_res: bool, white_bkgd: bool, keep_alpha: bool = False) -> np.ndarray:
+    """[H, W, 3 or 4] -> [h, w, 3]. As in the original, alpha is resized with the colours before it is used.
+
+    With keep_alpha it comes behind them, where there is one: [h, w, 4].
+    """
     if half_res:
         image = image_files.area_resize(image, image.shape[0] // 2, image.shape[1] // 2)
+    if keep_alpha and image.shape[-1] == 4:
+        return np.concatenate([image_files.composite_white(image), image[..., 3:]], axis=-1)
     return image_files.composite_white(image) if white_bkgd else image[..., :3]
 
 

@@ -34,6 +34,19 @@ class RayBatch(NamedTuple):
     rgb: tf.Tensor
 
 
+class AlphaRayBatch(NamedTuple):
+    """A `RayBatch` of a scene with alphas.
+
+    Attributes:
+        rays, rgb: as there; rgb is composited on white.
+        alpha: [N_rand, 1] in [0, 1].
+    """
+
+    rays: Rays
+    rgb: tf.Tensor
+    alpha: tf.Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
     """Which rays make a batch.
@@ -65,7 +78,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
         first_step: the step of the first batch.
 
     Returns:
-        An endless dataset of `RayBatch` with static shapes, prefetched.
+        An endless dataset of `RayBatch` with static shapes, prefetched; of `AlphaRayBatch` if the scene has alphas.
 
     Raises:
         ValueError: there are no training images, or fewer pixels to draw from than N_rand.
@@ -77,21 +90,23 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
     with tf.device("CPU:0"):  # tf.data runs on the host; on a GPU the photos would only take memory
         choose_rays = choose(len(scene.i_train), height, width, settings, tf.constant([seed, 0], tf.int64))
         images = tf.constant(scene.images[scene.i_train])
+        alphas = None if scene.alphas is None else tf.constant(scene.alphas[scene.i_train])
         poses = tf.constant(scene.poses[scene.i_train])
         cameras = [scene.cameras[i] for i in scene.i_train]
         intrinsics = tf.constant([[c.fx, c.fy, c.cx, c.cy] for c in cameras], tf.float32)
 
     @tf.autograph.experimental.do_not_convert  # it holds nothing to convert, and finding that out takes a second
-    def make_batch(step: tf.Tensor) -> RayBatch:
+    def make_batch(step: tf.Tensor) -> RayBatch | AlphaRayBatch:
         image, row, col = choose_rays(step)
         camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))
         rays = finish_rays(
             camera, *pixel_rays(camera, tf.gather(poses, image), row, col), scene.near, scene.far, scene.ndc
         )
-        rgb = tf.gather_nd(images, tf.stack([image, row, col], axis=-1))
-        return RayBatch(
-            *tf.nest.map_structure(lambda x: tf.ensure_shape(x, [settings.N_rand, x.shape[-1]]), (rays, rgb))
-        )
+        pixels = tf.stack([image, row, col], axis=-1)
+        batch = RayBatch(rays, tf.gather_nd(images, pixels))
+        if alphas is not None:
+            batch = AlphaRayBatch(*batch, tf.gather_nd(alphas, pixels)[:, None])
+        return tf.nest.map_structure(lambda x: tf.ensure_shape(x, [settings.N_rand, x.shape[-1]]), batch)
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     # A batch takes milliseconds: two at a time are ahead of the steps, and more would take cores from them.

@@ -25,6 +25,8 @@ class Scene:
             in, to the data set's own coordinates.
         names: N paths of the photos, relative to the data set's folder; for messages.
         bounds: [N, 2] least and greatest depth of what each view shows, in this world's units, where the data has them.
+        alphas: [N, H, W] in [0, 1], how far each pixel hides the white that it was composited on; None where that is
+            unknown, or was not asked for.
     """
 
     images: np.ndarray
@@ -40,6 +42,7 @@ class Scene:
     to_dataset: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(4))
     names: tuple[str, ...] = ()
     bounds: np.ndarray | None = None
+    alphas: np.ndarray | None = None
 
     @property
     def unit(self) -> float:

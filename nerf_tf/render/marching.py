@@ -46,6 +46,7 @@ class March:
         cells: along a side of the occupancy grid.
         samples: S.
         slots: K, at least S.
+        possible: [cells, cells, cells] bool, in which cells anything can be at all; None: in all.
 
     Raises:
         ValueError: a single ray may not fit into the slots.
@@ -55,6 +56,7 @@ class March:
     cells: int
     samples: int
     slots: int
+    possible: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.slots < self.samples:
@@ -125,8 +127,13 @@ class Packed(NamedTuple):
 
 def occupied_cells(densities: tf.Tensor, march: March) -> tf.Tensor:
     """Which cells may hold something, from their densities [cells ** 3]: bool [cells ** 3]."""
-    mean = tf.reduce_mean(tf.minimum(densities, LARGEST_DENSITY))
-    return densities > tf.minimum(PART_OF_MEAN * mean, march.least_density)
+    if march.possible is None:
+        possible = tf.ones([march.cells**3], tf.bool)
+    else:
+        possible = tf.constant(march.possible.reshape(-1))
+    share = tf.cast(possible, tf.float32)
+    mean = tf.reduce_sum(share * tf.minimum(densities, LARGEST_DENSITY)) / tf.maximum(tf.reduce_sum(share), 1.0)
+    return possible & (densities > tf.minimum(PART_OF_MEAN * mean, march.least_density))
 
 
 def cells_in_turn(cells: int, turn: tf.Tensor, u: tf.Tensor) -> tf.Tensor:

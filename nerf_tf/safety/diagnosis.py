@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.passes import coarse_pass, fine_pass
@@ -100,6 +100,8 @@ def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: boo
     for name, field in _named_fields(trainer).items():
         arrays |= {f"{name}_{i:02d}": weights for i, weights in enumerate(field.mlp.get_weights())}
     arrays |= {"rgb": batch.rgb.numpy(), "seed": trainer.seed.numpy(), "step": step, "ndc": ndc}
+    if isinstance(batch, AlphaRayBatch):
+        arrays["alpha"] = batch.alpha.numpy()
     with complete_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, loss_scale=_loss_scale(trainer), **arrays)
 
@@ -124,7 +126,10 @@ def load_step(arrays: dict[str, np.ndarray], trainer: Trainer) -> RayBatch:
     rgb = _checked_array(arrays, "rgb", (None, 3))
     widths = {"origins": 3, "directions": 3, "viewdirs": 3, "near": 1, "far": 1}
     rays = Rays(**{name: _checked_array(arrays, f"rays_{name}", (len(rgb), width)) for name, width in widths.items()})
-    return tf.nest.map_structure(tf.constant, RayBatch(rays, rgb))
+    batch = RayBatch(rays, rgb)
+    if "alpha" in arrays:
+        batch = AlphaRayBatch(*batch, _checked_array(arrays, "alpha", (len(rgb), 1)))
+    return tf.nest.map_structure(tf.constant, batch)
 
 
 def _checked_array(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
 from nerf_tf.field.hash_grid import HashGridField
 from nerf_tf.render import marching
 from nerf_tf.render.marching import March
@@ -211,6 +211,8 @@ class PackedTrainer:
         samples = marching.samples_in(march, rays, draws.jitter, packed)
         viewdirs = tf.gather(rays.viewdirs, packed.ray)
         target = batch.rgb
+        if isinstance(batch, AlphaRayBatch):  # from white to the background of this step
+            target += (1.0 - batch.alpha) * (draws.background - 1.0)
         weights_of = [variable.value for variable in grid.trainable_variables]
         shares = tf.where(tf.range(count) < packed.rays, 1.0 / tf.cast(packed.rays, tf.float32), 0.0)  # [R]
         with tf.GradientTape() as tape:
