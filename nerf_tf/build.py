@@ -157,7 +157,9 @@ def grid_space(settings: Settings, scene: Scene) -> GridSpace:
         box = ray_box(scene) if scene.ndc else seen_box(scene)
         return GridSpace(box.lower.astype(np.float32), box.upper.astype(np.float32))
     if scene.near <= 0:
-        raise ValueError(f"--field=hash_grid samples evenly in 1/t, which needs near > 0 (it is {scene.near:g})")
+        raise ValueError(
+            f"--field=hash_grid samples evenly in 1/t, which needs near > 0 (it is {scene.near:g}); give --near"
+        )
     centres = scene.poses[:, :, 3]
     try:
         centre = pose_maths.nearest_point_to_axes(scene.poses)

@@ -244,7 +244,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         ),
         Option("grid_lrate", float, 2e-2, "hash_grid: highest learning rate", above=0),
         Option("grid_slots", int, 2**14, "hash_grid: samples in a training step", low=2**10, high=2**22),
-        Option("grid_samples", int, 256, "hash_grid: most samples on a ray", low=16, high=2**10),
+        Option("grid_samples", int, 256, "hash_grid: most samples on a ray", low=16, high=2**12),
         Option("grid_levels", int, 8, "hash_grid: levels of resolution", low=1, high=32),
         Option("grid_features", int, 4, "hash_grid: features in each level", low=1, high=8),
         Option("grid_log2_table", int, 17, "hash_grid: entries in each level's table, as a power of 2", low=8, high=24),
