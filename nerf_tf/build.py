@@ -37,8 +37,8 @@ from nerf_tf.train.step import Trainer, TrainSettings
 
 logger = logging.getLogger(__name__)
 
-# Samples that a hash grid is asked about at once when views are rendered. The last rays of a round leave slots unused: four
-# times as many slots took twice the time on two cores.
+# Samples that a hash grid is asked about at once when views are rendered. The last rays of a round leave slots unused:
+# four times as many slots took twice the time on two cores.
 RENDER_SLOTS = 2**14
 # In contracted space, the part of the cameras' distance from what they look at within which nothing is contracted.
 CORE_RADIUS = 0.5
