@@ -82,6 +82,15 @@ NEW_DEFAULTS = {
     "mixed_precision": "float32",
     "jit_compile": "auto",
     "occupancy": False,
+    "field": "mlp",
+    "train_minutes": None,
+    "grid_lrate": 2e-2,
+    "grid_slots": 16384,
+    "grid_samples": 256,
+    "grid_levels": 8,
+    "grid_features": 4,
+    "grid_log2_table": 17,
+    "grid_finest": 512,
 }
 CONFIG_VALUES = {
     "fern.txt": {
