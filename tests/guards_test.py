@@ -494,7 +494,7 @@ def collapse_again(run: TrainingRun) -> None:
 
 def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, monkeypatch):
     newcomer = make_trainer()
-    monkeypatch.setattr(build, "make_trainer", lambda values, ndc, seed: newcomer.seed.assign(seed) and newcomer)
+    monkeypatch.setattr(build, "trainer_for", lambda settings, scene, seed: newcomer.seed.assign(seed) and newcomer)
     template = tmp_path / "template"
     write_collapsed_run(template)
     shutil.rmtree(template / NAME / "checkpoints")
@@ -529,7 +529,7 @@ def test_a_start_finds_the_old_run_whole_or_the_new_one_begun(fresh, tmp_path, m
 
 
 def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(fresh, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "make_trainer", lambda *_: make_trainer())
+    monkeypatch.setattr(build, "trainer_for", lambda *_: make_trainer())
     write_collapsed_run(tmp_path)
     shutil.rmtree(tmp_path / NAME / "checkpoints")
     fresh.step.assign(20)

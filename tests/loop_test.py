@@ -23,6 +23,8 @@ def test_when_events_are_due():
 class FakeTrainer:
     """Stands in for a `Trainer`: counts steps, and tells which batches it was given."""
 
+    minutes = None
+
     def __init__(self, step: int = 0):
         self.step = tf.Variable(step, dtype=tf.int64)
         self.seen: list[int] = []
@@ -32,6 +34,9 @@ class FakeTrainer:
         self.step.assign_add(1)
         loss, psnr, rate = tf.constant(0.5), tf.constant(3.0), tf.constant(1e-3)
         return StepResult(loss, psnr, None, rate, tf.zeros([8, 2]), tf.zeros([5], tf.int64))
+
+    def spend(self, seconds: float) -> bool:
+        return False
 
 
 class Batches:
@@ -54,6 +59,24 @@ def run_loop(trainer, N_iters, i_print=0, events=(), report=lambda *_: None, on_
     batches = Batches()
     train(trainer, batches, N_iters, "name", i_print, report, events, on_out_of_memory)
     return batches
+
+
+def test_the_loop_ends_when_time_is_up():
+    """The first step, which TensorFlow compiles, costs no time; the last has its events."""
+    spent, seen = [], []
+
+    class TimedTrainer(FakeTrainer):
+        minutes = 1.0
+
+        def spend(self, seconds: float) -> bool:
+            spent.append(seconds)
+            return len(spent) == 3
+
+    trainer = TimedTrainer()
+    run_loop(trainer, 10, events=[Event(1, seen.append)])
+    assert seen == [0, 1, 2, 3]
+    assert len(spent) == 3
+    assert min(spent) > 0
 
 
 def test_the_loop_stops_before_N_iters():
