@@ -60,7 +60,7 @@ def ball(centre: np.ndarray, radius: float, slope: float = 200.0, into_world=lam
 def run_on(tool, scene: Scene, field, samples: int = 64):
     """What the tools load, for a field that is a formula."""
     renderer = Renderer(field, None, RenderSettings(N_samples=samples), scene.near, scene.far, scene.ndc)
-    return tool("support.trained").Trained(None, scene, renderer)
+    return tool("support.run_loading").LoadedRun(None, scene, renderer)
 
 
 def arguments(out: Path, **changed: object) -> argparse.Namespace:
@@ -300,7 +300,7 @@ def test_depth_is_in_the_files_units(tool, tmp_path):
     words = [*octahedron(tmp_path / "model_000007.npy", 1e5, centre), *dataset("llff"), "--N_samples=400"]
     view = scene.i_train[0]
     camera = dataclasses.replace(scene.cameras[view], height=1, width=1, cx=0.0, cy=0.0)
-    image = tool("support.trained").load(words).renderer.image(camera, scene.poses[view])
+    image = tool("support.run_loading").load_run(words).renderer.image(camera, scene.poses[view])
     back = scene.poses[view][:, 2]
     expected = (4 - 1 / np.abs(back).sum()) * scene.unit
     assert abs(scene.unit - 1) > 0.1

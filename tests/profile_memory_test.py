@@ -36,9 +36,9 @@ def tool(monkeypatch):
 
 
 @pytest.fixture
-def memory_cell(tool):
+def measurement(tool):
     """What happens in the process of a cell."""
-    return importlib.import_module("support.memory_cell")
+    return importlib.import_module("support.memory_measurement")
 
 
 @pytest.fixture
@@ -61,17 +61,17 @@ def settings_of(*arguments: str) -> Settings:
     return parsing.parse_settings(["--expname=test", "--dataset_type=blender", *own, *arguments])
 
 
-def a_cell(memory_cell, **changes):
+def a_cell(measurement, **changes):
     settings = {"mode": "render", "rays": RAYS, "chunk": RAYS, "netchunk": 4096, "N_samples": COARSE}
     settings |= {"N_importance": FINE - COARSE, "retraw": False, "precision": "float32", "netwidth": 32}
-    return memory_cell.Cell(**settings | {"netwidth_fine": 32} | changes)
+    return measurement.Cell(**settings | {"netwidth_fine": 32} | changes)
 
 
-def built(memory_cell, cell, weights: str = "worst", *arguments: str):
+def built(measurement, cell, weights: str = "worst", *arguments: str):
     """The cell's trainer and rays."""
     values = settings_of(*arguments)
-    rays = memory_cell.made_up_rays(values, False, cell.rays)
-    return memory_cell.built_trainer(cell, values, weights, ndc=False), rays
+    rays = measurement.random_rays(values, False, cell.rays)
+    return measurement.make_trainer(cell, values, weights, ndc=False), rays
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -116,12 +116,12 @@ def test_a_known_allocation_is_measured_over_what_was_there(memory_meter, counte
     assert before.shape == [10_000_000]
 
 
-def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(memory_cell, memory_meter, counted):
+def test_training_steps_are_taken_and_a_larger_netchunk_takes_more(measurement, memory_meter, counted):
     def peak(netchunk: int) -> float:
-        cell = a_cell(memory_cell, mode="train", netchunk=netchunk, N_importance=0)
-        trainer, rays = built(memory_cell, cell)
+        cell = a_cell(measurement, mode="train", netchunk=netchunk, N_importance=0)
+        trainer, rays = built(measurement, cell)
         before = trainer.coarse.mlp.get_weights()
-        measured = memory_meter.measure(memory_cell.work_of(cell, trainer, rays))[0]
+        measured = memory_meter.measure(measurement.make_workload(cell, trainer, rays))[0]
         assert any((a != b).any() for a, b in zip(before, trainer.coarse.mlp.get_weights(), strict=True))
         return measured
 
@@ -140,26 +140,26 @@ def paper_peak():
     """Measures a cell of the paper's networks and asks the planner, each once; in MB, both."""
 
     @functools.cache
-    def peaks(memory_cell, memory_meter, **changes) -> tuple[float, float]:
-        cell = a_cell(memory_cell, **PAPER | changes)
+    def peaks(measurement, memory_meter, **changes) -> tuple[float, float]:
+        cell = a_cell(measurement, **PAPER | changes)
         values = parsing.parse_settings(["--expname=test", "--dataset_type=blender", "--use_viewdirs"])
         values = values.replace(random_seed=0)
-        trainer = memory_cell.built_trainer(cell, values, "worst", ndc=False)
-        rays = memory_cell.made_up_rays(values, False, cell.rays)
-        measured, _ = memory_meter.measure(memory_cell.work_of(cell, trainer, rays))
-        return measured, memory_cell.predicted_mb(cell, trainer)
+        trainer = measurement.make_trainer(cell, values, "worst", ndc=False)
+        rays = measurement.random_rays(values, False, cell.rays)
+        measured, _ = memory_meter.measure(measurement.make_workload(cell, trainer, rays))
+        return measured, measurement.predicted_mb(cell, trainer)
 
     return peaks
 
 
 @pytest.mark.parametrize("cell", [*TRAINED, IN_BFLOAT16], ids=lambda cell: " ".join(map(str, cell.values())))
-def test_the_planner_predicts_what_training_takes(paper_peak, memory_cell, memory_meter, counted, cell):
-    measured, predicted = paper_peak(memory_cell, memory_meter, **cell)
+def test_the_planner_predicts_what_training_takes(paper_peak, measurement, memory_meter, counted, cell):
+    measured, predicted = paper_peak(measurement, memory_meter, **cell)
     assert 0.8 * measured < predicted < 1.2 * measured
 
 
-def test_the_measured_peak_is_linear_in_netchunk(paper_peak, memory_cell, memory_meter, counted):
-    small, middle, large = (paper_peak(memory_cell, memory_meter, **cell)[0] for cell in TRAINED)
+def test_the_measured_peak_is_linear_in_netchunk(paper_peak, measurement, memory_meter, counted):
+    small, middle, large = (paper_peak(measurement, memory_meter, **cell)[0] for cell in TRAINED)
     assert (large - middle) / (middle - small) == pytest.approx(2.0, rel=0.2)
 
 
@@ -170,12 +170,12 @@ def paper_work(training: bool, rays: int, precision: str = "float32") -> predict
     return build.workload(trainer, training, rays)
 
 
-def test_a_chosen_plan_of_training_stays_within_its_budget(paper_peak, memory_cell, memory_meter, counted):
+def test_a_chosen_plan_of_training_stays_within_its_budget(paper_peak, measurement, memory_meter, counted):
     work = paper_work(True, 256)
     chosen = prediction.choose_plan(work, work.resident + 120e6, None, None)
     assert chosen.netchunk < prediction.LARGEST_TILE
     cell = {"mode": "train", "rays": 256, "chunk": chosen.chunk, "netchunk": chosen.netchunk}
-    measured, _ = paper_peak(memory_cell, memory_meter, **cell)
+    measured, _ = paper_peak(measurement, memory_meter, **cell)
     assert 0.5 * 120 < measured <= 120
 
 
@@ -214,10 +214,10 @@ def test_a_chosen_plan_stays_within_its_budget(tool, counted, tmp_path, mode, pr
 
 
 @pytest.mark.parametrize("retraw", [False, True])
-def test_raw_leaves_a_rendered_chunk_only_on_request(memory_cell, retraw):
-    cell = a_cell(memory_cell, rays=8, chunk=8, retraw=retraw)
-    trainer, rays = built(memory_cell, cell)
-    results = memory_cell.work_of(cell, trainer, rays)()
+def test_raw_leaves_a_rendered_chunk_only_on_request(measurement, retraw):
+    cell = a_cell(measurement, rays=8, chunk=8, retraw=retraw)
+    trainer, rays = built(measurement, cell)
+    results = measurement.make_workload(cell, trainer, rays)()
     expected = render_rays(trainer.coarse, trainer.fine, rays, trainer.rendering.deterministic(), keep_raw=True)
     np.testing.assert_allclose(results[0], expected.fine.rgb, atol=1e-5)
     assert len(results) == 8 + retraw
@@ -226,9 +226,9 @@ def test_raw_leaves_a_rendered_chunk_only_on_request(memory_cell, retraw):
 
 
 @pytest.mark.parametrize("viewdirs", ["True", "False"])
-def test_with_the_worst_weights_every_sample_has_density_and_a_gradient(memory_cell, viewdirs):
-    cell = a_cell(memory_cell, mode="train", rays=64, chunk=64)
-    trainer, rays = built(memory_cell, cell, "worst", f"--use_viewdirs={viewdirs}", "--raw_noise_std=1")
+def test_with_the_worst_weights_every_sample_has_density_and_a_gradient(measurement, viewdirs):
+    cell = a_cell(measurement, mode="train", rays=64, chunk=64)
+    trainer, rays = built(measurement, cell, "worst", f"--use_viewdirs={viewdirs}", "--raw_noise_std=1")
     points = rays.origins[:, None] + rays.directions[:, None] * tf.linspace(2.0, 6.0, 50)[:, None]
     for field in (trainer.coarse, trainer.fine):
         assert field.netchunk == cell.netchunk
@@ -238,37 +238,37 @@ def test_with_the_worst_weights_every_sample_has_density_and_a_gradient(memory_c
         assert raw[..., :3].std() > 0.01
 
 
-def test_typical_weights_are_those_of_ft_path(memory_cell, tmp_path):
+def test_typical_weights_are_those_of_ft_path(measurement, tmp_path):
     weights = tmp_path / "model_000007.npy"
-    cell = a_cell(memory_cell)
+    cell = a_cell(measurement)
     values = cell.settings(settings_of())
     written = [build_mlp(build.field_settings(values, fine), 3).get_weights() for fine in (False, True)]
     for path, arrays in zip((weights, tf1_weights.fine_path(weights)), written, strict=True):
         tf1_weights.save(path, arrays)
-    trainer, _ = built(memory_cell, cell, "typical", "--ft_path", str(weights))
+    trainer, _ = built(measurement, cell, "typical", "--ft_path", str(weights))
     for field, arrays in zip((trainer.coarse, trainer.fine), written, strict=True):
         for a, b in zip(field.mlp.get_weights(), arrays, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_rays_run_through_the_scene(memory_cell):
-    metric = memory_cell.made_up_rays(settings_of(), False, 100)
+def test_rays_run_through_the_scene(measurement):
+    metric = measurement.random_rays(settings_of(), False, 100)
     np.testing.assert_allclose(np.linalg.norm(metric.directions, axis=-1), 1.0, rtol=1e-5)
     middles = metric.origins + metric.directions * (metric.near + metric.far) / 2
     assert np.abs(middles).max() <= 0.5 + 1e-5
-    ndc = memory_cell.made_up_rays(settings_of(), True, 100)
+    ndc = measurement.random_rays(settings_of(), True, 100)
     np.testing.assert_allclose((ndc.origins + ndc.directions * ndc.near)[:, 2], -1.0)
     np.testing.assert_allclose((ndc.origins + ndc.directions * ndc.far)[:, 2], 1.0)
-    near, far = memory_cell.made_up_rays(settings_of("--near=3", "--far=4"), False, 2)[3:]
+    near, far = measurement.random_rays(settings_of("--near=3", "--far=4"), False, 2)[3:]
     assert (near.numpy().min(), far.numpy().max()) == (3.0, 4.0)
 
 
-def test_stages_hold_what_their_shapes_say(memory_cell, counted):
-    cell = a_cell(memory_cell, netchunk=1024, retraw=True)
+def test_stages_hold_what_their_shapes_say(measurement, counted):
+    cell = a_cell(measurement, netchunk=1024, retraw=True)
     stages = {}
-    for way in memory_cell.WAYS:
-        trainer, rays = built(memory_cell, cell)
-        stages[way] = {stage.name: stage for stage in memory_cell.account(way, trainer, rays, cell.retraw)}
+    for way in measurement.WAYS:
+        trainer, rays = built(measurement, cell)
+        stages[way] = {stage.name: stage for stage in measurement.measure_stages(way, trainer, rays, cell.retraw)}
     original, engine = stages.values()
     assert list(original) == list(engine)
     floats = {
@@ -297,11 +297,11 @@ def test_stages_hold_what_their_shapes_say(memory_cell, counted):
 
 
 @pytest.mark.parametrize("arguments", [["--white_bkgd"], ["--use_viewdirs=False"]])
-def test_both_ways_render_the_same_chunk(memory_cell, memory_meter, arguments):
-    cell = a_cell(memory_cell, rays=50, chunk=50, netchunk=300, retraw=True)
-    trainer, rays = built(memory_cell, cell, "typical", *arguments)
+def test_both_ways_render_the_same_chunk(measurement, memory_meter, arguments):
+    cell = a_cell(measurement, rays=50, chunk=50, netchunk=300, retraw=True)
+    trainer, rays = built(measurement, cell, "typical", *arguments)
     original, engine = (
-        memory_cell.staged(way, trainer, cell.retraw)(memory_meter.Meter(), rays) for way in memory_cell.WAYS
+        measurement.stage_rendering(way, trainer, cell.retraw)(memory_meter.Meter(), rays) for way in measurement.WAYS
     )
     expected = render_rays(trainer.coarse, trainer.fine, rays, trainer.rendering.deterministic(), keep_raw=True)
     del engine[3]  # depth
@@ -312,11 +312,11 @@ def test_both_ways_render_the_same_chunk(memory_cell, memory_meter, arguments):
             assert np.isclose(a, b, rtol=1e-3, atol=1e-3).mean() > 0.99
 
 
-def test_stages_without_a_fine_pass(memory_cell):
-    cell = a_cell(memory_cell, rays=8, chunk=8, N_importance=0)
-    for way in memory_cell.WAYS:
-        trainer, rays = built(memory_cell, cell)
-        names = [stage.name for stage in memory_cell.account(way, trainer, rays, cell.retraw)]
+def test_stages_without_a_fine_pass(measurement):
+    cell = a_cell(measurement, rays=8, chunk=8, N_importance=0)
+    for way in measurement.WAYS:
+        trainer, rays = built(measurement, cell)
+        names = [stage.name for stage in measurement.measure_stages(way, trainer, rays, cell.retraw)]
         parts = ("samples", "encoding", "MLP", "compositing")
         assert names == [*(f"coarse {part}" for part in parts), "returned tensors"]
 
@@ -380,10 +380,10 @@ def test_a_failing_cell_is_reported_and_the_rest_is_measured(tool, tmp_path, cap
     assert_picture(tmp_path / "profile.png")
 
 
-def test_a_cell_that_cannot_be_built_says_why_in_one_line(tool, memory_cell, tmp_path, capsys):
+def test_a_cell_that_cannot_be_built_says_why_in_one_line(tool, measurement, tmp_path, capsys):
     weights = tmp_path / "model_000001.npy"
     tf1_weights.save(weights, [np.zeros([3, 4], np.float32)])
-    words = ["--cell", json.dumps(vars(a_cell(memory_cell))), "--weights", "typical", "--ft_path", str(weights)]
+    words = ["--cell", json.dumps(vars(a_cell(measurement))), "--weights", "typical", "--ft_path", str(weights)]
     assert tool.main([*words, *NETWORK]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -391,7 +391,7 @@ def test_a_cell_that_cannot_be_built_says_why_in_one_line(tool, memory_cell, tmp
 def cells(tool, *arguments: str) -> list:
     args, program_flags = tool._arguments(arguments)
     values = parsing.parse_settings(["--expname=test", *program_flags])
-    return tool.cells_of(args, values)
+    return tool.list_cells(args, values)
 
 
 def test_all_combinations_are_measured_and_training_once_for_both_retraw(tool):
@@ -409,7 +409,7 @@ def test_all_combinations_are_measured_and_training_once_for_both_retraw(tool):
     assert {(cell.netwidth, cell.netwidth_fine) for cell in found} == {(256, 256)}
 
 
-def test_flags_of_the_program_stand_for_the_lists(tool, memory_cell, tmp_path):
+def test_flags_of_the_program_stand_for_the_lists(tool, measurement, tmp_path):
     (tmp_path / "a.txt").write_text("N_importance = 32\nnetwidth_fine = 64\nnetchunk = 99\n", encoding="utf-8")
     (cell,) = cells(
         tool,
@@ -420,7 +420,7 @@ def test_flags_of_the_program_stand_for_the_lists(tool, memory_cell, tmp_path):
         "--modes=train",
         "--mixed_precision=float16",
     )
-    assert cell == memory_cell.Cell("train", 12, 5, 99, 64, 32, False, "float16", 256, 64)
+    assert cell == measurement.Cell("train", 12, 5, 99, 64, 32, False, "float16", 256, 64)
     assert {cell.netwidth_fine for cell in cells(tool, "--netwidths", "24")} == {24}
 
 

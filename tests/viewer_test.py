@@ -71,17 +71,17 @@ def ball_scene(ndc: bool = False) -> Scene:
 
 
 def test_poses_go_to_the_browser_and_back(tool):
-    refinement = tool("support.refinement")
+    views = tool("support.progressive_view")
     # OpenGL's axes at rest look along -z; in OpenCV's, that is half a turn about x.
-    wxyz, position = refinement.to_browser(np.eye(4)[:3])
+    wxyz, position = views.pose_to_browser(np.eye(4)[:3])
     np.testing.assert_allclose(np.abs(wxyz), [0, 1, 0, 0], atol=1e-12)
     np.testing.assert_allclose(position, 0.0)
     for c2w in paths.orbit_path(7, -20.0, 3.0):
-        np.testing.assert_allclose(refinement.from_browser(*refinement.to_browser(c2w)), c2w, atol=1e-9)
+        np.testing.assert_allclose(views.pose_from_browser(*views.pose_to_browser(c2w)), c2w, atol=1e-9)
 
 
 def test_up_is_the_axis_that_the_cameras_agree_on(tool):
-    up_axis = tool("support.refinement").up_axis
+    up_axis = tool("support.progressive_view").up_axis
     np.testing.assert_array_equal(up_axis(paths.orbit_path()), [0, 0, 1])
     np.testing.assert_array_equal(up_axis(np.eye(4)[None, :3]), [0, 1, 0])
     upside_down = np.diag([-1.0, -1.0, 1.0, 1.0])[None, :3]
@@ -90,7 +90,7 @@ def test_up_is_the_axis_that_the_cameras_agree_on(tool):
 
 @pytest.mark.parametrize("shape", [(200, 320), (13, 17), (1, 1), (1000, 1), (800, 1280)])
 def test_grids_hold_one_another_and_the_first_fits_a_chunk(tool, shape):
-    steps = tool("support.refinement").strides(*shape, 512)
+    steps = tool("support.progressive_view").grid_strides(*shape, 512)
 
     def count(step):
         return -(-shape[0] // step) * -(-shape[1] // step)
@@ -102,10 +102,10 @@ def test_grids_hold_one_another_and_the_first_fits_a_chunk(tool, shape):
 
 
 def test_a_view_is_refined_to_what_the_renderer_renders(tool):
-    refinement = tool("support.refinement")
+    views = tool("support.progressive_view")
     scene, renderer, camera = ball_scene(), ball_renderer(), Camera.centred(30, 41, 40.0)
     expected = ball_renderer().image(camera, scene.poses[0])
-    view = refinement.View(renderer, scene, camera, scene.poses[0])
+    view = views.ProgressiveView(renderer, scene, camera, scene.poses[0])
     images, ends = [], []
     for complete in view.refine():
         images.append(view.image())
@@ -121,33 +121,33 @@ def test_a_view_is_refined_to_what_the_renderer_renders(tool):
 
 
 def test_views_of_all_sizes_share_one_graph(tool):
-    refinement = tool("support.refinement")
+    views = tool("support.progressive_view")
     scene, renderer = ball_scene(), ball_renderer()
     for height in (7, 30):
-        list(refinement.View(renderer, scene, Camera.centred(height, 23, 20.0), scene.poses[0]).refine())
+        list(views.ProgressiveView(renderer, scene, Camera.centred(height, 23, 20.0), scene.poses[0]).refine())
     assert renderer._render_chunk.experimental_get_tracing_count() == 1
 
 
 def test_ndc_is_the_scene_cameras_whatever_the_view(tool):
-    refinement = tool("support.refinement")
+    views = tool("support.progressive_view")
     scene, renderer = ball_scene(ndc=True), ball_renderer(ndc=True)
     expected = renderer.image(scene.cameras[0], scene.poses[0]).rgb
     assert np.ptp(expected) > 0.5
     window = Camera(20, 30, 110.0, 110.0, 15.0, 10.0)  # the middle of the scene's camera, which has 80 x 80
-    (*_, _) = (view := refinement.View(renderer, scene, window, scene.poses[0])).refine()
+    (*_, _) = (view := views.ProgressiveView(renderer, scene, window, scene.poses[0])).refine()
     np.testing.assert_allclose(view.image().rgb, expected[30:50, 25:55], atol=1e-5)
     backwards = scene.poses[0] * np.array([-1.0, 1.0, -1.0, 1.0], np.float32)
-    (*_, _) = (view := refinement.View(renderer, scene, window, backwards)).refine()
+    (*_, _) = (view := views.ProgressiveView(renderer, scene, window, backwards)).refine()
     assert view.image().rgb.max() == 0.0
 
 
 def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
-    refinement = tool("support.refinement")
+    views = tool("support.progressive_view")
     image = ball_renderer().image(Camera.centred(20, 20, 30.0), ball_scene().poses[0])
     for coarse in (False, True):
-        seen = refinement.of_network(image, coarse)
+        seen = views.select_network(image, coarse)
         rgb, disp, acc = (image.rgb0, image.disp0, image.acc0) if coarse else (image.rgb, image.disp, image.acc)
-        shown = {name: refinement.picture(seen, name) for name in refinement.SHOWN}
+        shown = {name: views.draw(seen, name) for name in views.SHOWN}
         assert {(found.shape, found.dtype) for found in shown.values()} == {((20, 20, 3), np.dtype(np.uint8))}
         np.testing.assert_array_equal(shown["rgb"], (255 * np.clip(rgb, 0, 1)).astype(np.uint8))
         far, near = np.percentile(disp[acc > 0.5], [1, 99])
@@ -160,30 +160,30 @@ def test_pictures_show_what_they_are_asked_for(tool, tmp_path):
         assert light[10, 10] > light[acc > 0.9].min() + 200
         film = view_files.VideoBuffer(tmp_path)
         film.append(seen)
-        np.testing.assert_array_equal(refinement.frames(film, "rgb")[0], shown["rgb"])
+        np.testing.assert_array_equal(views.video_frames(film, "rgb")[0], shown["rgb"])
         for name in ("disparity", "opacity"):  # a film keeps opacity in 8 bits
-            assert np.abs(refinement.frames(film, name)[0].astype(int) - shown[name]).max() <= 3
+            assert np.abs(views.video_frames(film, name)[0].astype(int) - shown[name]).max() <= 3
 
 
 def test_rays_begin_and_end_as_in_training_however_far_the_camera_is(tool):
-    refinement, scene = tool("support.refinement"), ball_scene()
-    assert refinement.ray_range(scene, 2.0, 6.0, scene.poses[1, :, 3]) == pytest.approx((2.0, 6.0), abs=1e-5)
-    assert refinement.ray_range(scene, 2.0, 6.0, np.array([0.0, 0.0, 11.0])) == pytest.approx((9.0, 13.0), abs=1e-5)
-    assert refinement.ray_range(scene, 2.0, 6.0, np.array([1.5, 0.0, 0.0])) == pytest.approx((0.06, 3.5), abs=1e-5)
-    assert refinement.ray_range(ball_scene(ndc=True), 0.0, 1.0, np.full(3, 9.0)) == (0.0, 1.0)
+    views, scene = tool("support.progressive_view"), ball_scene()
+    assert views.ray_range(scene, 2.0, 6.0, scene.poses[1, :, 3]) == pytest.approx((2.0, 6.0), abs=1e-5)
+    assert views.ray_range(scene, 2.0, 6.0, np.array([0.0, 0.0, 11.0])) == pytest.approx((9.0, 13.0), abs=1e-5)
+    assert views.ray_range(scene, 2.0, 6.0, np.array([1.5, 0.0, 0.0])) == pytest.approx((0.06, 3.5), abs=1e-5)
+    assert views.ray_range(ball_scene(ndc=True), 0.0, 1.0, np.full(3, 9.0)) == (0.0, 1.0)
     parallel = dataclasses.replace(scene, poses=np.repeat(scene.poses[:1], 4, axis=0))
-    assert refinement.ray_range(parallel, 2.0, 6.0, np.full(3, 9.0)) == (2.0, 6.0)
+    assert views.ray_range(parallel, 2.0, 6.0, np.full(3, 9.0)) == (2.0, 6.0)
     # From three times as far through a lens three times as long the ball is what it was, but for perspective.
     far_away = scene.poses[0] * np.array([1.0, 1.0, 1.0, 3.0], np.float32)
-    (*_, _) = (view := refinement.View(ball_renderer(), scene, Camera.centred(30, 30, 180.0), far_away)).refine()
+    (*_, _) = (view := views.ProgressiveView(ball_renderer(), scene, Camera.centred(30, 30, 180.0), far_away)).refine()
     cover = view.image().acc
     assert cover[15, 15] > 0.99
     assert cover.mean() == pytest.approx(np.pi * 15.0**2 / 900.0, rel=0.1)
 
 
 def test_distances_say_where_a_view_ends(tool):
-    refinement, scene = tool("support.refinement"), ball_scene()
-    view = refinement.View(ball_renderer(samples=(64, 64)), scene, Camera.centred(30, 30, 40.0), scene.poses[0])
+    views, scene = tool("support.progressive_view"), ball_scene()
+    view = views.ProgressiveView(ball_renderer(samples=(64, 64)), scene, Camera.centred(30, 30, 40.0), scene.poses[0])
     for _ in view.refine():
         distances = view.distances(view.image())
         assert distances.shape == view.image().acc.shape
@@ -195,7 +195,7 @@ def test_fewer_samples_are_still_enough_to_render(tool):
     quality = tool("support.viewer_page").Quality
     assert list(quality(64, 64).choices()) == ["16 + 16", "32 + 32", "64 + 64", "128 + 128"]
     assert list(quality(8, 0).choices()) == ["2", "4", "8", "16"]
-    assert quality(8, 2).times(0.25) == quality(3, 1)
+    assert quality(8, 2).scaled(0.25) == quality(3, 1)
 
 
 @pytest.fixture
@@ -224,20 +224,24 @@ def run(tmp_path):
 
 
 def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
-    viewer, trained, (folder, weights) = tool("viewer"), tool("support.trained"), run
-    values = parsing.parse_settings([*trained.with_run([str(folder), "--N_samples", "6"])])
+    viewer, run_loading, (folder, weights) = tool("viewer"), tool("support.run_loading"), run
+    values = parsing.parse_settings([*run_loading.expand_run_argument([str(folder), "--N_samples", "6"])])
     made = viewer.make_viewer(values, None)
     assert made.out == folder
     assert str(made.quality) == "6 + 4"
     renderer = made.renderer(made.quality)
     np.testing.assert_array_equal(renderer.fine.mlp.get_weights()[0], weights[1][0])
     assert made.warm_up() > 0.0
-    half = made.renderer(made.quality.times(0.5))
+    half = made.renderer(made.quality.scaled(0.5))
     assert (half.settings.N_samples, half.settings.N_importance) == (3, 2)
     assert half.settings.chunk == renderer.settings.chunk == viewer.CPU_CHUNK
     assert made.renderer(made.quality) is renderer
-    assert trained.with_run(["model_000007.npy", "--fps=3"]) == ["--ft_path", "model_000007.npy", "--fps=3"]
-    assert trained.with_run(["--fps", "3"]) == ["--fps", "3"]
+    assert run_loading.expand_run_argument(["model_000007.npy", "--fps=3"]) == [
+        "--ft_path",
+        "model_000007.npy",
+        "--fps=3",
+    ]
+    assert run_loading.expand_run_argument(["--fps", "3"]) == ["--fps", "3"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
 
 
@@ -245,7 +249,7 @@ def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
     monkeypatch.setattr(occupancy, "COARSE_CELLS", 8)
     monkeypatch.setattr(occupancy, "FINE_CELLS", 16)
     viewer, (folder, _) = tool("viewer"), run
-    values = parsing.parse_settings([*tool("support.trained").with_run([str(folder)])])
+    values = parsing.parse_settings([*tool("support.run_loading").expand_run_argument([str(folder)])])
     made = viewer.make_viewer(values, None)
     assert not made.quality.occupancy
     assert not (folder / "occupancy.npz").exists()
@@ -353,7 +357,7 @@ class Window:
         wait_for(lambda: set(viewer.pages) - known, "the page to connect")
         (number,) = set(viewer.pages) - known
         self.page, self.viewer = viewer.pages[number], viewer
-        wait_for(lambda: np.allclose(self.page.look().position, viewer.scene.poses[3][:, 3]), "the first pose")
+        wait_for(lambda: np.allclose(self.page.request().position, viewer.scene.poses[3][:, 3]), "the first pose")
         self.tab.locator("button.mantine-Notification-closeButton").click()  # that there is no GPU
         self.choose("Rows", "80")
         self.tab.get_by_label("Training cameras").click()
@@ -363,22 +367,22 @@ class Window:
         self.tab.get_by_role("option", name=option, exact=True).click()
 
     def drag(self, x: int, y: int) -> None:
-        before = self.page.look()
+        before = self.page.request()
         self.tab.mouse.move(300, 300)
         self.tab.mouse.down()
         self.tab.mouse.move(300 + x, 300 + y, steps=4)
         self.tab.mouse.up()
-        wait_for(lambda: self.page.look() != before, "the camera to move")
-        while before != (before := self.page.look()):  # it glides on a little
+        wait_for(lambda: self.page.request() != before, "the camera to move")
+        while before != (before := self.page.request()):  # it glides on a little
             self.tab.wait_for_timeout(200)
 
     def expected(self, coarse: bool = False) -> np.ndarray:
         """The renderer's own picture of what the page looks at now."""
-        from support.refinement import camera_of, from_browser
+        from support.progressive_view import pose_from_browser, window_camera
 
-        look = self.page.look()
-        camera = camera_of(look.height, look.aspect, look.fov)
-        image = ball_renderer().image(camera, from_browser(look.wxyz, look.position))
+        request = self.page.request()
+        camera = window_camera(request.height, request.aspect, request.fov)
+        image = ball_renderer().image(camera, pose_from_browser(request.wxyz, request.position))
         return image.rgb0 if coarse else image.rgb
 
     def shown(self) -> np.ndarray:
@@ -459,7 +463,7 @@ def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
     assert not window.resembles(second)
     window.choose("Samples", "8 + 4")
     window.tab.get_by_label("Skip empty space").click()
-    wait_for(lambda: window.page.look().quality == type(viewer.quality)(8, 4, occupancy=True), "another quality")
+    wait_for(lambda: window.page.request().quality == type(viewer.quality)(8, 4, occupancy=True), "another quality")
     assert not window.page._all_photos.visible
     window.tab.get_by_label("Training cameras").click()
     wait_for(lambda: window.page._all_photos.visible, "the photos")
@@ -497,16 +501,16 @@ def test_a_video_is_finished_though_the_browser_has_gone(browser, ball_viewer):
     for _ in range(2):
         window.tab.get_by_role("button", name="Add keyframe").click()
     window.tab.get_by_label("Seconds between").fill("0.2")
-    wait_for(lambda: window.page.look().height == 20, "fewer rows")
+    wait_for(lambda: window.page.request().height == 20, "fewer rows")
     renderer = viewer.renderer(viewer.quality)
     renderer.may_go_on.clear()
     window.tab.get_by_role("button", name="Save and render video").click()
-    wait_for(lambda: viewer.filming, "the video to begin")
+    wait_for(lambda: viewer.video_job, "the video to begin")
     window.tab.get_by_role("button", name="Save and render video").click()
     window.tab.get_by_text("a video is being rendered: wait for it, or stop it").wait_for()
     window.tab.close()
     wait_for(lambda: not viewer.pages, "the browser to be forgotten")
     renderer.may_go_on.set()
-    wait_for(lambda: viewer.filming is None, "the video")
+    wait_for(lambda: viewer.video_job is None, "the video")
     assert len(imageio.mimread(viewer.out / "viewer_000.mp4")) == 7
     assert not (viewer.out / "viewer_001.json").exists()

@@ -1,16 +1,16 @@
-"""Measures the engine: how fast it trains and renders, in how much memory, next to the plain way of doing it.
+"""Measures speed and memory of training and rendering, beside plain TensorFlow.
 
     python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --ft_path model_200000.npy
     python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --race 15
 
 Every flag of the program may be given and means what it means there. The engines are
-  dense     all points at once under one gradient tape, in one graph: what TensorFlow does when asked plainly
-  float32   the program's own, as its flags have it
-  bfloat16  the same with --mixed_precision bfloat16
-Steps are taken at random weights, and at those of --ft_path where it is given, and do not move them; the engines take
-turns, so that a machine that slows down slows all of them. --race trains each from the same random weights for so many
-minutes, in turns too, bfloat16 for as many steps as float32 takes, and draws PSNR of rays of the validation views
-against the time spent training. Both write a JSON file and a picture, and print their paths.
+  dense     plain TensorFlow: all points at once under one gradient tape, in one graph
+  float32   the program's own
+  bfloat16  the program's own with --mixed_precision bfloat16
+Steps are measured at random weights, and at those of --ft_path if it is given; the weights do not change. The engines
+take turns, so that a slow phase of the machine slows all of them. --race trains each engine from the same random
+weights for so many minutes, also in turns; bfloat16 takes as many steps as float32. It draws PSNR of validation rays
+over training time. Both write a JSON file and a picture, and print their paths.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from nerf_tf.train.gradients import StepGradients
 from nerf_tf.train.step import Trainer
 
 ENGINES = ("dense", "float32", "bfloat16")
-# Of validation views, to see how far training got; rendered so many at a time, every so often.
-HELD_OUT_RAYS, LOOK_RAYS, SECONDS_BETWEEN_LOOKS = 2048, 512, 60.0
-BATCHES = 100  # that are made to see how long one takes
+# Rays of validation views that show progress, how many are rendered at once, and how often.
+HELD_OUT_RAYS, EVALUATED_AT_ONCE, SECONDS_BETWEEN_EVALUATIONS = 2048, 512, 60.0
+BATCHES = 100  # made in a row to time one
 COLOURS = dict(zip(ENGINES, (figures.PALE, figures.BLUE, figures.ORANGE), strict=True))
 
 
 class DenseField(Field):
-    """A network on all points at once, differentiated by the tape like any other Keras model."""
+    """A network applied to all points at once and differentiated by the tape, as any Keras model."""
 
     def __call__(self, points: tf.Tensor, viewdirs: tf.Tensor, visible_above: object = None) -> tf.Tensor:
         inputs = [positional_encoding(tf.reshape(points, [-1, 3]), self.settings.multires)]
@@ -66,7 +66,7 @@ class DenseField(Field):
 
 
 class DenseTrainer(Trainer):
-    """A step of all rays, both passes under one tape."""
+    """Takes a step on all rays, with both passes under one tape."""
 
     def gradients(self, batch: RayBatch) -> StepGradients:
         count, seed = batch.rgb.shape[0], self.step_seed()
@@ -82,7 +82,7 @@ class DenseTrainer(Trainer):
 
 
 def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:
-    """A trainer as the program would make it, but for the engine."""
+    """The program's trainer with the given engine."""
     settings = settings.replace(mixed_precision="float32" if engine == "dense" else engine)
     trainer = build.make_trainer(settings, ndc)
     if engine != "dense":
@@ -95,7 +95,7 @@ def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:
 
 
 def held_out_rays(scene: Scene, count: int, seed: int) -> RayBatch:
-    """Random pixels of the validation views, in chunks that any engine can take."""
+    """Rays and colours of random pixels of the validation views."""
     rng = np.random.default_rng(seed)
     height, width = scene.images.shape[1:3]
     parts = []
@@ -111,39 +111,39 @@ class Racer:
     """One engine in the race.
 
     Attributes:
-        step, spent: steps taken, and seconds spent on them; looking does not count.
-        record: step, seconds and psnr [N] of the rays to look at, and train_psnr [steps].
+        step, spent: steps taken, and seconds spent on them without evaluation.
+        record: step, seconds and psnr of N evaluations, and train_psnr of every step.
     """
 
     def __init__(self, engine: str, settings: Settings, scene: Scene):
         self.trainer = make_trainer(engine, settings, scene.ndc)
         self.step, self.spent = 0, 0.0
         self.record = {"step": [], "seconds": [], "psnr": [], "train_psnr": []}
-        self._name, self._next_look = engine, 0.0
-        self._unseen = held_out_rays(scene, HELD_OUT_RAYS, settings.random_seed)
+        self._name, self._next_evaluation = engine, 0.0
+        self._held_out = held_out_rays(scene, HELD_OUT_RAYS, settings.random_seed)
         self._batches = iter(ray_batches(scene, build.batch_settings(settings), settings.random_seed))
         self._batch = next(self._batches)
-        self.trainer.train_step.get_concrete_function(self._batch)  # the time to trace is not the time to train
+        self.trainer.train_step.get_concrete_function(self._batch)  # tracing is not training time
         still = self.trainer.rendering.deterministic()
         self._render = tf.function(lambda rays: render_rays(self.trainer.coarse, self.trainer.fine, rays, still).fine)
 
     def advance(self) -> None:
-        """Takes a step, after a look if it is time for one."""
-        if self.spent >= self._next_look:
-            self.look()
-            self._next_look = self.spent + SECONDS_BETWEEN_LOOKS
+        """Takes a step; evaluates before it if that is due."""
+        if self.spent >= self._next_evaluation:
+            self.evaluate()
+            self._next_evaluation = self.spent + SECONDS_BETWEEN_EVALUATIONS
         start = time.perf_counter()
         self.record["train_psnr"].append(float(self.trainer.train_step(self._batch).psnr))
         self._batch, self.step = next(self._batches), self.step + 1
         self.spent += time.perf_counter() - start
 
-    def look(self) -> None:
-        """Renders the rays that training does not see."""
-        rgb = np.concatenate([self._render(part.rays).rgb for part in _split(self._unseen, LOOK_RAYS)])
+    def evaluate(self) -> None:
+        """Records PSNR of the held-out rays."""
+        rgb = np.concatenate([self._render(part.rays).rgb for part in _split(self._held_out, EVALUATED_AT_ONCE)])
         for name, value in (
             ("step", self.step),
             ("seconds", self.spent),
-            ("psnr", psnr(rgb, self._unseen.rgb.numpy())),
+            ("psnr", psnr(rgb, self._held_out.rgb.numpy())),
         ):
             self.record[name].append(value)
         found = f"psnr {self.record['psnr'][-1]:.3f}"
@@ -155,23 +155,23 @@ def _split(batch: RayBatch, size: int) -> list[RayBatch]:
 
 
 def race(args: argparse.Namespace, settings: Settings, scene: Scene) -> dict:
-    """Trains all engines, step by step in turns, and returns their records."""
+    """Trains all engines in turns, step by step; returns their records."""
     racers = {engine: Racer(engine, settings, scene) for engine in args.engines}
 
     def running(engine: str) -> bool:
-        if engine == "bfloat16" and "float32" in racers:  # to be compared at equal steps
+        if engine == "bfloat16" and "float32" in racers:  # compared at equal steps
             return racers[engine].step < racers["float32"].step
         return racers[engine].spent < 60.0 * args.race
 
     while waiting := [engine for engine in racers if running(engine)]:
         racers[min(waiting, key=lambda engine: racers[engine].spent)].advance()
     for racer in racers.values():
-        racer.look()
+        racer.evaluate()
     return {engine: racer.record for engine, racer in racers.items()}
 
 
 def draw_race(records: dict):
-    """PSNR of rays that training does not see, against minutes of training."""
+    """Draws PSNR of held-out rays over minutes of training."""
     figure = figures.new_figure(7.6, 4.4)
     axes = figure.subplots()
     figures.style_axes(axes, "PSNR of validation views in dB")
@@ -187,11 +187,11 @@ def draw_race(records: dict):
 
 
 class Products(NamedTuple):
-    """Multiplications for one point.
+    """Numbers of multiplications for one point.
 
     Attributes:
-        forward: of layers' inputs with their kernels; the products that give the kernels' gradients are as many.
-        inputs: of what gives the gradients of layers' inputs, encodings left out.
+        forward: of layer inputs by kernels; kernel gradients take as many.
+        inputs: for the gradients of layer inputs, encodings left out.
     """
 
     forward: int
@@ -199,10 +199,10 @@ class Products(NamedTuple):
 
 
 def products(trainer: Trainer, pass_: int, dense: bool) -> tuple[Products, Products, Products]:
-    """What a point costs in the trunk of a pass's network, and in its view branch: forward, and backward.
+    """Counts the products of a point in a network: its trunk, its view branch forward, its view branch backward.
 
-    The tape's gradients of inputs are those of all that a layer sees, unless it sees encodings only. The engine leaves
-    out encodings, and joins the bottleneck with the layer behind it: backward always, in 16 bits forward too.
+    The tape computes gradients of all inputs of a layer, unless they are encodings only. The engine leaves out
+    encodings, and joins the bottleneck with the next layer: always backward, in 16 bits forward too.
     """
     mlp = (trainer.coarse, trainer.fine)[pass_].mlp
     shapes = {layer.name: layer.kernel.shape for layer in mlp.layers if layer.weights}
@@ -224,17 +224,17 @@ def products(trainer: Trainer, pass_: int, dense: bool) -> tuple[Products, Produ
 
 
 def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
-    """For each pass the number of points of a step, and the part of them with a colour, and with a gradient."""
+    """For each pass: the points of a step, the share of them with a colour, and the share with a gradient."""
     seed, counts = tf.constant([0, 0]), []
-    for first in range(0, batch.rgb.shape[0], LOOK_RAYS):
-        part = tf.nest.map_structure(lambda x, first=first: x[first : first + LOOK_RAYS], batch)
+    for first in range(0, batch.rgb.shape[0], EVALUATED_AT_ONCE):
+        part = tf.nest.map_structure(lambda x, first=first: x[first : first + EVALUATED_AT_ONCE], batch)
         with tf.GradientTape() as tape:
             passes = [coarse_pass(trainer.coarse, part.rays, trainer.rendering, seed, first)]
             if trainer.fine is not None:
                 passes.append(fine_pass(trainer.fine, part.rays, passes[0], trainer.rendering, seed, first)[0])
             loss = tf.add_n([tf.reduce_mean(tf.square(result.rendering.rgb - part.rgb)) for result in passes])
         sizes = [np.abs(gradient).max(-1) for gradient in tape.gradient(loss, [result.raw for result in passes])]
-        # What has no colour has zeros for one.
+        # Points without a colour have zeros.
         coloured = [np.any(result.raw[..., :3] != 0.0, axis=-1).mean() for result in passes]
         active = [
             np.mean(s > f.tolerance * s.max()) for s, f in zip(sizes, (trainer.coarse, trainer.fine), strict=False)
@@ -247,7 +247,7 @@ def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
 
 
 def gigaflops(trainer: Trainer, work: list[dict[str, float]], dense: bool, training: bool) -> float:
-    """10^9 additions and multiplications of a step, or of rendering its rays: matrix products only."""
+    """10^9 additions and multiplications in the matrix products of a step, or of rendering its rays."""
     total = 0.0
     for i, counted in enumerate(work):
         trunk, branch, backward = products(trainer, i, dense)
@@ -259,7 +259,7 @@ def gigaflops(trainer: Trainer, work: list[dict[str, float]], dense: bool, train
 
 
 def matmul_limit(precision: str, repeats: int) -> float:
-    """GFLOP/s of eight layers of 256 with bias and ReLU on 16384 points: what this machine can do at best."""
+    """GFLOP/s of eight layers of 256 with bias and ReLU on 16384 points: the machine's limit."""
     x = tf.cast(tf.random.normal([16384, 256]), precision)
     kernel, bias = tf.cast(tf.random.normal([256, 256]) / 16.0, precision), tf.zeros([256], precision)
 
@@ -269,25 +269,24 @@ def matmul_limit(precision: str, repeats: int) -> float:
             h = tf.nn.relu(tf.nn.bias_add(tf.matmul(h, kernel), bias))
         return h
 
-    times = [timed(lambda: layers(x)) for _ in range(repeats + 1)][1:]
+    times = [time_run(lambda: layers(x)) for _ in range(repeats + 1)][1:]
     return 8 * 2e-9 * 16384 * 256 * 256 / statistics.median(times)
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds until the result is there."""
+def time_run(run: Callable[[], object]) -> float:
+    """Seconds until the result is computed."""
     start = time.perf_counter()
     tf.nest.map_structure(lambda x: x.numpy(), run())
     return time.perf_counter() - start
 
 
 def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, float]:
-    """How far each engine's gradients are from dense's: of all weight tensors the largest |difference| / |dense|.
+    """Compares each engine's gradients with dense's: the largest |difference| / |dense| of all weight tensors.
 
-    All are asked about the same points: where a rounding error in a coarse weight moves a fine sample, by next to
-    nothing, no engine is to blame.
+    All engines evaluate the same points, so that rounding of coarse weights does not move fine samples.
     """
     sums = dict.fromkeys(trainers, 0.0)
-    for i, part in enumerate(_split(batch, LOOK_RAYS)):
+    for i, part in enumerate(_split(batch, EVALUATED_AT_ONCE)):
         dense = trainers["dense"]
         first = coarse_pass(dense.coarse, part.rays, dense.rendering, tf.constant([0, i]))
         for engine, trainer in trainers.items():
@@ -302,7 +301,7 @@ def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, 
 
 
 def _pass_gradients(trainer: Trainer, batch: RayBatch, first: Pass, seed: tf.Tensor) -> list[np.ndarray]:
-    """Gradients of the coarse pass's error, and of the fine pass's whose samples follow from `first`."""
+    """Gradients of the coarse pass's error, and of the fine pass's with the samples that `first` gives."""
     gradients = []
     for field in filter(None, (trainer.coarse, trainer.fine)):
         with tf.GradientTape() as tape:
@@ -316,9 +315,9 @@ def _pass_gradients(trainer: Trainer, batch: RayBatch, first: Pass, seed: tf.Ten
 
 
 def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights: str | None) -> dict:
-    """Times and memory of every engine at random weights or at those of a file."""
-    settings = settings.replace(lrate=1e-12)  # so that every step sees the same weights
-    # Trained weights meet the rays of their own step: past the crop around the centre of the first ones.
+    """Measures times and memory of every engine at random weights or at those of a file."""
+    settings = settings.replace(lrate=1e-12)  # so that all steps have the same weights
+    # Trained weights get rays of their own step, which is past the centre crop of the first ones.
     start = 0 if weights is None else tf1_weights.step_of(Path(weights)) + 1
     stream = iter(ray_batches(scene, build.batch_settings(settings), settings.random_seed, start))
     batch, trainers, runs = next(stream), {}, {}
@@ -333,15 +332,15 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
     errors = gradient_errors(trainers, batch) if "dense" in trainers else None
     peaks = {key: meter.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}
-    same, fresh = [], []  # steps with the same batch again, and with the pipeline's next one, in pairs
+    same, fresh = [], []  # pairs of steps: with the same batch, and with the pipeline's next one
     for _ in range(args.repeats):
         for key, run in runs.items():
-            times[key].append(timed(run))
+            times[key].append(time_run(run))
         if "float32" in trainers:
-            same.append(timed(runs["float32", "train"]))
-            fresh.append(timed(lambda: trainers["float32"].train_step(next(stream)).loss))
+            same.append(time_run(runs["float32", "train"]))
+            fresh.append(time_run(lambda: trainers["float32"].train_step(next(stream)).loss))
     works = {engine: count_work(trainer, batch) for engine, trainer in trainers.items()}
-    result = {"work": works[args.engines[-1]], "engines": {}}  # dense leaves nothing out
+    result = {"work": works[args.engines[-1]], "engines": {}}  # dense leaves out nothing
     if errors is not None:
         result["gradient_error"] = errors
     for (engine, kind), seconds in times.items():
@@ -364,7 +363,7 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
 
 
 def measure_all(args: argparse.Namespace, settings: Settings, scene: Scene) -> dict:
-    """Everything that the JSON file holds."""
+    """Measures everything that the JSON file holds."""
     precisions = {"dense": "float32", "float32": "float32", "bfloat16": "bfloat16"}
     limits = {name: matmul_limit(name, args.repeats) for name in sorted({precisions[e] for e in args.engines})}
     cases = {"random weights": None}
@@ -391,7 +390,7 @@ def measure_all(args: argparse.Namespace, settings: Settings, scene: Scene) -> d
 
 
 def table(report: dict) -> str:
-    """The report for people."""
+    """The report as a table."""
     limits = ", ".join(f"{name} {rate:.0f}" for name, rate in report["matmul_gflops_per_second"].items())
     lines = [f"matrix products on this machine, GFLOP/s: {limits}"]
     for name, case in report["cases"].items():
@@ -416,7 +415,7 @@ def table(report: dict) -> str:
 
 
 def draw(report: dict):
-    """Rays per second of every engine, training and rendering, for each set of weights."""
+    """Draws rays per second of every engine, training and rendering, for each set of weights."""
     figure = figures.new_figure(9.6, 3.8)
     cases = report["cases"]
     for axes, kind in zip(figure.subplots(1, 2), ("train", "render"), strict=True):
@@ -458,7 +457,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = settings.replace(random_seed=settings.random_seed or 0)
     try:
         if settings.ft_path is not None:
-            tf1_weights.load(settings.ft_path)  # better now than after minutes
+            tf1_weights.load(settings.ft_path)  # fails now rather than after minutes
         scene = build.load_scene(settings)
         if args.race is not None:
             name, report = "race", race(args, settings, scene)

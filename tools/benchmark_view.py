@@ -1,10 +1,10 @@
-"""Times the rendering of one test view: exactly, and with --occupancy.
+"""Times the rendering of one test view, exactly and with --occupancy.
 
     python tools/benchmark_view.py --config configs/lego.txt --ft_path model_200000.npy
 
 Every flag of the program may be given and means what it means there. The view is rendered exactly in float32, then with
---occupancy in float32 and in bfloat16; grids are made before the clock starts, and the table says how long that took.
-Writes a JSON file and a picture of the renders and of what tells the last from the first, and prints their paths.
+--occupancy in float32 and in bfloat16. Grids are made before; the table gives their time separately. Writes a JSON file
+and a picture of the renders and of the difference between the first and the last, and prints their paths.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic
 
-# What is compared, exact rendering first: precision, and whether --occupancy.
+# Precision and --occupancy of the renders that are compared, the exact one first.
 ENGINES = (("float32", False), ("float32", True), ("bfloat16", True))
-# How many times its size the difference is drawn.
+# The factor by which the difference is enlarged.
 MAGNIFIED = 20
 
 
 class _WarmedUp(Exception):
-    """One chunk is rendered, so its graph is traced."""
+    """Ends a render after its first chunk, when the graph is traced."""
 
 
 def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Image, float, float]:
-    """A view, the seconds that it took, and those of the preparations before."""
+    """Renders a view; returns it, its seconds, and the seconds of the preparation before."""
     camera, c2w = scene.cameras[view].downscaled(factor), scene.poses[view]
 
     def stop(rays: int) -> None:
@@ -59,10 +59,10 @@ def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Im
 def measure(
     settings: Settings, scene: Scene, view: int, factor: int
 ) -> tuple[list[dict[str, object]], list[np.ndarray]]:
-    """Renders the view with every engine, and prints a line for each as soon as it is there.
+    """Renders the view with every engine and prints a line for each.
 
     Returns:
-        What was measured, and the renders [H, W, 3].
+        A record of each engine, and the renders [H, W, 3].
     """
     records, renders = [], []
     for precision, occupancy in ENGINES:
@@ -88,7 +88,7 @@ def measure(
 
 
 def picture(records: list[dict[str, object]], renders: list[np.ndarray]) -> np.ndarray:
-    """The renders [H, W, 3] in a row, and how far the last is from the first."""
+    """Draws the renders [H, W, 3] side by side, and the difference between the first and the last."""
     row = {}
     for record, rgb in zip(records, renders, strict=True):
         name = f"{record['precision']}{', --occupancy' if record['occupancy'] else ''}: {record['seconds']:.1f} s"
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         if not 0 <= args.view < len(scene.i_test):
             raise ValueError(f"--view {args.view}: there are {len(scene.i_test)} test views, counted from 0")
         view = scene.i_test[args.view]
-        with tempfile.TemporaryDirectory() as folder:  # for grids that nobody needs afterwards
+        with tempfile.TemporaryDirectory() as folder:  # for grids, which are not kept
             records, renders = measure(settings.replace(basedir=folder), scene, view, max(settings.render_factor, 1))
         path = args.out / "view.json"
         report = {"datadir": settings.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}

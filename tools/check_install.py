@@ -2,7 +2,7 @@
 
     python tools/check_install.py
 
-Prints a line for each: `ok`, or `FAIL` with what to do. Ends with exit code 0 if all is well, and 1 otherwise.
+Prints a line for each: `ok`, or `FAIL` with what to do. The exit code is 0 if all is well, and 1 otherwise.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-# This file imports only what Python itself brings: whether the rest is there is what it finds out.
+# Only the standard library is imported here: the other packages are what this program checks.
 
 OLDEST, NEWEST = (3, 10), (3, 13)
 INSTALL = "pip install -e ."
 INSTALL_GPU = "pip install -e '.[gpu]'"
 SIDE = 512  # of the matrices that are multiplied
-# Of the product's largest value. Rounding of float32 is 1e-6 of it, TensorFloat-32 1e-3.
+# Relative to the product's largest value: float32 rounds at 1e-6 of it, TensorFloat-32 at 1e-3.
 TOLERANCE = 1e-5
 FRAMES = 10
 
 
 class Problem(Exception):
-    """What is wrong, and what to do about it, in one line."""
+    """A failed check; its text says what is wrong and what to do, in one line."""
 
 
 def check_python() -> str:
-    """The Python that runs this."""
+    """Checks the version of Python."""
     version = sys.version_info[:3]
     if not OLDEST <= version[:2] <= NEWEST:
         found, oldest, newest = (".".join(map(str, limit)) for limit in (version, OLDEST, NEWEST))
@@ -45,7 +45,7 @@ def check_python() -> str:
 
 
 def check_packages() -> str:
-    """Versions of what nerf_tf depends on, against what it asks for."""
+    """Checks the versions of nerf_tf's dependencies against its requirements."""
     try:
         from packaging.requirements import Requirement
 
@@ -71,7 +71,7 @@ def check_packages() -> str:
 
 
 def check_tensorflow() -> str:
-    """Whether TensorFlow and Keras can be imported, and belong together."""
+    """Checks that TensorFlow and Keras can be imported, and that Keras uses TensorFlow."""
     try:
         importlib.import_module("tensorflow")
         backend = importlib.import_module("keras").backend.backend()
@@ -87,7 +87,7 @@ def check_tensorflow() -> str:
 
 
 def check_devices() -> str:
-    """The devices that TensorFlow sees; a GPU that is there must be among them."""
+    """Checks that TensorFlow sees the machine's GPU, if there is one."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -104,7 +104,7 @@ def _has_nvidia_gpu() -> bool:
 
 
 def _why_no_gpu() -> str:
-    """What keeps TensorFlow from a GPU, and what to do."""
+    """The reason why TensorFlow does not see the GPU, and what to do."""
     import tensorflow as tf
 
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -124,14 +124,14 @@ def _why_no_gpu() -> str:
 
 
 def _missing_cuda_packages() -> list[str]:
-    """Those that `tensorflow[and-cuda]` asks for and that are not installed."""
+    """Packages that `tensorflow[and-cuda]` requires and that are not installed."""
     wanted = [text for text in metadata.requires("tensorflow") or () if "and-cuda" in text]
     installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
     return [name for name in (re.match(r"[\w.-]+", text)[0].lower() for text in wanted) if name not in installed]
 
 
 def check_products() -> str:
-    """The product of two matrices on each device, against numpy's in double precision."""
+    """Compares a matrix product on each device with numpy's in double precision."""
     import numpy as np
     import tensorflow as tf
 
@@ -161,7 +161,7 @@ def check_products() -> str:
 
 
 def check_memory_counters() -> str:
-    """TensorFlow's count of memory, which `--chunk auto` and the tools that measure memory go by."""
+    """Checks that TensorFlow counts memory, which `--chunk auto` and the measuring programs need."""
     import tensorflow as tf
 
     from nerf_tf.memory import meter
@@ -180,7 +180,7 @@ def check_memory_counters() -> str:
 
 
 class _Kept(logging.Handler):
-    """Keeps what is logged."""
+    """Keeps the messages that are logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class _Kept(logging.Handler):
 
 
 def check_video() -> str:
-    """An mp4 of ten frames, as training writes them."""
+    """Writes a video of ten frames, as training does."""
     import imageio_ffmpeg
     import numpy as np
 
@@ -219,7 +219,7 @@ def check_video() -> str:
 
 
 def check_images() -> str:
-    """A PNG and a JPEG, written and read."""
+    """Writes a PNG and a JPEG, and reads them back."""
     import numpy as np
     from PIL import Image
 
@@ -241,7 +241,7 @@ def check_images() -> str:
     return "PNG comes back exactly, JPEG nearly"
 
 
-# Those of a group need those before it; where one fails, later groups are not tried.
+# Each group needs the ones before it: after a failure, later groups are skipped.
 CHECKS: tuple[tuple[tuple[str, Callable[[], str]], ...], ...] = (
     (("Python", check_python), ("packages", check_packages)),
     (("TensorFlow", check_tensorflow),),

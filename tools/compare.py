@@ -1,11 +1,11 @@
-"""Puts what several runs reached on their test views in one table, with the paper's figures beside them.
+"""Compares the test views' scores of several runs, and the paper's, in one table.
 
     python tools/compare.py logs/lego_test logs/fern_test
     python tools/compare.py logs/lego_test --out comparison.md
 
-Reads the metrics.json of each run's folder, which the program writes wherever it renders the test views at full size;
-`--eval_only` does that and no more. Values are means over the test views, of the saved 8-bit images. A scene of the
-paper is known by its kind and the last name of its datadir. Prints the table; --out also writes it.
+Reads metrics.json in each run's folder, which the program writes when it renders the test views at full size;
+`--eval_only` does only that. Scores are means over the test views, of the saved 8-bit images. A run belongs to a scene
+of the paper if dataset_type and the last part of datadir are that scene's. Prints the table; --out also writes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from support import commandline
 from nerf_tf.settings import parsing
 from nerf_tf.storage import atomic, readers
 
-# Dataset type, scene: mean PSNR and SSIM of the paper's full model, from the appendix's tables of each scene.
+# Dataset type and scene: mean PSNR and SSIM of the paper's full model, from the tables in its appendix.
 PAPER = {
     ("blender", "chair"): (33.00, 0.967),
     ("blender", "drums"): (25.01, 0.925),
@@ -44,20 +44,20 @@ PAPER = {
 PAPER_SIZE = {"blender": (800, 800), "llff": (756, 1008)}  # height, width
 PAPER_VIEWS = {"blender": 200}
 
-# A row of the table: what it says under each heading; None where nothing is known.
+# A row of the table: the value under each heading, or None if it is unknown.
 Row = dict[str, str | int | float | None]
 MEASURES = {"PSNR": "psnr_8bit", "float PSNR": "psnr_float", "SSIM": "ssim", "LPIPS": "lpips"}
-# Characters of a metrics.json: room for every measure of some 50,000 views.
+# Characters in a metrics.json: room for some 50,000 views.
 LARGEST_TEXT = 2**22
 FORMATS = {"PSNR": ".2f", "float PSNR": ".2f", "SSIM": ".3f", "LPIPS": ".3f", "s/view": ".2f"}
 
 
 def read_metrics(run: Path) -> dict:
-    """The content of a run's metrics.json.
+    """Reads a run's metrics.json.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not what the program writes.
+        ValueError: it was not written by the program.
     """
     path = run / "metrics.json"
     metrics = readers.read_json(path, LARGEST_TEXT, "; the run with --eval_only writes it")
@@ -80,10 +80,10 @@ def _mean(metrics: dict, name: str) -> float | None:
 
 
 def run_row(name: str, metrics: dict) -> Row:
-    """What the table says of a run."""
+    """A run's row of the table."""
     height, width = metrics.get("height"), metrics.get("width")
     how = metrics.get("rendered_with")
-    if isinstance(how, dict):  # the run's name says what was not rendered as it usually is
+    if isinstance(how, dict):  # unusual settings are added to the run's name
         marks = [str(how.get("mixed_precision"))] if how.get("mixed_precision") != "float32" else []
         marks += ["occupancy"] if how.get("occupancy") else []
         name += f" ({', '.join(marks)})" if marks else ""
@@ -94,7 +94,7 @@ def run_row(name: str, metrics: dict) -> Row:
 
 
 def paper_row(kind: str, scene: str) -> Row:
-    """What the table says of the paper's result for a scene."""
+    """The paper's row for a scene."""
     psnr, ssim = PAPER[kind, scene]
     height, width = PAPER_SIZE[kind]
     row: Row = {
@@ -108,7 +108,7 @@ def paper_row(kind: str, scene: str) -> Row:
 
 
 def rows(runs: dict[str, dict]) -> list[Row]:
-    """The table for metrics by run: scene by scene, each with the paper's figures last where it has that scene."""
+    """All rows, ordered by scene; the paper's row comes last of each of its scenes."""
     scenes: dict[tuple, list[Row]] = {}
     for name, metrics in runs.items():
         key = metrics.get("dataset_type"), metrics.get("scene")
@@ -120,7 +120,7 @@ def rows(runs: dict[str, dict]) -> list[Row]:
 
 
 def cells(table: Sequence[Row]) -> list[list[str]]:
-    """The table as text, headings first."""
+    """The cells of the table as text, headings first."""
     lines = [list(table[0])]
     for row in table:
         texts = ("" if x is None else format(x, FORMATS.get(heading, "")) for heading, x in row.items())
@@ -129,7 +129,7 @@ def cells(table: Sequence[Row]) -> list[list[str]]:
 
 
 def terminal_text(table: Sequence[Row]) -> str:
-    """The table in columns."""
+    """The table in aligned columns."""
     lines = cells(table)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [

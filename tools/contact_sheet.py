@@ -1,11 +1,11 @@
-"""Draws one PNG that shows how well a run does: photograph, render and disparity of a few test views, with PSNR.
+"""Draws photograph, render and disparity of some test views of a run, with PSNR, as one PNG.
 
     python tools/contact_sheet.py --run logs/demo --out logs/demo/contact_sheet.png
     python tools/contact_sheet.py --run logs/demo --path --out logs/demo/path.png
 
 Reads the newest renderonly_test_* (or testset_*) folder of the run, rendered with --save_arrays, and the photographs
-that the run's args.txt names. PSNR is that of the saved 8-bit PNGs. With --path, instead, colour, disparity, depth and
-opacity of frames of the newest renderonly_path_*, also rendered with --save_arrays. Prints the sheet's path last.
+that the run's args.txt names. PSNR is that of the saved 8-bit PNGs. --path draws colour, disparity, depth and opacity
+of frames of the newest renderonly_path_* instead, also rendered with --save_arrays. Prints the picture's path last.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class View:
 
 
 def load_photos(args_file: Path) -> np.ndarray:
-    """The test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as the run saw them."""
+    """Loads the test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as in that run."""
     scene = build.load_scene(parsing.parse_settings(["--config", str(args_file)]))
     return scene.images[scene.i_test]
 
 
 def newest_renders(run: Path) -> Path:
-    """The folder of test views with the highest step; of two at one step, the one rendered on purpose."""
+    """The folder of test views with the highest step; of two with the same step, renderonly_test_*."""
     return _newest(run, ("testset_*", "renderonly_test_*"), "--render_only --render_test")
 
 
@@ -62,14 +62,14 @@ def newest_path(run: Path) -> Path:
 
 def _newest(run: Path, patterns: Sequence[str], remedy: str) -> Path:
     found = (folder for pattern in patterns for folder in run.glob(pattern))
-    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are a user's copies
+    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are copies of a user
     if not folders:
         raise FileNotFoundError(f"{run}: no {' or '.join(patterns)}; run it with {remedy} --save_arrays")
     return max(folders, key=lambda folder: (int(folder.name.rsplit("_", 1)[1]), folder.name.startswith("renderonly")))
 
 
 def read_views(folder: Path, photos: np.ndarray) -> list[View]:
-    """Pairs NNN.png and NNN.npz of `folder` with photographs [N, H, W, 3].
+    """Reads NNN.png and NNN.npz of `folder` with their photographs [N, H, W, 3].
 
     Raises:
         FileNotFoundError: a view, or its arrays, are missing.
@@ -94,7 +94,7 @@ class Frame:
 
 
 def read_path(folder: Path, count: int) -> list[Frame]:
-    """Reads `count` frames of a rendered path, evenly spread as around a circle: the last is not the first again.
+    """Reads `count` frames of a rendered path, evenly spaced as on a closed path.
 
     Raises:
         FileNotFoundError: frames or their arrays are missing.
@@ -112,7 +112,7 @@ def read_path(folder: Path, count: int) -> list[Frame]:
 
 
 def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarray]:
-    """Maps [H, W] of a view by name, of which the 8-bit `render` [H, W, 3] was made as well."""
+    """Reads maps [H, W] of a view by name; they must have the size of its 8-bit `render` [H, W, 3]."""
     arrays = readers.read_npz(path, names, hint="; render again with --save_arrays")
     for name in names:
         if arrays[name].dtype != np.float32 or arrays[name].shape != render.shape[:2]:
@@ -122,7 +122,7 @@ def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarr
 
 
 def draw_path(frames: Sequence[Frame]) -> Image.Image:
-    """A column for each frame: colour, and disparity, depth and opacity in the colours of videos, over all frames."""
+    """Draws a column for each frame: colour, disparity, depth and opacity, with one range of colours for all."""
     away, close = pictures.display_range(pictures.opaque_values(frame.disp, frame.acc) for frame in frames)
     near, far = pictures.display_range(pictures.opaque_values(frame.depth, frame.acc) for frame in frames)
     rows = {
@@ -145,7 +145,7 @@ def draw_path(frames: Sequence[Frame]) -> Image.Image:
 
 
 def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image.Image:
-    """One row for each view whose number is in `shown`; the mean in the heading is that of all `views`."""
+    """Draws a row for each view whose number is in `shown`, and the mean PSNR of all `views` in the heading."""
     height, width = views[0].photo.shape[:2]
     scale = max(1.0, TILE_HEIGHT / height)
     tile = round(width * scale), round(height * scale)

@@ -13,11 +13,11 @@
     colmap      the same inverted: world-to-camera, axes right, down, forward
     ibrnet      .npy [N, 34]: height, width, a 4x4 matrix of the camera, then opencv's 4x4 matrix
 
-A name that ends in .json means transforms, and poses_bounds.npy llff; of other .npy files --from and --to say what they
-are. The world is that of the data set, or, with --from_world or --to_world loaded, the scaled and recentred one in
-which an LLFF scene is trained. It follows from the scene's poses_bounds.npy, which --scene names if the source is none.
---scene also has the sizes, focal lengths and bounds that a source lacks; --hwf and --bounds give them otherwise. Frames
-of transforms.json are ordered by the names of their images, as LLFF's rows are. Prints the file written.
+A name that ends in .json means transforms, and poses_bounds.npy means llff; give --from and --to for other .npy files.
+The world is that of the data set or, with --from_world or --to_world loaded, the scaled and recentred one in which an
+LLFF scene is trained. It is computed from the scene's poses_bounds.npy: the source, or what --scene names. --scene also
+provides sizes, focal lengths and bounds that a source lacks; so do --hwf and --bounds. Frames of transforms.json are
+ordered by the names of their images, as the rows of LLFF are. Prints the file written.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from nerf_tf.storage import atomic, image_folders, image_reader, readers
 
 FORMATS = ("llff", "transforms", "opengl", "opencv", "colmap", "ibrnet")
 WORLDS = ("dataset", "loaded")
-# Formats of poses alone.
+# Formats that hold poses only.
 PLAIN = ("opengl", "opencv", "colmap")
-# LLFF has one focal length and a centred camera: what differs by more than this part of a length is refused.
+# LLFF has one focal length and a centred camera; cameras that differ by more than this fraction are refused.
 CENTRED = 0.01
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cameras:
-    """What files say of N cameras; None where they say nothing.
+    """N cameras as files describe them; None for what a file lacks.
 
     Attributes:
         poses: [N, 3, 4] camera-to-world, OpenGL axes.
         intrinsics: [N, 6] height, width, fx, fy, cx, cy in pixels.
         bounds: [N, 2] least and greatest depth.
-        names: N paths of images, from the folder that the program runs in.
+        names: N paths of images, from the current folder.
     """
 
     poses: np.ndarray
@@ -63,7 +63,7 @@ class Cameras:
 
 
 def centred(hwf: np.ndarray) -> np.ndarray:
-    """Intrinsics [N, 6] of height, width and focal length [N, 3]."""
+    """Intrinsics [N, 6] of centred cameras, from height, width and focal length [N, 3]."""
     height, width, focal = np.asarray(hwf, np.float64).T
     return np.stack([height, width, focal, focal, width / 2, height / 2], axis=-1)
 
@@ -72,7 +72,7 @@ def read(path: Path, kind: str, only_poses: bool = False) -> Cameras:
     """Reads a file of one of `FORMATS`.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing, or is none; `only_poses` leaves the rest of it alone.
+        FileNotFoundError, ValueError: it is missing or malformed. `only_poses` does not read the rest of it.
     """
     if kind == "llff":
         poses, hwf, bounds = llff.read_poses_bounds(path)
@@ -108,7 +108,7 @@ def _read_transforms(path: Path, only_poses: bool) -> Cameras:
 
 
 def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float, ...] | None:
-    """Height, width, fx, fy, cx, cy of a frame; None where file and image do not tell.
+    """Height, width, fx, fy, cx, cy of a frame; None if file and image do not give them.
 
     Raises:
         ValueError: its camera is distorted, or the image cannot be read.
@@ -128,7 +128,7 @@ def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float
 
 
 def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
-    """Adds what a source lacks from --hwf and --bounds, which go before its own, and from --scene.
+    """Takes intrinsics and bounds from --hwf and --bounds if given, else from the source, else from --scene.
 
     Raises:
         ValueError: --scene has another number of cameras.
@@ -149,7 +149,7 @@ def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
 
 
 def _to_dataset(args: argparse.Namespace) -> np.ndarray:
-    """[4, 4] from the world that the loader makes of --scene to that of its file."""
+    """The transform [4, 4] from the loaded world of --scene to the world of its file."""
     poses, _, bounds = llff.read_poses_bounds(args.scene)
     with readers.path_in_errors(args.scene):
         return llff.arrange(poses, bounds, args.spherify)[-1]
@@ -160,7 +160,7 @@ def _unit(to_dataset: np.ndarray) -> float:
 
 
 def change_world(cameras: Cameras, args: argparse.Namespace) -> Cameras:
-    """Takes cameras from --from_world to --to_world."""
+    """Transforms cameras from --from_world to --to_world."""
     if args.from_world == args.to_world:
         return cameras
     similarity = _to_dataset(args)
@@ -171,10 +171,10 @@ def change_world(cameras: Cameras, args: argparse.Namespace) -> Cameras:
 
 
 def write(path: Path, kind: str, cameras: Cameras, folder: Path | None) -> None:
-    """Writes a file of one of `FORMATS`; `folder` has the images that transforms.json names if the source does not.
+    """Writes a file of one of `FORMATS`; transforms.json names the images in `folder` if the source names none.
 
     Raises:
-        ValueError: the format needs what is not known, or holds no such cameras.
+        ValueError: the format needs values that are unknown, or cannot hold these cameras.
     """
     poses = cameras.poses
     if kind not in PLAIN and cameras.intrinsics is None:
@@ -225,7 +225,7 @@ def _transforms_text(path: Path, cameras: Cameras, folder: Path | None) -> str:
         frame = {"file_path": name, "transform_matrix": [*c2w.tolist(), [0.0, 0.0, 0.0, 1.0]]}
         frame |= dict(zip(lengths, cameras.intrinsics[i].tolist(), strict=True))
         frames.append(frame)
-    # Numbers that all frames share are the file's.
+    # Numbers that are equal in all frames are written once, for the file.
     shared = {key: frames[0][key] for key in lengths if all(frame[key] == frames[0][key] for frame in frames)}
     if {"w", "fl_x"} <= shared.keys():
         shared["camera_angle_x"] = 2 * math.atan(0.5 * shared["w"] / shared["fl_x"])

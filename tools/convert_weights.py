@@ -1,12 +1,12 @@
-"""Converts weights between nerf-pytorch's checkpoints and the original's files, which this program reads.
+"""Converts weights between nerf-pytorch's checkpoints and the original's files, which nerf_tf reads.
 
     python tools/convert_weights.py logs/fern/200000.tar --out weights
     python tools/convert_weights.py weights/model_200000.npy --out torch
 
-The first writes model_200000.npy and, of the fine network, model_fine_200000.npy, for --ft_path; the second writes
-200000.tar, with the fine network where its file lies beside the coarse one. The step is that of the file's name, or
-else the checkpoint's own. The optimizer's moments are left behind. PyTorch is not needed, and nothing that a checkpoint
-carries is run. Prints the files.
+The first writes model_200000.npy for --ft_path and, of the fine network, model_fine_200000.npy. The second writes
+200000.tar, with the fine network if its file lies beside the coarse one. The step is taken from the file's name, or
+else from the checkpoint. The optimizer's moments are not converted. PyTorch is not needed, and no code in a checkpoint
+is run. Prints the files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ State = dict[str, np.ndarray]
 
 
 def to_original(state: State) -> list[np.ndarray]:
-    """A network of nerf-pytorch as the arrays of a weight file.
+    """Converts a network of nerf-pytorch to the arrays of a weight file.
 
     Args:
         state: by name `LAYER.weight` [out, in] and `LAYER.bias` [out].
@@ -37,14 +37,14 @@ def to_original(state: State) -> list[np.ndarray]:
         Of every layer the kernel [in, out], then the bias [out]; trunk, bottleneck, views, rgb, alpha, or trunk, raw.
 
     Raises:
-        ValueError: a layer is missing, too many, or of a shape that the network here does not have.
+        ValueError: a layer is missing, unknown, or of a shape that the original's network does not have.
     """
     state = {name.removeprefix("module."): array for name, array in state.items()}  # of DataParallel
     depth = next(i for i in range(len(state) + 1) if f"pts_linears.{i}.weight" not in state)
     has_views = "rgb_linear.weight" in state
     heads = ["feature_linear", "views_linears.0", "rgb_linear", "alpha_linear"] if has_views else ["output_linear"]
     names = [*(f"pts_linears.{i}" for i in range(depth)), *heads]
-    # Without view directions nerf-pytorch has this layer too, and does not use it.
+    # nerf-pytorch has this layer without view directions too, but does not use it.
     unused = set() if has_views else {"views_linears.0"}
     found = {name.rpartition(".")[0] for name in state}
     if not depth or found - unused != set(names):
@@ -57,7 +57,7 @@ def to_original(state: State) -> list[np.ndarray]:
             raise ValueError(f"{name} has no proper weight and bias")
         layers.append((kernel.T, bias))
     if not has_views:
-        # Of its 5 outputs (with a fine network) the last means nothing.
+        # With a fine network it has 5 outputs, of which the last is unused.
         layers[-1] = (layers[-1][0][:, :4], layers[-1][1][:4])
     _check_shapes(names, layers, has_views)
     if has_views:
@@ -66,15 +66,15 @@ def to_original(state: State) -> list[np.ndarray]:
 
 
 def to_torch(weights: Sequence[np.ndarray], outputs: int = 4) -> State:
-    """The arrays of a weight file as a network of nerf-pytorch; the inverse of `to_original`.
+    """Converts the arrays of a weight file to a network of nerf-pytorch; the inverse of `to_original`.
 
     Args:
         weights: what `tf1_weights.load` returned.
-        outputs: units of the last layer where colour does not depend on the view direction: nerf-pytorch has 5, of
-            which it uses 4, in runs with a fine network.
+        outputs: units of the last layer without view directions. nerf-pytorch has 5 in runs with a fine network, of
+            which it uses 4.
 
     Raises:
-        ValueError: they are no network of the original.
+        ValueError: they are not a network of the original.
     """
     layers = list(zip(weights[::2], weights[1::2], strict=False))
     if len(weights) % 2 or any(kernel.ndim != 2 or bias.shape != kernel.shape[1:] for kernel, bias in layers):
@@ -101,7 +101,7 @@ def to_torch(weights: Sequence[np.ndarray], outputs: int = 4) -> State:
 
 
 def _check_shapes(names: Sequence[str], layers: Sequence[tuple[np.ndarray, np.ndarray]], has_views: bool) -> None:
-    """Raises ValueError unless kernels [in, out] fit together as in nerf-pytorch, with its skip where ours is."""
+    """Raises ValueError unless kernels [in, out] fit nerf-pytorch's network, with the skip after layer `SKIP_AFTER`."""
     points, width = layers[0][0].shape
     depth = len(layers) - (4 if has_views else 1)
     expected = [(points, width)]
@@ -124,10 +124,10 @@ def _check_shapes(names: Sequence[str], layers: Sequence[tuple[np.ndarray, np.nd
 def _with_bottleneck(
     bottleneck: np.ndarray, bottleneck_bias: np.ndarray, views: np.ndarray, views_bias: np.ndarray, width: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Bottleneck and view layer, kernels [in, out], with a bottleneck of another width that computes the same.
+    """Changes the width of the bottleneck such that bottleneck and view layer, kernels [in, out], compute the same.
 
-    nerf-pytorch's is as wide as the trunk, the original's 256. It has no activation, so what matters is only its
-    product with the view layer, which fits wherever the view layer's units do.
+    nerf-pytorch's bottleneck is as wide as the trunk, the original's 256. It has no activation, so only its product
+    with the view layer matters.
     """
     old = bottleneck.shape[1]
     if old == width:
@@ -170,7 +170,7 @@ def to_torch_file(path: Path, out: Path) -> Path:
         with readers.path_in_errors(file):
             content[key] = to_torch(weights, outputs=3 + len(files))
     parameters = sum(len(content[key]) for key in files)
-    # What torch.optim.Adam takes for one that has made no step yet, with nerf-pytorch's settings.
+    # The state of a torch.optim.Adam before its first step, with nerf-pytorch's settings.
     group = {"lr": 5e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
     group["params"] = list(range(parameters))
     content["optimizer_state_dict"] = {"state": {}, "param_groups": [group]}
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = commandline.Parser("convert_weights", __doc__)
     parser.add_argument("file", type=Path, help="nerf-pytorch's NNNNNN.tar, or model_NNNNNN.npy")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what it is converted to")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         if args.file.suffix == ".npy" and torch_weights.describe_torch_file(args.file) is None:

@@ -1,4 +1,4 @@
-"""Downloads the authors' scenes and weights by name, and unpacks them where the configs look for them.
+"""Downloads the authors' scenes and weights by name, and unpacks them where the configs expect them.
 
     python tools/download_data.py example_data
     python tools/download_data.py fern_weights lego_weights
@@ -6,10 +6,9 @@
 
 {names}
 
-A download that was cut off is resumed by the same command. Archives stay beside what was unpacked from them, and may be
-deleted. --mirror names a folder of the web that has files of the same names; it is asked first. No checksums of the
-authors are known: the program prints the SHA-256 of what it got, and --sha256 compares it with one that you trust.
-Prints what it unpacked.
+The same command resumes an interrupted download. Archives stay beside the unpacked files and may be deleted. --mirror
+names a web folder with files of the same names, which is tried first. The authors published no checksums: the program
+prints the SHA-256 of each archive, and --sha256 compares it with one that you trust. Prints what it unpacked.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ from nerf_tf.storage import atomic, readers
 
 
 class Archive(NamedTuple):
-    """An archive that can be asked for by name.
+    """An archive that can be downloaded by name.
 
     Attributes:
-        file: its name.
-        holds: what it holds, in words.
-        folder: where the original's commands unpack it.
-        addresses: where it is, to be tried in this order.
-        sha256: its checksum; None: nobody published one.
+        file: its file name.
+        holds: its content, in words.
+        folder: the folder in which the original's commands unpack it.
+        addresses: its URLs, tried in this order.
+        sha256: its checksum, or None if none is published.
     """
 
     file: str
@@ -60,7 +59,7 @@ def _at_ucsd(file: str) -> tuple[str, ...]:
 
 
 def _on_drive(key: str) -> str:
-    # This address gives the file itself, and not a page that asks whether it may be large.
+    # This address gives the file itself, without the page that asks to confirm a large download.
     return f"https://drive.usercontent.google.com/download?id={key}&export=download&confirm=t"
 
 
@@ -100,15 +99,15 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row without a byte, at one address
 PAUSE = 2.0  # seconds before the second attempt; twice as long before each further one
 BLOCK = 2**20
-# Photos and weights hardly shrink, text to a tenth; an archive that grows more than this is made to fill a disk.
+# Photos and weights hardly compress, text to a tenth. An archive that grows more than this is meant to fill a disk.
 LARGEST_GROWTH = 50
 MOST_MEMBERS = 200_000
-# What archives made on a Mac carry along.
+# Files that macOS adds to archives.
 _LEFT_OUT = ("__MACOSX", ".DS_Store")
 
 
 class Progress:
-    """Says how far a download is: on one line of a terminal, elsewhere a line every tenth."""
+    """Prints the progress of a download: on one line of a terminal, elsewhere a line every 10 %."""
 
     def __init__(self, name: str, total: int):
         self._name, self._total, self._start, self._said = name, total, time.monotonic(), 0
@@ -129,8 +128,8 @@ def download(addresses: Sequence[str], path: Path, sha256: str | None = None) ->
     """Downloads a file, or the rest of it, from the first address that gives it; returns its SHA-256.
 
     Raises:
-        OSError: no address gives it, or there is no room. What came so far stays, and the next call goes on from there.
-        ValueError: its checksum is another.
+        OSError: no address gives it, or the disk is full. What arrived is kept, and the next call resumes from it.
+        ValueError: its checksum differs.
     """
     failures = []
     if not path.exists():
@@ -159,7 +158,7 @@ def download(addresses: Sequence[str], path: Path, sha256: str | None = None) ->
 
 
 class NoRoom(OSError):
-    """The disk has no room for what was asked for."""
+    """The disk has no room for a file."""
 
 
 def _require_room(folder: Path, size: int, what: str) -> None:
@@ -172,7 +171,7 @@ def _require_room(folder: Path, size: int, what: str) -> None:
 
 
 def _download_patiently(address: str, path: Path) -> None:
-    """Downloads from one address, again and again while more comes each time."""
+    """Downloads from one address; retries while new bytes arrive, at most `ATTEMPTS` times without any."""
     failed = 0
     while True:
         before = _received(path)
@@ -189,7 +188,7 @@ def _download_patiently(address: str, path: Path) -> None:
 
 
 def _received(path: Path) -> int:
-    """Bytes of all parts of a file that have come."""
+    """Bytes of a file that have arrived, of all versions."""
     return sum(part.stat().st_size for part in _parts(path))
 
 
@@ -205,13 +204,13 @@ def _open(address: str, **headers: str) -> http.client.HTTPResponse:
 
 
 def _download_once(address: str, path: Path) -> None:
-    """Downloads what is missing of a file.
+    """Downloads the missing rest of a file.
 
-    A part has a name that follows from the version that the server has (its ETag, date and size), so that pieces of two
-    versions, or of two servers' files, are never put together.
+    The name of an unfinished file depends on the server's version (ETag, date and size), so that pieces of different
+    versions or servers are never joined.
 
     Raises:
-        OSError, HTTPException: the connection broke; what came is kept.
+        OSError, HTTPException: the connection broke; what arrived is kept.
         ValueError: the address gives no file.
     """
     atomic.make_folder(path.parent)
@@ -228,12 +227,12 @@ def _download_once(address: str, path: Path) -> None:
         have = part.stat().st_size if part.exists() else 0
         _require_room(path.parent, total - have, f"what is missing of {path.name}")
         if 0 < have < total:
-            strong = [text for text in version if text and not text.startswith("W/")]  # others do not go with ranges
+            strong = [text for text in version if text and not text.startswith("W/")]  # no weak ones
             validator = {"If-Range": strong[0]} if strong else {}
             response.close()
             response = stack.enter_context(_open(address, Range=f"bytes={have}-", **validator))
             if response.headers.get("Content-Range") != f"bytes {have}-{total - 1}/{total}":
-                have = 0  # the server gives the whole file only
+                have = 0  # the server sends whole files only
         elif have > total:
             have = 0
         progress = Progress(path.name, total)
@@ -253,10 +252,10 @@ def _download_once(address: str, path: Path) -> None:
 
 
 def members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
-    """The files of an archive and their paths below the folder that it is unpacked in.
+    """Lists the files of an archive with their paths relative to the folder to unpack in.
 
     Raises:
-        ValueError: one would lie elsewhere, is no plain file, or there are too many.
+        ValueError: a file would lie outside that folder or is no plain file, or there are too many.
     """
     found = []
     if len(archive.infolist()) > MOST_MEMBERS:
@@ -276,15 +275,15 @@ def members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, PurePosixPa
 
 
 def unpack(path: Path, folder: Path) -> list[Path]:
-    """Unpacks a zip archive; files that are there already, and the same, stay as they are.
+    """Unpacks a zip archive; equal files that exist already are kept.
 
     Returns:
-        The files and folders in `folder` that what was unpacked lies in.
+        The files and folders of the archive's top level, in `folder`.
 
     Raises:
-        ValueError: it is damaged, or holds what must not be unpacked. Nothing is written, but for damage that shows
-            only when a file is unpacked: those before it are whole.
-        OSError: there is no room, or another file of that name is there.
+        ValueError: it is damaged or unsafe. Nothing is written, unless the damage shows only while a file is unpacked:
+            then the files before it are whole.
+        OSError: the disk is full, or another file of the same name exists.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -301,7 +300,7 @@ def unpack(path: Path, folder: Path) -> list[Path]:
                     atomic.complete_file(folder / place) as temporary,
                     temporary.open("wb") as file,
                 ):
-                    # No more than announced is unpacked, and what is cut off fails its checksum.
+                    # Reading stops at the announced size, and a file cut short fails its checksum.
                     shutil.copyfileobj(source, file, BLOCK)
     except OSError:
         raise
@@ -312,10 +311,10 @@ def unpack(path: Path, folder: Path) -> list[Path]:
 
 
 def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
-    """Whether the file is there already.
+    """Whether the file was unpacked before.
 
     Raises:
-        FileExistsError: something else has its name.
+        FileExistsError: another file has its name.
     """
     if not os.path.lexists(path):
         return False
@@ -336,8 +335,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = commandline.Parser("download_data", __doc__.replace("{names}", names))
     parser.add_argument("names", nargs="+", metavar="NAME", help="one of those above")
     parser.add_argument("--out", type=Path, help="folder to unpack in; data/ or logs/ if not given")
-    parser.add_argument("--mirror", metavar="URL", help="folder of the web to ask first")
-    parser.add_argument("--sha256", metavar="HEX", help="what the archive's SHA-256 must be, with one NAME")
+    parser.add_argument("--mirror", metavar="URL", help="web folder to try first")
+    parser.add_argument("--sha256", metavar="HEX", help="the SHA-256 that the archive must have, with one NAME")
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in ARCHIVES:

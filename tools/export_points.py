@@ -1,15 +1,15 @@
-"""Makes a point cloud with colours of a trained scene: what the pixels of rendered training views meet.
+"""Makes a coloured point cloud of a trained scene, from rendered training views.
 
     python tools/export_points.py logs/lego_test --views 12 --render_factor 4 --out points3d.ply
 
-RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
-program may be given and means what it means there; --render_factor 4 takes every fourth pixel along either side. A
-point is where a ray ends, at the expected depth, with the colour rendered there. Rays that pass by everything give
-none, nor do those that graze an edge and so end in mid-air. Points are in the data set's own coordinates: those of
-transforms_*.json, of the pose files, or of poses_bounds.npy, whatever the loader did to them.
+RUN is a run's folder, for its args.txt and newest weights, or a file of coarse weights. Every flag of the program may
+be given and means what it means there; --render_factor 4 takes every fourth pixel along either side. A point lies on a
+pixel's ray at the expected depth and has the pixel's rendered colour. Rays that meet nothing give no point, nor do
+pixels on an edge, whose mean depth lies in mid-air. Points are in the data set's own coordinates: those of
+transforms_*.json, of the pose files, or of poses_bounds.npy; what the loader did to them is undone.
 
-The file is a binary PLY with the columns x y z nx ny nz red green blue, as programs that start from a points3d.ply
-expect it; the normals are zero. Prints the file's path.
+The file is a binary PLY with the columns x y z nx ny nz red green blue, as programs expect that start from a
+points3d.ply; the normals are zero. Prints the file's path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from support import commandline, trained
+from support import commandline, run_loading
 
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.depth import find_surface, transform_points
@@ -37,20 +37,20 @@ COLUMNS = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
 def collect_points(
     renderer: Renderer, scene: Scene, views: int, factor: int, min_acc: float, max_jump: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Renders evenly chosen training views and finds what their pixels meet.
+    """Renders evenly chosen training views, and finds the surface points of their pixels.
 
     Args:
-        renderer, scene: what to render.
-        views: how many; all where there are no more.
-        factor: what the sides of the views are divided by.
-        min_acc: least opacity along a ray that meets something.
+        renderer, scene: a trained scene.
+        views: how many, at most.
+        factor: divides the sides of the views.
+        min_acc: the least opacity of a ray that meets something.
         max_jump: see `in_mid_air`.
 
     Returns:
         Points [P, 3] in the data set's own coordinates and colours [P, 3], 8-bit.
 
     Raises:
-        ValueError: nothing is left of the views' pixels, or no ray meets anything.
+        ValueError: the views are too small for `factor`, or no ray meets anything.
     """
     chosen = scene.i_train[np.unique(np.linspace(0, len(scene.i_train) - 1, views).round().astype(int))]
     cameras = [scene.cameras[view].downscaled(factor) for view in chosen]
@@ -68,12 +68,15 @@ def collect_points(
 
 
 def in_mid_air(depth: np.ndarray, max_jump: float) -> np.ndarray:
-    """Which pixels of a view show the edge of something and what is behind it, so that their mean depth is neither's.
+    """Finds pixels on an edge: they see a thing and what is behind it, so that their mean depth is neither's.
 
     Args:
-        depth: [H, W]; NaN where there is none.
-        max_jump: such a pixel is between its neighbours in a row or column, and farther from both than this part of its
-            depth.
+        depth: [H, W]; NaN where a ray meets nothing.
+        max_jump: an edge pixel's depth is between those of its neighbours in a row or column, and differs from both by
+            more than this fraction.
+
+    Returns:
+        [H, W] bool.
     """
     mask = np.zeros(depth.shape, bool)
     for z, found in ((depth, mask), (depth.T, mask.T)):
@@ -122,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args, program_flags = _arguments(argv)
     try:
-        settings, scene, renderer = trained.load(program_flags)
+        settings, scene, renderer = run_loading.load_run(program_flags)
         factor = max(settings.render_factor, 1)
         points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
         write_points(args.out, points, colours)

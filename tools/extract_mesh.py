@@ -1,21 +1,19 @@
-"""Makes a mesh with coloured vertices of a trained scene: the surface on which the density reaches a threshold.
+"""Makes a mesh with coloured vertices of a trained scene: the surface where density reaches a threshold.
 
     python tools/extract_mesh.py logs/lego_test --out lego.ply
     python tools/extract_mesh.py --config configs/lego.txt --ft_path model_200000.npy --resolution 400 --out lego.glb
     python tools/extract_mesh.py --config configs/fern.txt --threshold 5 --bounds -1 -1 -1 1 1 0.5 --out fern.obj
 
-RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
-program may be given and means what it means there. The density of the fine network is asked for on a grid, slab by
-slab, and marching cubes finds the surface. Its vertices get the colour that the network shows to someone who looks at
-the surface straight on. They are in the data set's own coordinates: those of transforms_*.json, of the pose files, or
-of poses_bounds.npy, whatever the loader did to them. The ending of --out, .ply, .obj or .glb, decides the format.
-Prints the file's path.
+RUN is a run's folder, for its args.txt and newest weights, or a file of coarse weights. Every flag of the program may
+be given and means what it means there. The fine network's density is evaluated on a grid, and marching cubes finds the
+surface. A vertex has the colour that the network shows perpendicular to the surface. Vertices are in the data set's own
+coordinates: those of transforms_*.json, of the pose files, or of poses_bounds.npy; what the loader did to them is
+undone. The ending of --out, .ply, .obj or .glb, decides the format. Prints the file's path.
 
-Unless --bounds says where to look, the box is what the training cameras see from near to far, cut down to where a first
-look on a coarse grid finds something. Under NDC the grid is one in NDC, so its cells grow with distance, --bounds are
-in NDC too, and the box ends at a depth of 20 near planes. What few training cameras see, fewer than --min_seen of them,
-counts as empty: nothing kept the network from putting haze there. What floats about can be left out by its size: parts
-of the mesh with less than --min_part of its triangles.
+Without --bounds the box is what the training cameras see from near to far, shrunk to the part where a coarse grid finds
+density. Under NDC the grid lies in NDC: its cells grow with distance, --bounds are in NDC, and the box ends at a depth
+of 20 near planes. Points that less than --min_seen of the training cameras see count as empty, because training does
+not remove haze there. Parts of the mesh with less than --min_part of its triangles are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from support import commandline, trained
+from support import commandline, run_loading
 from tqdm import tqdm
 
 from nerf_tf.data.scene import Scene
@@ -40,15 +38,15 @@ from nerf_tf.render.passes import FieldFunction
 from nerf_tf.storage import atomic
 
 FORMATS = (".ply", ".obj", ".glb")
-# The first look: cells along the longest side, and by how many of them the box found there is widened.
-FIRST_LOOK, MARGIN = 64, 2
-# Depths go on to infinity under NDC; this t is a depth of 20 near planes, 15 times the nearest bound.
+# The coarse grid that finds the box: points along its longest side, and by how many of its cells the box is widened.
+COARSE_POINTS, MARGIN = 64, 2
+# NDC reaches to infinity; this t is a depth of 20 near planes, 15 times the nearest bound.
 NDC_FAR_T = 0.95
 COLOURED_AT_ONCE = 65536  # vertices
 
 
 class Grid(NamedTuple):
-    """Points at `origin + step * (i, j, k)` for i, j, k below `shape`."""
+    """A grid of points `origin + step * (i, j, k)` for i, j, k below `shape`."""
 
     origin: np.ndarray
     step: float
@@ -61,7 +59,7 @@ class Surface(NamedTuple):
     Attributes:
         points: [V, 3] its vertices in the grid's coordinates.
         vertices, normals: [V, 3] the same in the data set's own coordinates, and the unit normals there, outward.
-        faces: [F, 3] which three vertices, counter-clockwise from outside.
+        faces: [F, 3] indices of vertices, counter-clockwise from outside.
     """
 
     points: np.ndarray
@@ -77,9 +75,9 @@ def make_grid(low: np.ndarray, high: np.ndarray, resolution: int) -> Grid:
 
 
 class Space:
-    """Where the grid lies: in the data set's own coordinates or, for a scene in NDC, there.
+    """The coordinates of the grid: the data set's own or, for a scene in NDC, NDC.
 
-    `min_seen` is the part of the training cameras that have to see a point.
+    `min_seen` is the fraction of the training cameras that must see a point.
     """
 
     def __init__(self, scene: Scene, min_seen: float):
@@ -88,11 +86,11 @@ class Space:
         self._from_dataset = np.linalg.inv(scene.to_dataset)
 
     def to_field(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 3] of the grid as networks take them."""
+        """Converts points [..., 3] of the grid to the networks' coordinates."""
         return points if self.scene.ndc else transform_points(self._from_dataset, points)
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 3] of the grid in the world of the cameras."""
+        """Converts points [..., 3] of the grid to the world of the cameras."""
         return (
             ndc_to_world(self.scene.cameras[0], points)
             if self.scene.ndc
@@ -100,16 +98,16 @@ class Space:
         )
 
     def to_dataset(self, points: np.ndarray) -> np.ndarray:
-        """Points [..., 3] of the grid in the data set's own coordinates."""
+        """Converts points [..., 3] of the grid to the data set's own coordinates."""
         return transform_points(self.scene.to_dataset, self.to_world(points)) if self.scene.ndc else points
 
     def viewdirs(self, normals: np.ndarray) -> np.ndarray:
-        """Unit view directions [V, 3] of those who look straight on at surfaces with these normals in the data set."""
+        """Unit view directions [V, 3] perpendicular to surfaces with these normals in the data set."""
         directions = -normals @ self.scene.to_dataset[:3, :3]
         return directions / np.maximum(np.linalg.norm(directions, axis=-1, keepdims=True), 1e-12)
 
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest corner of what the training cameras see, in the grid's coordinates."""
+        """Lowest and highest corner of the box that the training cameras see, in the grid's coordinates."""
         scene, ends = self.scene, []
         far = min(scene.far, NDC_FAR_T) if scene.ndc else scene.far
         for view in scene.i_train:
@@ -123,7 +121,7 @@ class Space:
         return ends.min(axis=0), ends.max(axis=0)
 
     def seen(self, points: np.ndarray) -> np.ndarray:
-        """Which points [P, 3] of the grid are between near and far for enough training cameras."""
+        """Whether enough training cameras see points [P, 3] of the grid between near and far: [P]."""
         scene, world = self.scene, self.to_world(points)
         near, far = (0.0, np.inf) if scene.ndc else (scene.near, scene.far)
         missing = np.full(len(points), max(1, math.ceil(self._min_seen * len(scene.i_train))))
@@ -139,12 +137,12 @@ class Space:
 def sample_density(
     field: FieldFunction, grid: Grid, space: Space, threshold: float, description: str = "density"
 ) -> np.ndarray:
-    """Density [grid.shape], one slab of constant x at a time; 0 where it reaches the threshold but few cameras look."""
-    nobody = tf.zeros([grid.shape[1], 3])
+    """Evaluates density [grid.shape], a slab of constant x at a time; 0 at dense points that few cameras see."""
+    viewdirs = tf.zeros([grid.shape[1], 3])  # density does not depend on them
 
     @tf.function(input_signature=[tf.TensorSpec([grid.shape[1], grid.shape[2], 3], tf.float32)])
     def density_of(points: tf.Tensor) -> tf.Tensor:
-        return tf.nn.relu(field(points, nobody, np.float32(np.inf))[..., 3])  # no colour is wanted of any
+        return tf.nn.relu(field(points, viewdirs, np.float32(np.inf))[..., 3])  # inf: colours are not computed
 
     _, y, z = (start + grid.step * np.arange(n) for start, n in zip(grid.origin, grid.shape, strict=True))
     density = np.empty(grid.shape, np.float32)
@@ -158,7 +156,7 @@ def sample_density(
 
 
 def occupied_box(density: np.ndarray, grid: Grid, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the box around what is dense, with a margin but not beyond the grid; the whole grid if nothing is."""
+    """Corners of the box around dense points, with a margin, within the grid; the whole grid if none is dense."""
     dense = np.argwhere(density >= threshold)
     last = np.array(grid.shape) - 1
     low, high = (dense.min(axis=0), dense.max(axis=0)) if len(dense) else (np.zeros(3), last)
@@ -167,7 +165,7 @@ def occupied_box(density: np.ndarray, grid: Grid, threshold: float) -> tuple[np.
 
 
 def large_parts(faces: np.ndarray, vertices: int, min_part: float) -> np.ndarray:
-    """Which of the faces [F, 3] belong to a part of the mesh that has at least `min_part` of them all."""
+    """Whether faces [F, 3] belong to a connected part with at least `min_part` of all faces: [F]."""
     import trimesh
 
     edges = np.concatenate([faces[:, :2], faces[:, 1:]])
@@ -176,16 +174,16 @@ def large_parts(faces: np.ndarray, vertices: int, min_part: float) -> np.ndarray
 
 
 def find_surface(density: np.ndarray, grid: Grid, space: Space, threshold: float, min_part: float = 0.0) -> Surface:
-    """Where the density passes the threshold (marching cubes), in the data set's own coordinates.
+    """Finds the surface where density passes the threshold, by marching cubes.
 
     Args:
         density: [grid.shape].
-        grid, space: where it is.
+        grid, space: the points of `density`, and their coordinates.
         threshold: density at the surface.
-        min_part: parts with less than this part of all triangles are left out.
+        min_part: connected parts with less than this fraction of all triangles are left out.
 
     Raises:
-        ValueError: it does so nowhere.
+        ValueError: density does not pass the threshold.
     """
     import trimesh
     from skimage.measure import marching_cubes
@@ -195,15 +193,15 @@ def find_surface(density: np.ndarray, grid: Grid, space: Space, threshold: float
             f"no surface at --threshold {threshold:g}: density in the box runs from {density.min():g} to "
             f"{density.max():g}; give a threshold in between, or other --bounds"
         )
-    # Density jumps by hundreds within a cell. Cut off at twice the threshold, a jump has its surface half way, not hard
-    # by its empty side.
+    # Density jumps by hundreds within a cell, which would put the surface at the cell's empty side. Where density is
+    # clipped at twice the threshold, a jump has its surface half way.
     density = np.minimum(density, 2 * threshold)
     indices, faces, _, _ = marching_cubes(density, threshold, gradient_direction="ascent")
     if min_part > 0:
         kept, faces = np.unique(faces[large_parts(faces, len(indices), min_part)], return_inverse=True)
         indices, faces = indices[kept], faces.reshape(-1, 3)
     if space.scene.ndc:
-        faces = faces[:, ::-1]  # z turns around on the way out of NDC
+        faces = faces[:, ::-1]  # z changes its sign on the way out of NDC
     points = grid.origin + grid.step * indices.astype(np.float64)
     vertices = space.to_dataset(points)
     normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals
@@ -211,7 +209,7 @@ def find_surface(density: np.ndarray, grid: Grid, space: Space, threshold: float
 
 
 def vertex_colours(field: FieldFunction, surface: Surface, space: Space) -> np.ndarray:
-    """8-bit colours [V, 3] of the vertices, each seen along its inward normal."""
+    """8-bit colours [V, 3] of the vertices, each seen against its normal."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, 1, 3], tf.float32), tf.TensorSpec([None, 3], tf.float32)])
     def colour_of(points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
@@ -234,13 +232,13 @@ def write_mesh(path: Path, surface: Surface, colours: np.ndarray) -> None:
         mesh.export(temporary, file_type=path.suffix[1:])
 
 
-def extract(run: trained.Trained, args: argparse.Namespace) -> Surface:
-    """Makes the mesh that the arguments ask for, and writes it."""
+def extract(run: run_loading.LoadedRun, args: argparse.Namespace) -> Surface:
+    """Makes the mesh of a run as the arguments say, and writes it."""
     space = Space(run.scene, args.min_seen)
     if args.bounds is None:
-        look = make_grid(*space.box(), FIRST_LOOK)
+        coarse = make_grid(*space.box(), COARSE_POINTS)
         low, high = occupied_box(
-            sample_density(run.field, look, space, args.threshold, "first look"), look, args.threshold
+            sample_density(run.field, coarse, space, args.threshold, "coarse density"), coarse, args.threshold
         )
     else:
         low, high = np.reshape(args.bounds, [2, 3])
@@ -261,19 +259,19 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="density at the surface, per unit of the loaded world (default: 25)",
     )
     names = ("X0", "Y0", "Z0", "X1", "Y1", "Z1")
-    parser.add_argument("--bounds", type=float, nargs=6, metavar=names, help="corners of the box to look in")
+    parser.add_argument("--bounds", type=float, nargs=6, metavar=names, help="corners of the box that is searched")
     parser.add_argument(
         "--min_seen",
         type=float,
         default=0.5,
-        help="part of the training cameras that have to see a point; lower it where cameras look at different things "
+        help="fraction of the training cameras that must see a point; lower it where cameras see different parts "
         "(default: 0.5)",
     )
     parser.add_argument(
         "--min_part",
         type=float,
         default=0.0,
-        help="smallest part to keep, as a part of all triangles; 0.01 drops what floats about (default: 0)",
+        help="leave out connected parts with less than this fraction of the triangles; 0.01 drops floaters (default: 0)",
     )
     parser.add_argument("--out", type=Path, default=Path("mesh.ply"), help="the file (default: mesh.ply)")
     args, rest = parser.parse_known_args(argv)
@@ -296,12 +294,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args, program_flags = _arguments(argv)
     try:
-        import skimage.measure  # noqa: F401  minutes later would be late to say that they are missing
+        import skimage.measure  # noqa: F401  fails now rather than after minutes
         import trimesh  # noqa: F401
     except ImportError:
         return commandline.fail("extract_mesh", "needs scikit-image and trimesh: pip install -e '.[mesh]'")
     try:
-        surface = extract(trained.load(program_flags), args)
+        surface = extract(run_loading.load_run(program_flags), args)
     except (ValueError, OSError, planning.OutOfMemory) as error:
         return commandline.fail("extract_mesh", error)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:

@@ -1,8 +1,8 @@
-"""Writes the built-in scene to disk, in any of the three formats that NeRF reads.
+"""Writes the built-in scene to disk in one of the three formats that nerf_tf reads.
 
     python tools/make_scene.py --format blender --out data/demo --size 100 --train 60 --val 5 --test 10
 
-A folder that is complete and was written with the same settings is kept. Prints the folder last.
+A complete folder that was written with the same settings is kept. Prints the folder last.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Draws a scene's cameras: poses and frusta in 3-D, and what NDC makes of their rays.
+"""Draws a scene's cameras in 3-D and, for LLFF scenes, their rays in space and in NDC.
 
     python tools/plot_cameras.py --dataset_type llff --datadir data/room
     python tools/plot_cameras.py --dataset_type blender --datadir data/nerf_synthetic/lego --out cameras.png
     python tools/plot_cameras.py --axes
 
-An LLFF scene is drawn before and after it is recentred (or, with --spherify, brought onto the unit sphere), then its
-rays in space and in NDC. The other kinds are drawn as their files have them, then with the path for videos. --axes
-draws the axis conventions instead of a scene. Prints the picture's path.
+An LLFF scene is drawn before and after it is recentred (or, with --spherify, moved onto the unit sphere); other kinds
+as in their files, and with the path for videos. --axes draws the axis conventions instead of a scene. Prints the
+picture's path.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
 from nerf_tf.output import figures
 
 NDC_STEPS = np.linspace(0.0, 1.0, 9)  # t of the samples drawn
-# The other levels lie too close together in space for a note each.
+# Other levels are too close together in space for labels.
 _LEVEL_NOTES = {
     0.0: "t = 0, near plane",
     0.5: "t = 0.5",
@@ -38,7 +38,7 @@ _LEVEL_NOTES = {
 }
 RAY_COLOURS = (figures.BLUE, figures.GREEN, figures.ORANGE)
 
-# A camera's own axes, the columns of its rotation, in the words of the guide's table.
+# A camera's own axes, the columns of its rotation, as in the guide's table.
 CONVENTIONS = {
     "OpenCV, COLMAP": (("right", "down", "forward"), pose_maths.opengl_to_opencv),
     "LLFF (poses_bounds.npy)": (("down", "right", "back"), pose_maths.opengl_to_llff),
@@ -47,23 +47,23 @@ CONVENTIONS = {
 
 
 def frustum(camera: Camera, c2w: np.ndarray, depth: float) -> np.ndarray:
-    """Corners [5, 3] of a camera's pyramid: its centre, then the image's corners in order at `depth`."""
+    """Corners [5, 3] of a camera's pyramid: its centre, then the image's corners at `depth`, in order."""
     rows, cols = [0, 0, camera.height, camera.height], [0, camera.width, camera.width, 0]
     origins, directions = pixel_rays(camera, tf.constant(c2w, tf.float32), tf.constant(rows), tf.constant(cols))
     return np.concatenate([c2w[None, :, 3], (origins + depth * directions).numpy()])
 
 
 def metric_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
-    """Where samples that NDC spaces by `t_vals` [S] lie in space, for rays of the middle row: [R, S, 3].
+    """Places in space [R, S, 3] of samples at NDC's `t_vals` [S] below 1, on rays of the middle row.
 
-    Equal steps in t are equal steps in 1 / depth. t = 1, which is infinitely far, is left to the caller.
+    Equal steps in t are equal steps in 1 / depth; t = 1 is infinitely far.
     """
     origins, directions = (x[:, None] for x in _middle_row(camera, c2w, cols))
     return origins + ndc_to_metric_t(origins, directions, t_vals)[..., None] * directions
 
 
 def ndc_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
-    """The same samples in NDC, as the program makes them: [R, S, 3] in the cube [-1, 1]^3 as far as the image goes."""
+    """The same samples in NDC [R, S, 3], as the program makes them; within the image they lie in [-1, 1]^3."""
     origins, directions = ndc_rays(camera, NDC_NEAR, *(tf.constant(x) for x in _middle_row(camera, c2w, cols)))
     return (origins[:, None] + directions[:, None] * tf.constant(t_vals, tf.float32)[:, None]).numpy()
 
@@ -75,7 +75,7 @@ def _middle_row(camera: Camera, c2w: np.ndarray, cols: np.ndarray) -> tuple[np.n
 
 
 def _draw_frusta(axes, camera: Camera, poses: np.ndarray, size: float, colour: str, label: str | None = None) -> None:
-    """Pyramids of `size` along the optical axis; the image's upper edge is dark, so that up can be told from down."""
+    """Draws pyramids of `size` along the optical axis, with a dark upper edge of the image."""
     for i, c2w in enumerate(poses):
         tip, *corners = frustum(camera, c2w, size)
         a, b, c, d = corners
@@ -91,7 +91,7 @@ def _draw_world(axes, size: float) -> None:
 
 
 def _add_space(figure, place, title: str, poses: np.ndarray, shown: np.ndarray):
-    """A 3-D panel with one scale for all axes, large enough for `shown` [N, 3]; the cameras' up is upwards."""
+    """Adds a 3-D panel with equal axes that holds `shown` [N, 3], with the cameras' up direction upwards."""
     axes = figure.add_subplot(place, projection="3d")
     axes.locator_params(nbins=5)
     axes.set_title(title, loc="left", color=figures.INK)
@@ -108,7 +108,7 @@ def _add_space(figure, place, title: str, poses: np.ndarray, shown: np.ndarray):
 def _draw_cameras(
     figure, place, title: str, camera: Camera, groups: dict[str, np.ndarray], path: np.ndarray | None = None
 ) -> None:
-    """A 3-D panel of frusta, in a colour for each group of poses, the world's axes and the path's centres."""
+    """Draws a 3-D panel: frusta, coloured by group of poses, the world's axes and the path's centres."""
     poses = np.concatenate(list(groups.values()))
     centres = poses[:, :, 3]
     spread = np.ptp(centres, axis=0).max() or 1.0
@@ -161,7 +161,7 @@ def _draw_ndc_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) ->
 
 
 def draw_llff(datadir: Path, spherify: bool):
-    """Cameras of an LLFF scene as in its file and as they are used, and NDC unless they surround the scene."""
+    """Draws cameras of an LLFF scene as in its file and as loaded, and rays in NDC unless `spherify`."""
     poses, hwf, bounds = llff.read_poses_bounds(datadir / "poses_bounds.npy")
     height, width, focal = hwf[0]
     camera = Camera.centred(round(height), round(width), focal)
@@ -184,7 +184,7 @@ def draw_llff(datadir: Path, spherify: bool):
 
 
 def draw_scene(scene: Scene):
-    """Cameras of a scene in metric space, by split, and its path for videos."""
+    """Draws cameras of a scene, coloured by split, and its path for videos."""
     figure = figures.new_figure(12.0, 6.0)
     groups = {"train": scene.i_train, "validation": scene.i_val, "test": scene.i_test}
     poses = {f"{name}, {len(chosen)}": scene.poses[chosen] for name, chosen in groups.items()}
@@ -197,7 +197,7 @@ def draw_scene(scene: Scene):
 
 
 def draw_axes():
-    """One camera, and what each convention calls its axes."""
+    """Draws one camera with the names of its axes in each convention."""
     figure = figures.new_figure(12.0, 4.2)
     camera, pose = Camera.centred(30, 40, 32.0), np.eye(4)[:3]
     for place, (name, (words, convert)) in zip(figure.add_gridspec(1, 3), CONVENTIONS.items(), strict=True):

@@ -1,11 +1,11 @@
-"""Draws loss and PSNR of one or several runs over their steps, from what they wrote for TensorBoard.
+"""Draws loss and PSNR of one or several runs over their steps, from their TensorBoard summaries.
 
     python tools/plot_curve.py logs/demo
     python tools/plot_curve.py logs/lego_test logs/fern_test --out curves.png
 
-A run is its folder {basedir}/{expname}; its summaries are in {basedir}/summaries/{expname}. The pale lines are what was
-logged, the strong ones a moving average. Prints the picture's path. A run that trains keeps such a picture up to date
-by itself, {basedir}/{expname}/curve.png.
+A run is its folder {basedir}/{expname}; its summaries are in {basedir}/summaries/{expname}. Pale lines are logged
+values, strong lines a moving average. Prints the picture's path. A training run updates such a picture itself:
+{basedir}/{expname}/curve.png.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Draws coloured meshes and point clouds from one camera, side by side, with no display and no graphics card.
+"""Draws coloured meshes and point clouds from one camera, side by side, without a display.
 
     python tools/plot_geometry.py lego.ply points3d.ply --out geometry.png
     python tools/plot_geometry.py fern.glb --eye 0 0 2 --at 0 0 -4 --up 0 1 0 --out fern.png
 
-Each file (.ply, .obj, .glb) is one panel: points as they are, meshes in their vertices' colours, darker where they turn
-away from the camera. Unless told otherwise the camera stands off to one side and above (z up), at a distance from which
-the whole is in view. Prints the picture's path.
+Each file (.ply, .obj, .glb) is one panel. Meshes have their vertices' colours, darker where they turn away from the
+camera. By default the camera looks from one side and above (z up), from where it sees everything. Prints the picture's
+path.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FACING = 0.35  # brightness of a surface seen edge on
 
 
 def read(path: Path):
-    """The mesh or point cloud in a file, as trimesh has it.
+    """Reads a mesh or point cloud as a trimesh object.
 
     Raises:
         ValueError: it is neither.
@@ -40,7 +40,7 @@ def read(path: Path):
         raise FileNotFoundError(f"{path}: no such file")
     try:
         loaded = trimesh.load(path, process=False, **({"force": "mesh"} if path.suffix == ".glb" else {}))
-    except Exception as error:  # trimesh's readers raise whatever they stumble over
+    except Exception as error:  # trimesh's readers raise exceptions of many kinds
         raise ValueError(f"{path}: neither a mesh nor points that can be read ({error})") from error
     if isinstance(loaded, trimesh.PointCloud) or (isinstance(loaded, trimesh.Trimesh) and len(loaded.faces)):
         return loaded
@@ -48,11 +48,11 @@ def read(path: Path):
 
 
 class Canvas:
-    """An image [side, side, 3], white at first, on which nearer dots hide farther ones.
+    """A white image [side, side, 3] to draw dots on; nearer dots hide farther ones.
 
     Attributes:
-        camera, c2w: what it is seen with.
-        image: what has been drawn.
+        camera, c2w: the camera and its pose [3, 4].
+        image: the picture so far.
     """
 
     def __init__(self, side: int, c2w: np.ndarray):

@@ -4,8 +4,8 @@
     python tools/plot_sampling.py --config configs/lego.txt --datadir data/nerf_synthetic/lego \\
         --weights model_200000.npy --view 0 --pixel 200 240 --out ray.png
 
-Without --config the ray crosses a thin leaf and a wall whose density has a formula. With it, the ray is one of a test
-view, and the networks are those of --weights, or the newest of the config's own run. Prints the picture's path.
+Without --config the ray crosses a thin leaf and a wall, whose density is a formula. With --config it is a ray of a test
+view through the networks of --weights, or the newest of the config's run. Prints the picture's path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from support import commandline, trained
+from support import commandline, run_loading
 
 from nerf_tf import build
 from nerf_tf.geometry.rays import Rays, image_rays
@@ -27,19 +27,19 @@ from nerf_tf.render.sampling import MIN_WEIGHT, add_fine_samples, midpoints, str
 from nerf_tf.render.volume import volume_render
 from nerf_tf.settings import parsing
 
-# More arrows than this cannot be told apart.
+# More arrows than this are hard to tell apart.
 MAX_ARROWS = 24
 CURVE_SAMPLES = 800
-LEAF, WALL = 3.0, 4.55  # where the built-in ray meets something
+LEAF, WALL = 3.0, 4.55  # depths on the built-in ray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RayTrace:
-    """What one ray goes through, in numpy.
+    """All intermediate values of one ray, in numpy.
 
     Attributes:
-        curve_t, curve: [C] the coarse network's density, so finely sampled that it looks smooth.
-        coarse_t, weights: [S] the coarse samples and their weight in the pixel.
+        curve_t, curve: [C] the coarse network's density, finely sampled.
+        coarse_t, weights: [S] the coarse samples and their weights.
         edges: [S-1] midpoints between coarse samples, which bound the bins.
         pdf: [S-2] probability of each bin.
         cdf: [S-1] probability of lying before each edge.
@@ -61,7 +61,7 @@ class RayTrace:
 
 
 def trace_ray(coarse: FieldFunction, fine: FieldFunction, rays: Rays, settings: RenderSettings) -> RayTrace:
-    """Follows one ray [1, ...] through what `render_rays` does without randomness, and keeps what lies between."""
+    """Renders one ray [1, ...] as `render_rays` does without randomness, and keeps intermediate values."""
 
     def ask(field: FieldFunction, t_vals: tf.Tensor) -> tf.Tensor:
         return field(rays.origins[:, None] + rays.directions[:, None] * t_vals[..., None], rays.viewdirs)
@@ -73,7 +73,7 @@ def trace_ray(coarse: FieldFunction, fine: FieldFunction, rays: Rays, settings: 
     merged_weights = volume_render(ask(fine, merged_t), merged_t, rays.directions).weights
     curve_t = stratified_t_vals(rays.near, rays.far, CURVE_SAMPLES, settings.lindisp)
     curve = tf.nn.relu(ask(coarse, curve_t)[..., 3])
-    # sample_pdf keeps these to itself; the tests hold them against what it returns.
+    # `sample_pdf` does not return these; the tests compare them with its samples.
     pdf = weights[0, 1:-1].numpy() + MIN_WEIGHT
     pdf = pdf / pdf.sum()
     cdf = np.concatenate([[0.0], np.cumsum(pdf)])
@@ -93,7 +93,7 @@ def trace_ray(coarse: FieldFunction, fine: FieldFunction, rays: Rays, settings: 
 
 
 def leaf_and_wall(points: tf.Tensor, viewdirs: tf.Tensor, *_) -> tf.Tensor:
-    """The built-in field: raw [R, S, 4], density a function of depth z alone."""
+    """The built-in field: raw [R, S, 4], with density a function of depth z only."""
     del viewdirs
     z = points[..., 2]
     sigma = 1.7 * tf.exp(-0.5 * tf.square((z - LEAF) / 0.16)) + 7.0 * tf.sigmoid((z - WALL) / 0.05)
@@ -101,7 +101,7 @@ def leaf_and_wall(points: tf.Tensor, viewdirs: tf.Tensor, *_) -> tf.Tensor:
 
 
 def built_in_trace() -> RayTrace:
-    """A ray through the built-in field, with few enough samples to see each."""
+    """A ray through the built-in field, with so few samples that each is visible."""
     z = tf.constant([[0.0, 0.0, 1.0]])
     rays = Rays(tf.zeros([1, 3]), z, z, tf.constant([[2.0]]), tf.constant([[6.0]]))
     settings = RenderSettings(N_samples=20, N_importance=20).deterministic()
@@ -112,7 +112,7 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
     """A ray of a test view through the networks that the arguments name.
 
     Raises:
-        ValueError: the config has no fine pass, or there is no such view or pixel; and what the program raises.
+        ValueError: the config has no fine pass, there is no such view or pixel, or a file is malformed.
         FileNotFoundError: data or weights are missing.
     """
     words = [f"--config={args.config}", "--render_only"]
@@ -121,7 +121,7 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
     settings = parsing.parse_settings(words)
     if settings.N_importance == 0:
         raise ValueError(f"{args.config}: N_importance is 0, so there is no fine pass to draw")
-    scene, trainer = trained.restored(settings)
+    scene, trainer = run_loading.load_scene_and_trainer(settings)
     if not 0 <= args.view < len(scene.i_test):
         raise ValueError(f"--view {args.view}: there are test views 0 to {len(scene.i_test) - 1}")
     view = scene.i_test[args.view]
@@ -136,7 +136,7 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
 
 
 def _shown(count: int) -> np.ndarray:
-    """Which of `count` samples get an arrow: all, or evenly chosen ones."""
+    """Indices of the samples that get an arrow: all, or evenly chosen ones."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_ARROWS)).round().astype(int))
 
 
@@ -202,7 +202,7 @@ def _draw_result(axes, trace: RayTrace) -> None:
 
 
 def draw(trace: RayTrace):
-    """The figure: weights, pdf, cdf with arrows from u to samples, all samples, their weights, over one axis of t."""
+    """Draws five panels over t: weights, pdf, cdf with arrows from u to samples, all samples, their weights."""
     figure = figures.new_figure(9.0, 11.5)
     panels = figure.subplots(5, 1, sharex=True, gridspec_kw={"height_ratios": [1.6, 1.6, 3.4, 1.1, 1.4]})
     steps = (_draw_weights, _draw_pdf, _draw_cdf, _draw_samples, _draw_result)

@@ -1,21 +1,21 @@
-"""Measures how much memory training steps and rendered chunks take, for all combinations of settings that you list.
+"""Measures the memory of training steps and rendered chunks, for all combinations of the listed settings.
 
     python tools/profile_memory.py --config configs/paper/llff.txt --chunks 1024,32768 --netchunks 4096,16384
     python tools/profile_memory.py --use_viewdirs --modes train --rays 1024,4096 --samples 64+128 --netwidths 256,128
     python tools/profile_memory.py --config configs/paper/llff.txt --stages --chunks 4096 --netchunks 65536
 
-Every flag of the program may be given and means what it means there. No scene is needed: rays are made up. Without a
-list, --chunk, --netchunk, --N_samples and --N_importance, or --mixed_precision counts where the command line or the
---config file sets it.
+Every flag of the program may be given and means what it means there. No scene is needed: rays are random. Without a
+list, the values of --chunk, --netchunk, --N_samples and --N_importance, and --mixed_precision are used if the command
+line or the --config file sets them.
 
-Each combination is measured in a process of its own, on the first GPU or, without one, the CPU: the allocator's peak in
-MB (10^6 bytes) during the second step or chunk, over what was there before: weights, moments, batch. Beside it stands
-what the program's planner predicts, and the prediction over the measurement. --stages accounts for one chunk instead,
-stage by stage, in the order of the original code and in this program's. Prints a table, and writes profile.csv and the
-heatmap profile.png, or stages.csv. The exit code is 1 if anything could not be measured.
+Each combination is measured in its own process, on the first GPU or, without one, the CPU: the allocator's peak in MB
+(10^6 bytes) during the second step or chunk, above what weights, moments and batch take. The table gives the planner's
+prediction beside it, and their ratio. --stages measures the stages of one chunk instead, in the order of the original
+code and of this program. Prints a table, and writes profile.csv and the heatmap profile.png, or stages.csv. The exit
+code is 1 if anything could not be measured.
 
-What TensorFlow counts is what its allocator hands out: up to twice what was asked for, as it does not cut up pieces for
-a little; and on a CPU nothing below 256 KiB.
+TensorFlow counts what its allocator hands out. That is up to twice what was requested, because it does not split pieces
+for a small remainder; on a CPU it does not count tensors below 256 KiB.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 from support import commandline
-from support.memory_cell import WAYS, Cell, run_cell
+from support.memory_measurement import WAYS, Cell, run_cell
 from tqdm import tqdm
 
 import nerf_tf
@@ -66,17 +66,17 @@ PICTURE_WIDTH = 16.0  # inches that panels may take side by side
 
 
 def run_process(arguments: Sequence[str]) -> tuple[list[dict], str | None]:
-    """Runs this program with arguments in a fresh process; returns what it printed, and why it failed if it did."""
+    """Runs this program in a new process; returns the JSON it printed, and the reason if it failed."""
     path = os.pathsep.join(filter(None, [str(Path(nerf_tf.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "PYTHONPATH": path, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     command = [sys.executable, str(PROGRAM), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return records, failure_of(done.returncode, done.stderr)
+    return records, describe_failure(done.returncode, done.stderr)
 
 
-def failure_of(code: int, stderr: str) -> str | None:
-    """Why a process ended with this exit code (negative: by this signal), in one line; None if it ended well."""
+def describe_failure(code: int, stderr: str) -> str | None:
+    """The reason for a process's exit code (negative: a signal) in one line; None for 0."""
     if code == 0:
         return None
     if code == -signal.SIGKILL:
@@ -88,16 +88,16 @@ def failure_of(code: int, stderr: str) -> str | None:
 
 
 def sweep(cells: Sequence[Cell], netdepth: int, arguments: Sequence[str], out: Path) -> list[dict]:
-    """Measures the cells, and keeps the CSV file up to date with it.
+    """Measures the cells; writes the CSV file after each.
 
     Args:
         cells: what to measure.
         netdepth: layers of the networks, for the file.
-        arguments: what else the processes are told.
+        arguments: further arguments of the processes.
         out: the CSV file.
 
     Returns:
-        Rows of `COLUMNS`; what is not known is None.
+        Rows of `COLUMNS`; unknown values are None.
     """
     rows = []
     print(_table_line(name.removesuffix("_mb") for name in TABLE))
@@ -121,25 +121,25 @@ def _table_line(texts: Iterable[str]) -> str:
 
 
 def _text(value: object) -> str:
-    return "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(_spelt(value))
+    return "-" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(_switch_as_number(value))
 
 
-def _spelt(value: object) -> object:
-    """A switch as 0 or 1, like on the command line."""
+def _switch_as_number(value: object) -> object:
+    """A switch as 0 or 1, as on the command line."""
     return int(value) if isinstance(value, bool) else value
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
-    """Writes these columns of rows; what is None stays empty, switches are 0 or 1."""
+    """Writes these columns of rows; None is empty, switches are 0 or 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_spelt(row[column]) for column in columns] for row in rows)
+    writer.writerows([_switch_as_number(row[column]) for column in columns] for row in rows)
     atomic.write_text(path, text.getvalue())
 
 
 def draw(rows: Sequence[dict]):
-    """The figure: chunk against netchunk, MB in each cell, a panel for each combination of the rest."""
+    """Draws MB over chunk and netchunk, a panel for each combination of the other settings."""
     from matplotlib.colors import LogNorm
 
     panels: dict[str, list[dict]] = {}
@@ -190,10 +190,10 @@ def _panel_title(row: dict) -> str:
 
 
 def compare_ways(cell: Cell, arguments: Sequence[str], out: Path) -> bool:
-    """Accounts for a cell in both ways, prints the table and writes the CSV file; returns whether all went well."""
+    """Measures a cell's stages in both ways, prints and writes the table; returns whether all went well."""
     rows, failures, table = [], [], {}
     for i, way in enumerate(tqdm(WAYS, unit="way", dynamic_ncols=True)):
-        # The original knows float32 only.
+        # The original computes in float32 only.
         this = dataclasses.replace(cell, precision="float32") if way == "original" else cell
         told = ["--cell", json.dumps(dataclasses.asdict(this)), "--way", way, *arguments]
         records, failure = run_process(told)
@@ -263,7 +263,7 @@ def sample_pairs(text: str) -> list[tuple[int, int]]:
 
 
 def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The tool's own arguments, and those that are the program's."""
+    """This tool's own arguments, and the flags of the program."""
     usage = "%(prog)s [options] [flags of the program]"
     parser = commandline.Parser("profile_memory", __doc__, usage)
     switches = words(("0", "1"))
@@ -289,8 +289,8 @@ def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def cells_of(args: argparse.Namespace, settings: Settings) -> list[Cell]:
-    """All combinations of the lists; where there is no list, of the flag if that is set."""
+def list_cells(args: argparse.Namespace, settings: Settings) -> list[Cell]:
+    """All combinations of the lists; without a list the flag's value, if it is set."""
 
     def of_flag(name: str, default: list) -> list:
         value = getattr(settings, name)
@@ -326,16 +326,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = ["--weights", weights, *program_flags]
     try:
         if weights == "typical" and settings.ft_path is not None:
-            tf1_weights.load(settings.ft_path)  # says what is wrong with it once, not for every cell
+            tf1_weights.load(settings.ft_path)  # fails once here rather than for every cell
         if args.stages:
             args.modes = ["render"]
             well, written = (
-                compare_ways(cells_of(args, settings)[0], arguments, args.out / "stages.csv"),
+                compare_ways(list_cells(args, settings)[0], arguments, args.out / "stages.csv"),
                 ["stages.csv"],
             )
         else:
-            figures.new_figure(1, 1)  # an hour later would be late to say that matplotlib is missing
-            rows = sweep(cells_of(args, settings), settings.netdepth, arguments, args.out / "profile.csv")
+            figures.new_figure(1, 1)  # fails now, not after an hour, if matplotlib is missing
+            rows = sweep(list_cells(args, settings), settings.netdepth, arguments, args.out / "profile.csv")
             figures.save(draw(rows), args.out / "profile.png")
             well, written = all(row["failure"] is None for row in rows), ["profile.csv", "profile.png"]
     except (ValueError, OSError) as error:

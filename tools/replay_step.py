@@ -1,10 +1,10 @@
-"""Takes again, slowly, a training step that had no finite loss or gradient, and shows where its numbers go wrong.
+"""Repeats a training step without a finite loss or gradient, and shows where its numbers go wrong.
 
     python tools/replay_step.py logs/lego_test logs/lego_test/bad_step_000057.npz
 
-Where training stops after too many such steps, it leaves the last one's rays, colours, seed and weights in that file;
-the run's folder is asked for its args.txt only. Prints for each tensor, in the order of the step, its shape, the part
-of it that is finite, its least and its largest finite value; and last the first that is not finite.
+Training that stops after too many such steps writes the last one's rays, colours, seed and weights to that file. Of the
+run's folder only args.txt is read. Prints for each tensor, in the order of the step, its shape, the finite share of its
+values, and its least and largest finite value; then the name of the first tensor that is not finite.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from nerf_tf.train.step import Trainer
 
 
 def restore(run: Path, path: Path) -> tuple[Trainer, RayBatch]:
-    """The trainer and the batch of the step.
+    """Loads the trainer and the batch of the step.
 
     Raises:
-        ValueError, OSError: run and file do not go together, or cannot be read.
+        ValueError, OSError: run and file do not belong together, or cannot be read.
     """
     arrays = readers.read_npz(path, ["ndc"])
     settings = parsing.parse_settings([f"--config={run / 'args.txt'}"])

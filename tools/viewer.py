@@ -1,13 +1,13 @@
-"""Shows a trained scene in the browser: look around while it is rendered, from coarse to fine.
+"""Shows a trained scene in the browser, rendered from coarse to fine while one looks around.
 
     python tools/viewer.py logs/demo
     python tools/viewer.py model_200000.npy --config configs/lego.txt --datadir data/nerf_synthetic/lego
     python tools/viewer.py logs/demo --mixed_precision bfloat16 --port 8081
 
-RUN is a run's folder, whose args.txt and newest weights are taken, or a file of coarse weights. Every flag of the
-program may be given and means what it means there; --mixed_precision bfloat16 is a good deal faster. Keyframes and
-videos made on the page are written to --out. The page is for this computer only unless --host says otherwise: whoever
-can open it can look, and have files written to --out.
+RUN is a run's folder, for its args.txt and newest weights, or a file of coarse weights. Every flag of the program may
+be given and means what it means there; --mixed_precision bfloat16 is much faster. Keyframes and videos made on the page
+are written to --out. The page is served to this computer only, unless --host names another address: everybody who can
+open the page can look, and write such files to --out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
-from support import commandline, refinement, trained
+from support import commandline, progressive_view, run_loading
 from support.viewer_page import Page, Quality
 
 from nerf_tf import build
@@ -42,62 +42,62 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("viewer")
 
-# Rays between two looks at what the browser wants: half a second's work on two cores, or less where most is skipped.
+# Rays rendered before the browser is asked again: half a second's work on two cores, or less where most is skipped.
 CPU_CHUNK, CPU_CHUNK_OCCUPANCY, GPU_CHUNK = 512, 2048, 4096
-SECONDS_TO_SETTLE = 0.1
+SECONDS_TO_CONNECT = 0.1  # until a browser has taken the first camera that it is told
 
 
 class Viewer:
-    """The server: one thread renders for all pages, a chunk for each in turn.
+    """The server. One thread renders for all pages, a chunk for each in turn.
 
     Attributes:
         scene: photos and cameras.
-        quality: the one to begin with.
+        quality: that of the first picture.
         out: folder for keyframes and videos.
-        pages: the open ones, by the browser's number.
-        filming: renders a chunk of the video in work at every step; None if there is none.
+        pages: the open pages, by the browser's number.
+        video_job: renders a chunk of a video at every step; None if no video is being rendered.
     """
 
     def __init__(self, scene: Scene, make_renderer: Callable[[Quality], Renderer], quality: Quality, out: Path):
         self.scene, self.quality, self.out = scene, quality, out
         self.pages: dict[int, Page] = {}
-        self.filming: Iterator[None] | None = None
+        self.video_job: Iterator[None] | None = None
         self._make_renderer, self._renderers = make_renderer, {}
         self._wake, self._stopped = threading.Event(), False
         self._thread = threading.Thread(target=self._render, name="render", daemon=True)
 
     def renderer(self, quality: Quality) -> Renderer:
-        """Makes (or finds) the renderer of a quality."""
+        """The renderer of a quality, made at the first call."""
         if quality not in self._renderers:
             self._renderers[quality] = self._make_renderer(quality)
         return self._renderers[quality]
 
-    def is_ready(self, quality: Quality) -> bool:
-        """Whether that need not be made."""
+    def has_renderer(self, quality: Quality) -> bool:
+        """Whether the renderer of a quality is made already."""
         return quality in self._renderers
 
     def warm_up(self) -> float:
-        """Renders first pictures, so that no page waits for their graphs; returns the seconds that one takes then."""
-        c2w, _ = refinement.first_view(self.scene)
+        """Renders first pictures, so that no page waits for tracing; returns the seconds of a traced one."""
+        c2w, _ = progressive_view.initial_view(self.scene)
         for quality in (self.quality, self.quality.preview(), self.quality.preview()):
-            view = refinement.View(self.renderer(quality), self.scene, self.scene.cameras[0], c2w)
+            view = progressive_view.ProgressiveView(self.renderer(quality), self.scene, self.scene.cameras[0], c2w)
             next(view.refine())
         return view.seconds
 
     def open(self, host: str, port: int) -> int:
-        """Serves the page, and returns its port: a free one for port 0.
+        """Serves the page and returns its port; port 0 chooses a free one.
 
         Raises:
-            OSError: the port is in use, or no such host is here.
+            OSError: the port is in use, or the host is not this machine's.
         """
         import viser
 
         check_address(host, port)
-        with contextlib.redirect_stdout(io.StringIO()):  # its banner; main says the address in one line
+        with contextlib.redirect_stdout(io.StringIO()):  # no banner; main prints the address
             self._server = viser.ViserServer(host=host, port=port, label="nerf_tf", verbose=False)
         self._server.gui.configure_theme(show_share_button=False)
-        self._server.scene.set_up_direction(refinement.up_axis(self.scene.poses))
-        c2w, target = refinement.first_view(self.scene)
+        self._server.scene.set_up_direction(progressive_view.up_axis(self.scene.poses))
+        c2w, target = progressive_view.initial_view(self.scene)
         camera = self.scene.cameras[0]
         self._server.initial_camera.position = c2w[:, 3]
         self._server.initial_camera.look_at = target
@@ -115,36 +115,36 @@ class Viewer:
         self._server.stop()
 
     def wake(self) -> None:
-        """Says that a page may want something."""
+        """Wakes the render thread: a page may have changed."""
         self._wake.set()
 
     def _connect(self, client: viser.ClientHandle) -> None:
-        # A browser begins with a camera of its own, and goes where it is told to begin a moment later.
-        time.sleep(SECONDS_TO_SETTLE)
+        # A browser starts with a camera of its own, and takes the one that it is told a moment later.
+        time.sleep(SECONDS_TO_CONNECT)
         if client.client_id not in self._server.get_clients():
-            return  # and may be gone again
+            return  # closed meanwhile
         self.pages[client.client_id] = Page(self, client)
         self.wake()
 
     def _render(self) -> None:
         while not self._stopped:
             self._wake.clear()
-            busy = [page.work() for page in tuple(self.pages.values())]
-            film = self.filming
-            if film is not None and next(film, True) and self.filming is film:
-                self.filming = film = None
-            if film is None and not any(busy):
+            busy = [page.render_chunk() for page in tuple(self.pages.values())]
+            video = self.video_job
+            if video is not None and next(video, True) and self.video_job is video:
+                self.video_job = video = None
+            if video is None and not any(busy):
                 self._wake.wait()
 
 
 def check_viser() -> None:
-    """Raises ValueError, which says how to get it, if viser is not installed."""
+    """Raises ValueError if viser is not installed."""
     if importlib.util.find_spec("viser") is None:
         raise ValueError("needs viser: pip install -e '.[viewer]'")
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises OSError, which says how to go on, unless the address can be served; viser would wait for ever."""
+    """Raises OSError unless the address can be served; viser would wait for ever."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, port), family=family).close()
@@ -153,20 +153,20 @@ def check_address(host: str, port: int) -> None:
 
 
 def chunk(quality: Quality) -> int:
-    """How many rays a renderer of the viewer takes at a time."""
+    """Rays that a renderer of the viewer renders at a time."""
     if tf.config.list_physical_devices("GPU"):
         return GPU_CHUNK
     return CPU_CHUNK_OCCUPANCY if quality.occupancy else CPU_CHUNK
 
 
 def make_viewer(settings: Settings, out: Path | None) -> Viewer:
-    """The viewer of what the flags name, which writes to `out`, or to the run's folder.
+    """Makes the viewer of the run that the settings name; it writes to `out`, or to the run's folder.
 
     Raises:
         ValueError, OSError: files are missing or wrong.
     """
     settings = settings.replace(render_only=True)
-    scene, trainer = trained.restored(settings)
+    scene, trainer = run_loading.load_scene_and_trainer(settings)
 
     def renderer(quality: Quality) -> Renderer:
         own = settings.replace(chunk=chunk(quality), **dataclasses.asdict(quality))
@@ -191,11 +191,11 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command until it is interrupted; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("websockets").setLevel(logging.WARNING)  # it tells of every browser that comes and goes
+    logging.getLogger("websockets").setLevel(logging.WARNING)  # it logs every browser that connects and leaves
     try:
         args, rest = _arguments(sys.argv[1:] if argv is None else argv)
         check_viser()
-        settings = parsing.parse_settings(trained.with_run(rest))
+        settings = parsing.parse_settings(run_loading.expand_run_argument(rest))
         check_address(args.host, args.port)
         viewer = make_viewer(settings, args.out)
         seconds = viewer.warm_up()

@@ -1,4 +1,4 @@
-"""The built-in scene: toys on a wooden disc, photographed by us, so that nothing needs to be downloaded."""
+"""The built-in scene: toys on a wooden disc, rendered by a small ray tracer; it needs no download."""
 
 from still_life.folders import write_blender, write_deepvoxels, write_llff
 from still_life.tracing import depth, render

@@ -1,4 +1,4 @@
-"""Photos of the built-in scene, rendered by us, and folders of them in the three on-disk formats."""
+"""Writes photos of the built-in scene to folders in the three data formats."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from still_life.tracing import depth, render
 
 logger = logging.getLogger(__name__)
 
-# Recorded with every folder written: a folder from another revision of the scene is not taken for this one's.
+# Written into every folder, so that one from another revision of the scene is not reused.
 _REVISION = 1
 _STAMP = "scene.json"
 
-# Horizontal angle of view in radians: about that of the original's synthetic scenes, and all toys fit in.
+# Horizontal angle of view in radians: about that of the original's synthetic scenes; all toys fit in.
 BLENDER_ANGLE = 0.72
 
 
 def dome_poses(count: int, radius: float, rng: np.random.Generator) -> np.ndarray:
     """Poses [count, 3, 4] that look at the origin from all around, 8 to 65 degrees above the horizon.
 
-    Golden-angle steps in azimuth and even steps in height cover the dome evenly, whatever the count; `rng` shakes both.
+    Golden-angle steps in azimuth and even steps in height cover the dome evenly for any count; `rng` jitters both.
     """
     number = np.arange(count)
     theta = (
@@ -49,20 +49,20 @@ def dome_poses(count: int, radius: float, rng: np.random.Generator) -> np.ndarra
 
 
 def forward_poses(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Poses [count, 3, 4] on a shaken grid in front of the room, all facing its back wall."""
+    """Poses [count, 3, 4] on a jittered grid in front of the room, all facing its back wall."""
     columns = math.ceil(math.sqrt(1.5 * count))
     rows = math.ceil(count / columns)
     number = np.arange(count)
     across = (number % columns + 0.5 + rng.uniform(-0.25, 0.25, count)) / columns - 0.5
     above = (number // columns + 0.5 + rng.uniform(-0.25, 0.25, count)) / rows - 0.5
     centres = np.stack([1.5 * across, -4.1 + rng.uniform(-0.1, 0.1, count), 0.75 + 0.8 * above], axis=-1)
-    # They aim at a point well behind the toys, so that they are nearly but not quite parallel.
+    # They look at a point far behind the toys, so they are nearly parallel.
     return np.stack([pose_maths.look_at(centre - [0.0, 4.0, -0.35], [0.0, 0.0, 1.0], centre) for centre in centres])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Photo:
-    """A picture to take: where it goes, from where, of the toys (on white or with alpha) or of the room."""
+    """A picture to render: its file, camera and pose, and whether it shows the room or the toys alone."""
 
     path: Path
     camera: Camera
@@ -79,7 +79,7 @@ def _take(photo: _Photo) -> None:
 
 
 def _take_all(photos: Sequence[_Photo], workers: int) -> None:
-    """Takes photos, in processes of their own if workers > 1: numpy on small arrays holds Python's lock."""
+    """Renders photos, in several processes if workers > 1: numpy on small arrays holds Python's lock."""
     for folder in {photo.path.parent for photo in photos}:
         folder.mkdir(parents=True)
     bar = {"desc": "Rendering the built-in scene", "total": len(photos), "unit": "image"}
@@ -87,14 +87,14 @@ def _take_all(photos: Sequence[_Photo], workers: int) -> None:
         for _ in tqdm(map(_take, photos), **bar):
             pass
         return
-    # Not forked: a fork of a process in which TensorFlow runs threads may hang.
+    # Spawned, because a forked process may hang if TensorFlow runs threads.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for _ in tqdm(pool.map(_take, photos, chunksize=2), **bar):
             pass
 
 
 def _write_once(datadir: str | Path, settings: dict, make: Callable[[Path], None]) -> Path:
-    """Lets `make` fill a new folder, which gets its name when it is complete; keeps one made from equal settings.
+    """Lets `make` fill a new folder, which gets its name when complete; keeps one made from equal settings.
 
     Raises:
         ValueError: the folder exists and holds something else.
@@ -126,11 +126,11 @@ def write_blender(
     """Writes the toys in Blender format: RGBA PNGs and transforms_{train,val,test}.json, cameras at radius 4.
 
     Args:
-        datadir: folder to make; one that is complete and was written with the same settings is kept as it is.
+        datadir: folder to make; a complete one written with the same settings is kept.
         height, width: size of the images.
-        n_train, n_val, n_test: number of views, none of them in two splits.
+        n_train, n_val, n_test: numbers of views; no view is in two splits.
         seed: of the cameras.
-        workers: processes that render; more than 1 need a `__main__` that can be imported again (see multiprocessing).
+        workers: processes that render; more than 1 need an importable `__main__` (see multiprocessing).
 
     Returns:
         The folder.
@@ -164,7 +164,7 @@ def write_llff(datadir: str | Path, height: int, width: int, n_views: int, seed:
     Args:
         datadir, seed, workers: as in `write_blender`.
         height, width: size of the images, even.
-        n_views: number of views; which of them are held out is for the loader to say.
+        n_views: number of views; the loader decides which are held out.
 
     Returns:
         The folder.
@@ -211,8 +211,8 @@ def write_deepvoxels(
 
     Args:
         datadir, n_train, n_val, n_test, seed, workers: as in `write_blender`.
-        shape: name that the object goes by: one of those that `--shape` takes.
-        side: of the square images. The original's code can read 512 only.
+        shape: name of the object: one that `--shape` takes.
+        side: of the square images; the original's code reads 512 only.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""How the solids of the built-in scene are lit. All of it but the highlights is the same from every side."""
+"""Lighting of the built-in scene. Only highlights and reflections depend on the view direction."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def key_visibility(solids: Sequence[Solid], points: np.ndarray, owners: np.ndarr
     for number, solid in enumerate(solids):
         if not solid.occludes:
             continue
-        # Only points whose cone of light rays touches the bound. A convex solid never shades its own lit side, and
-        # the cosine of the surface deals with the other one; nor does the light, from above, reach it from its top.
+        # Only points whose cone of light rays touches the bound count. A convex solid never shades its own lit side;
+        # the cosine darkens the other one. The light comes from above, so points above a solid are not shaded by it.
         reach = solid.bound[1] + _KEY_RADIUS * np.maximum(along[number], 0.0)
         touched = (off_axis2[number] < reach**2) & (along[number] > -solid.bound[1])
         touched &= (owners != number) & (points[:, 2] < solid.top)
@@ -48,7 +48,7 @@ def key_visibility(solids: Sequence[Solid], points: np.ndarray, owners: np.ndarr
 
 
 def openness(solids: Sequence[Solid], points: np.ndarray, facing: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """Share [P] of the sky that neighbours leave free, each taken as a ball of about its volume."""
+    """Share [P] of the sky that other solids leave free, each taken as a ball of about its volume."""
     free = np.ones(len(points))
     middles = np.stack([solid.bound[0] for solid in solids])
     apart2 = np.einsum("sc,sc->s", middles, middles)[:, None] - 2.0 * middles @ points.T
@@ -65,10 +65,10 @@ def openness(solids: Sequence[Solid], points: np.ndarray, facing: np.ndarray, ow
 def shade(
     solids: Sequence[Solid], points: np.ndarray, owners: np.ndarray, viewdirs: np.ndarray | None = None
 ) -> np.ndarray:
-    """Displayed colours of surface points.
+    """Computes displayed colours of surface points.
 
-    Key light with soft shadow, fill light, sky above and warm bounce below, contact darkening; with `viewdirs` also a
-    Blinn-Phong highlight and a reflection of the sky, which move with the viewer.
+    Key light with soft shadow, fill light, sky above, warm bounce below and contact darkening. With `viewdirs` also a
+    Blinn-Phong highlight and a reflection of the sky.
 
     Args:
         solids: the scene.

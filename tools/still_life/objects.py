@@ -1,7 +1,7 @@
 """The built-in scene: toys on a painted wooden disc.
 
-World axes: x right, y away from the front, z up; everything but the room lies within `RADIUS` of the origin. Colours
-are meant to be learnt by a small network in minutes, so textures are broad and highlights moderate.
+World axes: x right, y away from the front, z up. Everything but the room lies within `RADIUS` of the origin. A small
+network must learn the colours in minutes, so textures are broad and highlights moderate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Convex solids that rays meet in closed form: the geometry of the built-in scene.
 
-Two shapes suffice for toys: a quadric of revolution cut off by two planes (balls, eggs, discs, cones) and a box. Each
-lives in a local frame reached by an affine map, which leaves the ray parameter t as it is.
+There are two shapes: a quadric of revolution cut by two planes (balls, eggs, discs, cones) and a box. Each has a local
+frame, reached by an affine map, which does not change the ray parameter t.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Solid:
         centre: [3] the origin of the local frame in the world.
         to_local: [3, 3] world to local directions; scaling allowed.
         profile: (a, b, c) of the body x^2 + y^2 <= a z^2 + b z + c, or None for the cube [-1, 1]^3.
-        z_range: the planes that cut the body along local z, on one side of a cone's tip.
+        z_range: the planes that cut the body along local z; a cone's tip is not between them.
         paint: its colours.
         gloss: strength of the highlight.
         bound: (middle [3], radius) of a sphere around the body in the world.
         top: height that no point of it exceeds.
-        occludes: whether it throws shadows.
-        blocks_sky: radius of the ball that stands for it where it darkens what is near; 0 for none.
+        occludes: whether it casts shadows.
+        blocks_sky: radius of the ball by which it darkens points nearby; 0 for none.
     """
 
     centre: np.ndarray
@@ -83,7 +83,7 @@ def ellipsoid(
 def frustum(
     centre: Sequence[float], bottom: float, top: float, half_height: float, paint: Paint, gloss: float = 0.1
 ) -> Solid:
-    """An upright cone cut off at radii `bottom` and `top`, a cylinder if they are equal; local frame unscaled."""
+    """An upright cone cut at radii `bottom` and `top`, a cylinder if they are equal; its local frame is not scaled."""
     centre = np.asarray(centre, np.float64)
     middle, slope = 0.5 * (bottom + top), 0.5 * (top - bottom) / half_height
     return Solid(
@@ -117,14 +117,14 @@ def box(
 
 
 def _slab(origins: np.ndarray, directions: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Range of t in which one coordinate [R] of a ray lies between two planes."""
+    """The range of t in which one coordinate [R] of a ray lies between two planes."""
     steps = np.where(np.abs(directions) < _PARALLEL, _PARALLEL, directions)
     t_low, t_high = (low - origins) / steps, (high - origins) / steps
     return np.minimum(t_low, t_high), np.maximum(t_low, t_high)
 
 
 def crossing(solid: Solid, origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where rays [..., 3], shapes broadcast, enter and leave a solid: t_in, t_out [...]; t_in > t_out for a miss."""
+    """Values of t [...] where rays [..., 3] (broadcast) enter and leave a solid; t_in > t_out for a miss."""
     o_x, o_y, o_z = np.moveaxis((origins - solid.centre) @ solid.to_local.T, -1, 0)
     d_x, d_y, d_z = np.moveaxis(directions @ solid.to_local.T, -1, 0)
     t_in, t_out = _slab(o_z, d_z, *solid.z_range)
@@ -175,7 +175,7 @@ def normals(solid: Solid, local: np.ndarray) -> np.ndarray:
 
 
 def passing(solids: Sequence[Solid], origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How rays [R, 3] pass the middles of S solids' bounds: t where nearest [S, R], squared distance there [S, R]."""
+    """The nearest points of rays [R, 3] to the centres of S bounds: their t and squared distance, both [S, R]."""
     middles = np.stack([solid.bound[0] for solid in solids])
     lengths2 = np.einsum("rc,rc->r", directions, directions)
     along = (middles @ directions.T - np.einsum("rc,rc->r", origins, directions)) / lengths2
@@ -185,7 +185,7 @@ def passing(solids: Sequence[Solid], origins: np.ndarray, directions: np.ndarray
 
 
 def nearest_hit(solids: Sequence[Solid], origins: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first surface on each ray.
+    """Finds the first surface on each ray.
 
     Args:
         solids: the scene.

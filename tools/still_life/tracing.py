@@ -1,4 +1,4 @@
-"""The built-in scene's photographs: rays traced to solids, shaded and averaged over pixels. Numpy only."""
+"""Renders photos of the built-in scene by ray tracing, with numpy only."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from still_life import objects
 from still_life.lighting import shade
 from still_life.solids import Solid, nearest_hit
 
-# Rays traced at a time: their arrays then stay in a CPU's cache.
+# Rays traced at a time, so that their arrays stay in a CPU's cache.
 _BLOCK = 4096
-# Rays along each side of a pixel that a contour crosses.
+# Rays along each side of a pixel on a contour.
 _FINE = 3
-# Corners of a pixel that differ by more than this (of 1) mean a contour.
+# A pixel is on a contour if its corners differ by more than this (of 1).
 _CONTRAST = 0.06
 
 
 def _colours(
     solids: Sequence[Solid], camera: Camera, c2w: np.ndarray, rows: np.ndarray, cols: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is seen at image positions [R]: colours [R, 3], black where empty, and the solids' indices [R] or -1."""
+    """Traces image positions [R]: colours [R, 3], black where empty, and indices of solids [R], or -1."""
     colours, owners = np.zeros((len(rows), 3)), np.full(len(rows), -1)
     for start in range(0, len(rows), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -36,7 +36,7 @@ def _colours(
 
 
 def _has_contour(colours: np.ndarray, owners: np.ndarray) -> np.ndarray:
-    """[H, W] pixels whose corners [H+1, W+1] differ, and their neighbours, for contours that slip between corners."""
+    """Whether a pixel's corners [H+1, W+1], or those of a neighbour, differ: [H, W]."""
     corners = [np.s_[:-1, :-1], np.s_[:-1, 1:], np.s_[1:, :-1], np.s_[1:, 1:]]
     around = np.stack([colours[c] for c in corners])
     same = np.all(np.stack([owners[c] == owners[:-1, :-1] for c in corners]), axis=0)
@@ -50,10 +50,10 @@ def _has_contour(colours: np.ndarray, owners: np.ndarray) -> np.ndarray:
 
 
 def render(camera: Camera, c2w: np.ndarray, solids: Sequence[Solid] | None = None) -> np.ndarray:
-    """Photographs the scene.
+    """Renders a photo of the scene.
 
     A pixel is the mean over a square one pixel wide around the ray that `geometry.rays.pixel_rays` casts for it, so
-    that rays and photographs agree exactly: four corners where nothing happens, 3x3 points where a contour passes.
+    that rays and photos agree exactly: its four corners, or 3x3 points on a contour.
 
     Args:
         camera: any pinhole camera.
@@ -83,7 +83,7 @@ def render(camera: Camera, c2w: np.ndarray, solids: Sequence[Solid] | None = Non
 
 
 def depth(camera: Camera, c2w: np.ndarray, solids: Sequence[Solid] | None = None) -> np.ndarray:
-    """float32 [H, W]: depth along the optical axis of what each pixel's own ray meets, inf where it meets nothing."""
+    """Depth along the optical axis where each pixel's ray ends, float32 [H, W]; inf where it meets nothing."""
     solids = objects.toys() if solids is None else solids
     rows, cols = np.meshgrid(np.arange(camera.height), np.arange(camera.width), indexing="ij")
     origins, directions = camera.rays(c2w, rows.ravel(), cols.ravel())

@@ -1,1 +1,1 @@
-"""What the programs in tools/ share."""
+"""Code that several programs in tools/ share."""

@@ -1,4 +1,4 @@
-"""How the programs here read their command lines, and end when something is wrong: as `python -m nerf_tf` does."""
+"""Command lines and error messages of the programs in tools/, as of `python -m nerf_tf`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import NoReturn
 
 from nerf_tf.settings import parsing
 
-# Imported before TensorFlow, which would otherwise begin with lines about this machine.
+# This module is imported before TensorFlow, which would otherwise print lines about the machine.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 def fail(program: str, reason: object, code: int = 1) -> int:
-    """Prints `program: reason` as one line on stderr, and returns the exit code: 1 for files and what is in them."""
+    """Prints `program: reason` as one line on stderr; returns the exit code: 1 for files and their content."""
     print(f"{program}: {parsing.one_line(str(reason))}", file=sys.stderr)
     return code
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose --help shows the program's docstring, and which answers mistakes with one line and exit code 2."""
+    """A parser whose --help shows the program's docstring; a mistake ends in one line and exit code 2."""
 
     def __init__(self, program: str, description: str, usage: str | None = None):
         super().__init__(
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
             usage=usage,
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # what it does not know may be a flag of nerf_tf
+            allow_abbrev=False,  # unknown arguments may be flags of nerf_tf
         )
         self._program = program
 

@@ -1,4 +1,4 @@
-"""The viewer's page: controls, training photos, keyframes, and the picture that is refined while one looks at it."""
+"""The viewer's page in one browser: its picture, controls, training photos, keyframes and video."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.storage import atomic
-from support import refinement
+from support import progressive_view
 
 if TYPE_CHECKING:
     import viser
 
 logger = logging.getLogger("viewer")
 
-SECONDS_BETWEEN_PICTURES = 0.5  # while one grid of pixels is at work
-LARGEST_PHOTO, MOST_PHOTOS = 160, 100  # pixels of a side, and how many: for a browser's sake
-# In parts of the space that the cameras take up: how long one is drawn, and how near it may be before it is in the way.
+SECONDS_BETWEEN_PICTURES = 0.5  # while a grid of pixels is being rendered
+LARGEST_PHOTO, MOST_PHOTOS = 160, 100  # pixels of the longer side, and number: limits of what a browser draws well
+# As fractions of the extent of all cameras: the length of a drawn camera, and the distance below which it is hidden.
 PHOTO_SIZE, NEAREST_PHOTO = 0.03, 0.15
-# Distances go to the browser in fixed point, and only up to here; and so coarsely, as they only say what hides a photo.
+# The browser takes distances in fixed point, up to FARTHEST. They only decide what hides a photo, so few suffice.
 FARTHEST, DISTANCE_PIXELS = 160.0, 40_000
-# Larger pictures are sent as JPEG, whose blurred colours do not show in them.
+# Larger pictures are sent as JPEG: its blurred colours are visible in small ones only.
 LARGEST_PNG, JPEG_QUALITY = 100_000, 92
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """What a renderer is made for.
+    """The settings that decide how good and how fast a picture is.
 
     Attributes:
         N_samples, N_importance: samples on a ray.
@@ -46,19 +46,19 @@ class Quality:
     N_importance: int
     occupancy: bool = False
 
-    def times(self, factor: float) -> Quality:
-        """So many times the samples, as far as there can be so few."""
+    def scaled(self, factor: float) -> Quality:
+        """The same with `factor` times the samples, but never fewer than rendering needs."""
         fewest = 3 if self.N_importance else 2
         fine = max(1, int(factor * self.N_importance)) if self.N_importance else 0
         return dataclasses.replace(self, N_samples=max(fewest, int(factor * self.N_samples)), N_importance=fine)
 
     def preview(self) -> Quality:
-        """What the first picture after every move is rendered with, to be there at once."""
-        return self.times(0.25)
+        """The quality of the first picture after the camera moved."""
+        return self.scaled(0.25)
 
     def choices(self) -> dict[str, Quality]:
-        """What the page offers, by the words that it offers it in."""
-        offered = [self.times(factor) for factor in (0.25, 0.5, 1.0, 2.0)]
+        """The qualities that the page offers, by their labels."""
+        offered = [self.scaled(factor) for factor in (0.25, 0.5, 1.0, 2.0)]
         return {str(quality): quality for quality in offered}
 
     def __str__(self) -> str:
@@ -66,8 +66,8 @@ class Quality:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """All that a rendering depends on: camera of the browser, rows of pixels, quality."""
+class ViewRequest:
+    """What a page asks to be rendered: the browser's camera, rows of pixels, quality."""
 
     wxyz: tuple[float, ...]
     position: tuple[float, ...]
@@ -78,28 +78,28 @@ class Look:
 
 
 class Server(Protocol):
-    """What a page needs of the viewer that serves it; `viewer.Viewer` says what each is."""
+    """The part of `viewer.Viewer` that a page uses."""
 
     scene: Scene
     quality: Quality
     out: Path
     pages: dict[int, Page]
-    filming: Iterator[bool | None] | None
+    video_job: Iterator[bool | None] | None
 
     def renderer(self, quality: Quality) -> Renderer: ...
 
-    def is_ready(self, quality: Quality) -> bool: ...
+    def has_renderer(self, quality: Quality) -> bool: ...
 
     def wake(self) -> None: ...
 
 
 class Page:
-    """One browser: its controls, what it looks at, and its keyframes. Only the render thread calls `work`."""
+    """One browser's controls, picture and keyframes. Only the render thread calls `render_chunk`."""
 
     def __init__(self, viewer: Server, client: viser.ClientHandle):
         self._viewer, self._client = viewer, client
-        self._look: Look | None = None
-        self._view: refinement.View | None = None
+        self._request: ViewRequest | None = None
+        self._view: progressive_view.ProgressiveView | None = None
         self._refining: Iterator[None] = iter(())
         self._shown: tuple[str, bool] | None = None
         self._poses: list[np.ndarray] = []
@@ -113,7 +113,7 @@ class Page:
         viewer = self._viewer
         self.status = gui.add_markdown("rendering")
         with gui.add_folder("Picture"):
-            self.shown = gui.add_dropdown("Show", refinement.SHOWN)
+            self.shown = gui.add_dropdown("Show", progressive_view.SHOWN)
             self.network = gui.add_dropdown("Network", ("fine", "coarse"), visible=viewer.quality.N_importance > 0)
             full = viewer.scene.images.shape[1]
             heights = sorted({max(1, full // 4), max(1, full // 2), full, 2 * full})
@@ -130,7 +130,7 @@ class Page:
             add, remove = gui.add_button("Add keyframe"), gui.add_button("Remove the last")
             self.seconds = gui.add_number("Seconds between", 2.0, min=0.1, max=60.0, step=0.1)
             self.fps = gui.add_number("Frames per second", 30, min=1, max=120, step=1)
-            save, film = gui.add_button("Save keyframes"), gui.add_button("Save and render video")
+            save, video = gui.add_button("Save keyframes"), gui.add_button("Save and render video")
             stop = gui.add_button("Stop the video")
         for control in (self.shown, self.network, self.height, self.samples, self.occupancy):
             control.on_update(lambda _: viewer.wake())
@@ -138,15 +138,15 @@ class Page:
         add.on_click(lambda _: self._change_keyframes([*self._poses, self._pose()]))
         remove.on_click(lambda _: self._change_keyframes(self._poses[:-1]))
         save.on_click(lambda _: self._save())
-        film.on_click(lambda _: self._start_film())
-        stop.on_click(lambda _: self._stop_film())
+        video.on_click(lambda _: self._start_video())
+        stop.on_click(lambda _: self._stop_video())
 
     def _add_photos(self) -> None:
         data = self._viewer.scene
         shrink = -(-max(data.images.shape[1:3]) // LARGEST_PHOTO)
         for i in data.i_train[:: -(-len(data.i_train) // MOST_PHOTOS)]:
             camera = data.cameras[i]
-            wxyz, position = refinement.to_browser(data.poses[i])
+            wxyz, position = progressive_view.pose_to_browser(data.poses[i])
             photo = self._client.scene.add_camera_frustum(
                 f"/cameras/{i}",
                 fov=2.0 * np.arctan(0.5 * camera.height / camera.fy),
@@ -160,21 +160,21 @@ class Page:
             )
             self._photos.append(photo)
 
-    def _clear_the_way(self, look: Look) -> None:
-        """Hides the photos that would cover the picture, and shows the others."""
+    def _hide_close_photos(self, request: ViewRequest) -> None:
+        """Hides the photos so close to the camera that they would cover the picture; shows the others."""
         for photo in self._photos:
-            distance = float(np.linalg.norm(photo.position - np.array(look.position)))
+            distance = float(np.linalg.norm(photo.position - np.array(request.position)))
             if photo.visible != (distance > NEAREST_PHOTO * self._spread):
                 photo.visible = not photo.visible
 
     def _pose(self) -> np.ndarray:
-        return refinement.from_browser(self._client.camera.wxyz, self._client.camera.position)
+        return progressive_view.pose_from_browser(self._client.camera.wxyz, self._client.camera.position)
 
-    def look(self) -> Look:
-        """What the page asks for now."""
+    def request(self) -> ViewRequest:
+        """The view that the page asks for now."""
         camera = self._client.camera
         quality = self._viewer.quality.choices()[self.samples.value]
-        return Look(
+        return ViewRequest(
             tuple(camera.wxyz),
             tuple(camera.position),
             camera.fov,
@@ -183,40 +183,44 @@ class Page:
             dataclasses.replace(quality, occupancy=self.occupancy.value),
         )
 
-    def work(self) -> bool:
-        """Renders a chunk for the picture; returns whether there is more to do."""
+    def render_chunk(self) -> bool:
+        """Renders the next chunk of the picture; returns whether more is left."""
         try:
-            look = self.look()
-            if look != self._look:
-                self._look, self._refining = look, self._refine(look)
+            request = self.request()
+            if request != self._request:
+                self._request, self._refining = request, self._refine(request)
             refined = next(self._refining, True)
-            if self._view is not None and self._shown != self._wanted():
+            if self._view is not None and self._shown != self._display_choice():
                 self._draw()
             if not self._photos and self._view is not None:  # not before the first picture
                 self._add_photos()
-            self._clear_the_way(look)
-        except Exception as error:  # whatever goes wrong with one page is not to stop the others
+            self._hide_close_photos(request)
+        except Exception as error:  # an error of one page must not stop the others
             logger.exception("rendering failed")
             self._refining = iter(())
             self.status.content = f"rendering failed: {' '.join(str(error).split())[:200]}"
             return False
         return not refined
 
-    def _view_of(self, look: Look, c2w: np.ndarray) -> refinement.View:
-        camera = refinement.camera_of(look.height, look.aspect, look.fov)
-        return refinement.View(self._viewer.renderer(look.quality), self._viewer.scene, camera, c2w)
+    def _make_view(self, request: ViewRequest, c2w: np.ndarray) -> progressive_view.ProgressiveView:
+        camera = progressive_view.window_camera(request.height, request.aspect, request.fov)
+        return progressive_view.ProgressiveView(self._viewer.renderer(request.quality), self._viewer.scene, camera, c2w)
 
-    def _refine(self, look: Look) -> Iterator[None]:
-        c2w = refinement.from_browser(look.wxyz, look.position)
-        if not self._viewer.is_ready(look.quality):
-            what = "finding empty space takes a minute, once" if look.quality.occupancy else f"{look.quality} samples"
+    def _refine(self, request: ViewRequest) -> Iterator[None]:
+        c2w = progressive_view.pose_from_browser(request.wxyz, request.position)
+        if not self._viewer.has_renderer(request.quality):
+            what = (
+                "finding empty space takes a minute, once"
+                if request.quality.occupancy
+                else f"{request.quality} samples"
+            )
             self.status.content = f"preparing: {what}"
-        preview = self._view_of(dataclasses.replace(look, quality=look.quality.preview()), c2w)
+        preview = self._make_view(dataclasses.replace(request, quality=request.quality.preview()), c2w)
         next(preview.refine())
         self._view = preview
         self._draw()
         yield
-        view, drawn = self._view_of(look, c2w), 0.0
+        view, drawn = self._make_view(request, c2w), 0.0
         for complete in view.refine():
             self._view = view
             if complete or time.perf_counter() - drawn > SECONDS_BETWEEN_PICTURES:
@@ -224,18 +228,18 @@ class Page:
                 drawn = time.perf_counter()
             yield
 
-    def _wanted(self) -> tuple[str, bool]:
+    def _display_choice(self) -> tuple[str, bool]:
         return self.shown.value, self.network.value == "coarse"
 
     def _draw(self) -> None:
         if self._client.client_id not in self._viewer.pages:
-            return  # the browser has gone meanwhile
-        self._shown = self._wanted()
+            return  # the browser was closed meanwhile
+        self._shown = self._display_choice()
         view, (shown, coarse) = self._view, self._shown
-        image = refinement.of_network(view.image(), coarse)
+        image = progressive_view.select_network(view.image(), coarse)
         height, width = image.acc.shape
         self._client.scene.set_background_image(
-            refinement.picture(image, shown),
+            progressive_view.draw(image, shown),
             format="png" if height * width <= LARGEST_PNG else "jpeg",
             jpeg_quality=JPEG_QUALITY,
             depth=self._distances(view, image),
@@ -244,8 +248,8 @@ class Page:
         text = f"{width} × {height} pixels in {view.seconds:.2f} s, {view.rendered / view.seconds:,.0f} rays/s"
         self.status.content = f"{text}; {rest / view.rendered * view.seconds:.0f} s to go" if rest else text
 
-    def _distances(self, view: refinement.View, image: Image) -> np.ndarray | None:
-        """What the photos in front of and behind the scene are told apart by; None where the browser cannot."""
+    def _distances(self, view: progressive_view.ProgressiveView, image: Image) -> np.ndarray | None:
+        """Distances that let the browser hide photos behind the scene; None where they exceed its range."""
         distances = view.distances(image, max(1, int(np.sqrt(image.acc.size / DISTANCE_PIXELS))))
         farthest_photo = np.linalg.norm(self._viewer.scene.poses[:, :, 3] - view.c2w[:, 3], axis=-1).max()
         if max(farthest_photo, distances.max(where=np.isfinite(distances), initial=0.0)) > FARTHEST:
@@ -262,7 +266,7 @@ class Page:
         return keyframes.Keyframes(times, np.stack(self._poses))
 
     def _save(self) -> Path | None:
-        """Writes the keyframes under a name that is free; None if there are none."""
+        """Writes the keyframes under the next free name; returns it, or None if nothing was written."""
         if not self._poses:
             self.keyframes.content = "no keyframes: add some first"
             return None
@@ -277,14 +281,14 @@ class Page:
         self.keyframes.content = f"{len(self._poses)} keyframes in `{path}`"
         return path
 
-    def _start_film(self) -> None:
+    def _start_video(self) -> None:
         if len(self._poses) < 2:
             self.keyframes.content = "a video needs two keyframes or more"
             return
-        if self._viewer.filming is not None:
+        if self._viewer.video_job is not None:
             self.keyframes.content = "a video is being rendered: wait for it, or stop it"
             return
-        look, shown = self.look(), self._wanted()
+        request, display = self.request(), self._display_choice()
         try:
             poses = keyframes.interpolate(self._path(), int(self.fps.value))
         except ValueError as error:
@@ -292,33 +296,37 @@ class Page:
             return
         path = self._save()
         if path is not None:
-            self._viewer.filming = self._film(look, shown, poses, int(self.fps.value), path.with_suffix(".mp4"))
+            self._viewer.video_job = self._render_video(
+                request, display, poses, int(self.fps.value), path.with_suffix(".mp4")
+            )
             self._viewer.wake()
 
-    def _stop_film(self) -> None:
-        self._viewer.filming = None
+    def _stop_video(self) -> None:
+        self._viewer.video_job = None
         self._change_keyframes(self._poses)
 
-    def _film(self, look: Look, wanted: tuple[str, bool], poses: np.ndarray, fps: int, path: Path) -> Iterator[None]:
-        """Renders a video, a chunk at every step; goes on when the browser has gone."""
-        film, (shown, coarse) = view_files.VideoBuffer(path.parent), wanted
+    def _render_video(
+        self, request: ViewRequest, display: tuple[str, bool], poses: np.ndarray, fps: int, path: Path
+    ) -> Iterator[None]:
+        """Renders a video, a chunk at every step; goes on when the browser is closed."""
+        video, (shown, coarse) = view_files.VideoBuffer(path.parent), display
         try:
             for i, c2w in enumerate(poses):
-                self._tell(f"rendering frame {i + 1} of {len(poses)}")
-                view = self._view_of(look, c2w)
+                self._show_video_status(f"rendering frame {i + 1} of {len(poses)}")
+                view = self._make_view(request, c2w)
                 for _ in view.refine():
                     yield
-                film.append(refinement.of_network(view.image(), coarse))
-            view_files.write_video(path, refinement.frames(film, shown), fps)
-        except Exception as error:  # nor is a video to stop the pages
+                video.append(progressive_view.select_network(view.image(), coarse))
+            view_files.write_video(path, progressive_view.video_frames(video, shown), fps)
+        except Exception as error:  # an error of a video must not stop the pages
             logger.exception("no %s", path)
-            self._tell(f"no video: {' '.join(str(error).split())[:200]}")
+            self._show_video_status(f"no video: {' '.join(str(error).split())[:200]}")
             return
         if path.exists():
             logger.info("%s", path)
-        self._tell(f"`{path}`" if path.exists() else "the video could not be written, see the console")
+        self._show_video_status(f"`{path}`" if path.exists() else "the video could not be written, see the console")
 
-    def _tell(self, text: str) -> None:
-        """Shows how the video gets on, to a browser that is still there."""
+    def _show_video_status(self, text: str) -> None:
+        """Shows the video's progress, unless the browser was closed."""
         if self._client.client_id in self._viewer.pages:
             self.keyframes.content = text

@@ -1,4 +1,4 @@
-"""What the programs that look into a trained scene share: scene, networks and weights from the flags of its run."""
+"""Loads a trained run for a program: its scene, its networks and their weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nerf_tf.settings.settings import Settings
 from nerf_tf.train.step import Trainer
 
 
-class Trained(NamedTuple):
-    """A trained scene.
+class LoadedRun(NamedTuple):
+    """A trained run.
 
     Attributes:
         settings: all settings.
         scene: photos and cameras.
-        renderer: the networks, and how the flags want them rendered.
+        renderer: the networks, with the flags' way of rendering.
     """
 
     settings: Settings
@@ -30,19 +30,19 @@ class Trained(NamedTuple):
 
     @property
     def field(self) -> FieldFunction:
-        """The network that knows best: the fine one if there is one."""
+        """The network to ask: the fine one if there is one."""
         return self.renderer.fine or self.renderer.coarse
 
 
-def with_run(arguments: Sequence[str]) -> list[str]:
-    """Flags of the program; where the first word is none, it is replaced by the flags that it stands for.
+def expand_run_argument(arguments: Sequence[str]) -> list[str]:
+    """Replaces the argument RUN, if the first word is one, by the flags that it stands for.
 
-    That word is a run's folder, for its args.txt and its newest weights, or a file of coarse weights.
+    RUN is a run's folder, which stands for its args.txt and its newest weights, or a file of coarse weights.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the first word is neither a flag nor a RUN.
     """
-    # Words further on may be values of flags that only the program knows.
+    # Later words may be values of flags.
     if not arguments or arguments[0].startswith("-"):
         return list(arguments)
     run, rest = Path(arguments[0]), arguments[1:]
@@ -51,28 +51,28 @@ def with_run(arguments: Sequence[str]) -> list[str]:
     if not (run / "args.txt").is_file():
         raise ValueError(f"{run}: neither a run's folder (there is no args.txt) nor a .npy file; flags begin with --")
     run = run.resolve()
-    # The newest weights, whatever the run itself began with.
+    # Load the newest weights, not those that the run started from.
     newest = ["--ft_path=", "--no_reload=False"]
     return ["--config", str(run / "args.txt"), "--basedir", str(run.parent), "--expname", run.name, *newest, *rest]
 
 
-def load(arguments: Sequence[str]) -> Trained:
-    """The scene that a run or flags (see `with_run`) describe, with the weights that the program would render from.
+def load_run(arguments: Sequence[str]) -> LoadedRun:
+    """Loads the run that arguments describe (see `expand_run_argument`), with the weights that it would render from.
 
     Raises:
         ValueError, OSError: data or weights are missing or malformed.
         SystemExit: the flags are wrong; one line says what.
     """
-    settings = parsing.parse_settings([*with_run(arguments), "--render_only"])
-    settings = settings.replace(occupancy=False)  # its networks answer only where there is something to see
-    scene, trainer = restored(settings)
+    settings = parsing.parse_settings([*expand_run_argument(arguments), "--render_only"])
+    settings = settings.replace(occupancy=False)  # with it, networks give no values in empty space
+    scene, trainer = load_scene_and_trainer(settings)
     if not len(scene.i_train):
         raise ValueError(f"{settings.datadir}: all views are held out, none is left to look from; raise --llffhold")
-    return Trained(settings, scene, build.make_renderer(settings, scene, trainer))
+    return LoadedRun(settings, scene, build.make_renderer(settings, scene, trainer))
 
 
-def restored(settings: Settings) -> tuple[Scene, Trainer]:
-    """The scene that the flags name, and networks with their weights.
+def load_scene_and_trainer(settings: Settings) -> tuple[Scene, Trainer]:
+    """Loads the scene that the settings name, and networks with their weights.
 
     Raises:
         ValueError, OSError: files are missing or wrong.

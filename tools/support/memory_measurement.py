@@ -1,4 +1,4 @@
-"""One combination of settings whose memory is measured, and the measurement, which wants a process of its own."""
+"""Measures the memory of one combination of settings; the process should do nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from nerf_tf.render.volume import volume_render
 from nerf_tf.settings.settings import Settings
 from nerf_tf.train.step import Trainer
 
-WAYS = ("original", "engine")  # of rendering a chunk: eager and encodings first, or tile by tile
+# Two ways of rendering a chunk: eagerly with all encodings first, or tile by tile.
+WAYS = ("original", "engine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Cell:
 
     Attributes:
         mode: train or render.
-        rays: those of a step; when rendering, those of the chunk.
+        rays: rays of a step; when rendering, of the chunk.
         chunk, netchunk, N_samples, N_importance, precision, netwidth, netwidth_fine: as the program's flags.
         retraw: whether raw leaves the rendered chunk.
     """
@@ -52,19 +53,19 @@ class Cell:
     netwidth_fine: int
 
     def settings(self, settings: Settings) -> Settings:
-        """The program's settings with the values of this cell."""
+        """The given settings with this cell's values."""
         names = ("chunk", "netchunk", "N_samples", "N_importance", "netwidth", "netwidth_fine")
         own = {name: getattr(self, name) for name in names}
         return settings.replace(**own, N_rand=self.rays, mixed_precision=self.precision)
 
     @property
     def samples(self) -> str:
-        """As in --samples."""
+        """The samples as --samples takes them."""
         return f"{self.N_samples}+{self.N_importance}"
 
 
-def made_up_rays(settings: Settings, ndc: bool, count: int) -> Rays:
-    """Rays such as a scene of this kind has: from around it to its middle, or under NDC straight through the cube."""
+def random_rays(settings: Settings, ndc: bool, count: int) -> Rays:
+    """Random rays like those of a scene: from around it towards its middle, or under NDC through the cube."""
     rng = np.random.default_rng(0)
     if ndc:
         origins = np.stack([*rng.uniform(-1, 1, [2, count]), -np.ones(count)], axis=-1)
@@ -81,14 +82,14 @@ def made_up_rays(settings: Settings, ndc: bool, count: int) -> Rays:
     return Rays(*(tf.constant(x, tf.float32) for x in (origins, directions, viewdirs, near, far)))
 
 
-def built_trainer(cell: Cell, settings: Settings, weights: str, ndc: bool) -> Trainer:
-    """The program's networks and optimizer for a cell, with typical weights or the worst."""
+def make_trainer(cell: Cell, settings: Settings, weights: str, ndc: bool) -> Trainer:
+    """The program's networks and optimizer for a cell, with typical or worst-case weights."""
     trainer = build.make_trainer(cell.settings(settings), ndc)
     if weights == "worst":
-        density = 1.0 + 4.0 * settings.raw_noise_std  # noise takes it below zero once in 30,000 samples
+        density = 1.0 + 4.0 * settings.raw_noise_std  # noise makes it negative once in 30,000 samples
         for field in filter(None, (trainer.coarse, trainer.fine)):
             set_density(field, density)
-        # Nor is the gradient of any sample too small to count.
+        # And no sample's gradient is left out as too small.
         trainer.coarse = dataclasses.replace(trainer.coarse, row_tolerance=0.0)
         trainer.fine = trainer.fine and dataclasses.replace(trainer.fine, row_tolerance=0.0)
     elif settings.ft_path is not None:
@@ -98,7 +99,7 @@ def built_trainer(cell: Cell, settings: Settings, weights: str, ndc: bool) -> Tr
 
 
 def set_density(field: Field, density: float) -> None:
-    """Gives every sample that raw density, whatever the other weights."""
+    """Sets the last layer so that every sample has this raw density."""
     layer, column = ("alpha", 0) if field.settings.use_viewdirs else ("raw", 3)
     kernel, bias = field.mlp.get_layer(layer).get_weights()
     kernel[:, column], bias[column] = 0.0, density
@@ -106,13 +107,13 @@ def set_density(field: Field, density: float) -> None:
 
 
 def predicted_mb(cell: Cell, trainer: Trainer) -> float:
-    """What the planner says that a cell takes."""
+    """The planner's prediction of a cell's memory, in MB."""
     work = build.workload(trainer, cell.mode == "train", cell.rays)
     return prediction.predict_memory(work, cell.chunk, cell.netchunk) / prediction.MEGABYTE
 
 
-def work_of(cell: Cell, trainer: Trainer, rays: Rays) -> Callable[[], object]:
-    """One step of training, or the rendering of one chunk."""
+def make_workload(cell: Cell, trainer: Trainer, rays: Rays) -> Callable[[], object]:
+    """A function that takes one training step, or renders one chunk."""
     if cell.mode == "train":
         batch = RayBatch(rays, tf.random.stateless_uniform([cell.rays, 3], [0, 0]))
         return lambda: trainer.train_step(batch)
@@ -128,12 +129,12 @@ def work_of(cell: Cell, trainer: Trainer, rays: Rays) -> Callable[[], object]:
     return lambda: render_chunk(rays)
 
 
-# Takes points [R, S, 3] and view directions [R, 3] to raw [R, S, 4].
+# From points [R, S, 3] and view directions [R, 3] to raw [R, S, 4].
 Network = Callable[[Meter, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def encode_all(points: tf.Tensor, viewdirs: tf.Tensor, settings: FieldSettings) -> tf.Tensor:
-    """Encodings of all points of a chunk, side by side with those of a view direction for each point."""
+    """Encodes all points of a chunk, and beside each point its view direction."""
     parts = [positional_encoding(tf.reshape(points, [-1, 3]), settings.multires)]
     if settings.use_viewdirs:
         each = tf.reshape(tf.broadcast_to(viewdirs[:, None], points.shape), [-1, 3])
@@ -141,26 +142,26 @@ def encode_all(points: tf.Tensor, viewdirs: tf.Tensor, settings: FieldSettings) 
     return tf.concat(parts, axis=-1)
 
 
-def in_pieces(mlp: keras.Model, encoded: tf.Tensor, netchunk: int) -> tf.Tensor:
-    """Raw of encodings, netchunk of them at a time."""
+def apply_in_pieces(mlp: keras.Model, encoded: tf.Tensor, netchunk: int) -> tf.Tensor:
+    """Applies a network to encodings, netchunk of them at a time; returns raw."""
     widths = [x.shape[-1] for x in mlp.inputs]
     pieces = (encoded[i : i + netchunk] for i in range(0, encoded.shape[0], netchunk))
     return tf.concat([mlp(tf.split(piece, widths, axis=-1)) for piece in pieces], axis=0)
 
 
 def original_network(name: str, field: Field) -> Network:
-    """The original's way: encode all points of the chunk, then cut the encodings into pieces."""
+    """Evaluates as the original does: encodes all points of the chunk, then applies the network in pieces."""
 
     def raw(meter: Meter, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
         encoded = meter(f"{name} encoding", encode_all, points, viewdirs, field.settings)
-        flat = meter(f"{name} MLP", in_pieces, field.mlp, encoded, field.netchunk)
+        flat = meter(f"{name} MLP", apply_in_pieces, field.mlp, encoded, field.netchunk)
         return tf.reshape(flat, [*points.shape[:2], 4])
 
     return raw
 
 
 def engine_network(name: str, field: Field, retraw: bool) -> Network:
-    """The program's way: points are encoded inside a tile."""
+    """Evaluates as the program does: encodes points inside a tile."""
     query = tf.function(lambda points, viewdirs: field(points, viewdirs, None if retraw else 0.0))
 
     def raw(meter: Meter, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
@@ -170,11 +171,11 @@ def engine_network(name: str, field: Field, retraw: bool) -> Network:
     return raw
 
 
-def staged(way: str, trainer: Trainer, retraw: bool) -> Callable[[Meter, Rays], list[tf.Tensor]]:
-    """Rendering of a chunk with a meter at every stage: eager as the original, or of compiled graphs as the program.
+def stage_rendering(way: str, trainer: Trainer, retraw: bool) -> Callable[[Meter, Rays], list[tf.Tensor]]:
+    """Builds the rendering of a chunk with a meter at every stage: eager, as the original, or in graphs.
 
     Returns:
-        A function that gives what leaves the chunk.
+        A function that returns the tensors that leave the chunk.
     """
     settings, original = trainer.rendering.deterministic(), way == "original"
     stage = (lambda function: function) if original else tf.function
@@ -190,7 +191,7 @@ def staged(way: str, trainer: Trainer, retraw: bool) -> Callable[[Meter, Rays], 
     def render(meter: Meter, rays: Rays) -> list[tf.Tensor]:
         t_vals, points = meter("coarse samples", coarse_samples, rays)
         raw = coarse(meter, points, rays.viewdirs)
-        points = points if original else None  # a graph lets go of what nobody reads any more; Python does not
+        points = points if original else None  # a graph frees what is not read any more; Python does not
         final = meter("coarse compositing", composite, raw, t_vals, rays)
         further = []
         if fine is not None:
@@ -221,10 +222,10 @@ def _fine_samples(rays: Rays, t_vals: tf.Tensor, weights: tf.Tensor, settings: R
     return t_vals, _points(rays, t_vals), tf.math.reduce_std(new_t_vals, axis=-1)
 
 
-def account(way: str, trainer: Trainer, rays: Rays, retraw: bool) -> list[Stage]:
-    """What each stage of rendering these rays costs, in their order."""
-    render = staged(way, trainer, retraw)
-    render(Meter(), rays)  # traces, and makes what is made only once
+def measure_stages(way: str, trainer: Trainer, rays: Rays, retraw: bool) -> list[Stage]:
+    """Measures each stage of rendering these rays, in order."""
+    render = stage_rendering(way, trainer, retraw)
+    render(Meter(), rays)  # traces, and allocates what stays
     meter = Meter()
     kept = render(meter, rays)
     meter("returned tensors", lambda: kept)
@@ -232,18 +233,20 @@ def account(way: str, trainer: Trainer, rays: Rays, retraw: bool) -> list[Stage]
 
 
 def run_cell(cell: Cell, way: str | None, settings: Settings, weights: str) -> int:
-    """Measures a cell, or accounts for it the given way, and prints lines of JSON; returns the exit code."""
+    """Measures a cell, or its stages if `way` is given; prints lines of JSON and returns the exit code."""
     settings = settings.replace(random_seed=settings.random_seed or 0)
     ndc = settings.dataset_type == "llff" and not settings.no_ndc
     try:
-        trainer = built_trainer(cell, settings, weights, ndc)
-        rays = made_up_rays(settings, ndc, cell.rays)
+        trainer = make_trainer(cell, settings, weights, ndc)
+        rays = random_rays(settings, ndc, cell.rays)
         if way is not None:
-            for stage in account(way, trainer, rays, cell.retraw):
+            for stage in measure_stages(way, trainer, rays, cell.retraw):
                 print(json.dumps(stage._asdict()))
             return 0
-        print(json.dumps({"predicted_mb": predicted_mb(cell, trainer)}), flush=True)  # it may be all there will be
-        measured_mb, seconds = measure(work_of(cell, trainer, rays))
+        print(
+            json.dumps({"predicted_mb": predicted_mb(cell, trainer)}), flush=True
+        )  # printed first: the measurement may fail
+        measured_mb, seconds = measure(make_workload(cell, trainer, rays))
         print(json.dumps({"measured_mb": measured_mb, "seconds": seconds}))
     except tf.errors.ResourceExhaustedError as error:
         print("out of memory:", planning.failed_allocation(error), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the viewer computes: a view refined pixel by pixel, pictures of it, and poses as a browser has them."""
+"""Views for the browser: rendered on a coarse grid of pixels first, then on finer ones, and drawn as pictures."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from nerf_tf.output import pictures, view_files
 from nerf_tf.render.renderer import Image, Renderer
 
 SHOWN = ("rgb", "disparity", "depth", "opacity")
-# Of the far end of rays: as near as the near end comes to a camera that goes closer than training cameras did.
+# The least near bound, as a fraction of far, for a camera closer to the scene than the training cameras.
 NEAREST = 0.01
 
 
-def from_browser(wxyz: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """The pose [3, 4] of a browser's camera, which has OpenCV's axes and a unit quaternion [4]."""
+def pose_from_browser(wxyz: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Converts a browser's camera, a unit quaternion [4] with OpenCV's axes and a position [3], to a pose [3, 4]."""
     from viser.transforms import SO3
 
     rotation = SO3(np.asarray(wxyz, np.float64)).as_matrix()
     return pose_maths.opencv_to_opengl(np.concatenate([rotation, np.reshape(position, [3, 1])], axis=-1))
 
 
-def to_browser(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit quaternion [4] and position [3] of a pose [3, 4] in a browser."""
+def pose_to_browser(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Converts a pose [3, 4] to a browser's camera: unit quaternion [4] and position [3]."""
     from viser.transforms import SO3
 
     opencv = pose_maths.opengl_to_opencv(np.asarray(c2w, np.float64))
@@ -37,36 +37,36 @@ def to_browser(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def up_axis(poses: np.ndarray) -> np.ndarray:
-    """The axis [3] of the world, with its sign, that is nearest to the mean up of `poses` [N, 3, 4]."""
+    """The signed world axis [3] that is nearest to the mean up direction of `poses` [N, 3, 4]."""
     up = np.asarray(poses)[:, :3, 1].mean(axis=0)
     largest = np.argmax(np.abs(up))
     return np.eye(3)[largest] * (1.0 if up[largest] >= 0 else -1.0)
 
 
-def first_view(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """The pose [3, 4] to begin with, no training camera's if it can be helped, and the point [3] to turn around."""
+def initial_view(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The first pose [3, 4], of a test view if there is one, and the point [3] around which the camera turns."""
     c2w = scene.poses[scene.i_test[0]] if len(scene.i_test) else scene.render_poses[0]
-    # Under NDC the scene's depth is not known; its loader puts the nearest thing a little beyond 1.
+    # NDC keeps no depth; its loader puts the nearest thing a little beyond 1.
     distance = 3.0 if scene.ndc else 0.5 * (scene.near + scene.far)
     return c2w, c2w[:, 3] - distance * c2w[:, 2]
 
 
-def camera_of(height: int, aspect: float, fov: float) -> Camera:
-    """The camera of a window `aspect` times as wide as high, with a vertical field of view in radians."""
+def window_camera(height: int, aspect: float, fov: float) -> Camera:
+    """The camera of a window: rows, width over height, and vertical field of view in radians."""
     return Camera.centred(height, max(1, round(height * aspect)), 0.5 * height / np.tan(0.5 * fov))
 
 
 def ray_range(scene: Scene, near: float, far: float, position: np.ndarray) -> tuple[float, float]:
-    """Where rays from a position [3] begin and end: as in training, where training cameras stand.
+    """The near and far bound of rays from a position [3].
 
-    A camera farther from what they look at than any of them sees it from there all the same, so the range moves along
-    with it; nearer likewise. NDC has one range for all.
+    At the distances of the training cameras these are their bounds. Farther away, or closer, both move along with the
+    camera, so that the scene stays between them. Under NDC they never change.
     """
     if scene.ndc:
         return near, far
     try:
         centre = pose_maths.nearest_point_to_axes(scene.poses[scene.i_train].astype(np.float64))
-    except ValueError:  # they look at nothing in common
+    except ValueError:  # the optical axes are parallel
         return near, far
     distances = np.linalg.norm(scene.poses[scene.i_train][:, :, 3] - centre, axis=-1)
     distance = float(np.linalg.norm(position - centre))
@@ -74,10 +74,11 @@ def ray_range(scene: Scene, near: float, far: float, position: np.ndarray) -> tu
     return max(near + farther, min(near, NEAREST * far)), far + farther
 
 
-def strides(height: int, width: int, count: int) -> list[int]:
-    """Steps between pixels of ever finer grids, down to 1; the first has at most `count` pixels, each holds the last's.
+def grid_strides(height: int, width: int, count: int) -> list[int]:
+    """Distances between pixels of ever finer grids, down to 1.
 
-    The first step is 2^k or 3 * 2^k, so that the first grid is not much coarser than it has to be.
+    The first grid has at most `count` pixels, and each grid contains the one before. The first distance is 2^k or
+    3 * 2^k, so that the first grid is not much coarser than necessary.
     """
     powers = [2**k for k in range(max(height, width).bit_length() + 1)]
     candidates = sorted(powers + [3 * power for power in powers])
@@ -87,11 +88,11 @@ def strides(height: int, width: int, count: int) -> list[int]:
     return steps
 
 
-class View:
-    """A view that is rendered on a coarse grid of its pixels first, then on finer ones, no pixel twice.
+class ProgressiveView:
+    """A view rendered on ever finer grids of its pixels, each pixel once.
 
     Attributes:
-        camera, c2w: its camera, and the pose [3, 4] of that.
+        camera, c2w: its camera, and the camera's pose [3, 4].
         seconds: spent on rendering so far.
         rendered: number of pixels rendered so far.
     """
@@ -106,9 +107,9 @@ class View:
         self._stride = self._coarser = 1
 
     def refine(self) -> Iterator[bool]:
-        """Renders `chunk` pixels at every step, and says whether they complete a grid."""
+        """Renders `chunk` pixels at every step; yields whether they complete a grid."""
         height, width, chunk = self.camera.height, self.camera.width, self._renderer.settings.chunk
-        for stride in strides(height, width, chunk):
+        for stride in grid_strides(height, width, chunk):
             self._coarser = self._stride if self.rendered else stride
             self._stride = stride
             grid = np.zeros_like(self._known)
@@ -120,7 +121,7 @@ class View:
 
     def _render(self, pixels: np.ndarray) -> None:
         start = time.perf_counter()
-        # Always as many, so that all grids and all sizes of view share one graph.
+        # One size for all chunks, so that all grids and views share one graph.
         padded = np.pad(pixels, (0, self._renderer.settings.chunk - len(pixels)), mode="edge")
         results = render_pixels(self._renderer, self._scene, self.camera, self.c2w, padded, *self._range)
         if self._buffers is None:
@@ -134,9 +135,9 @@ class View:
         self.seconds += time.perf_counter() - start
 
     def image(self) -> Image:
-        """What there is, on the grid in work; where that is not rendered yet, the coarser one's pixels stand in.
+        """The view so far, on the finest grid begun; missing pixels are taken from the grid before.
 
-        There is something from the first step of `refine` on.
+        Call it after the first step of `refine`.
         """
         stride, times = self._stride, self._coarser // self._stride
         known = self._known[::stride, ::stride]
@@ -151,7 +152,7 @@ class View:
         return Image(*(None if buffer is None else grid(buffer) for buffer in self._buffers))
 
     def distances(self, image: Image, every: int = 1) -> np.ndarray:
-        """How far along the optical axis each `every`-th pixel of `image` ends; infinite where it meets nothing."""
+        """Depth along the optical axis at every `every`-th pixel of `image`; infinite where a ray meets nothing."""
         depth, acc = image.depth[::every, ::every], image.acc[::every, ::every]
         camera, stride = self.camera, self._stride * every
         intrinsics = (value / stride for value in (camera.fx, camera.fy, camera.cx, camera.cy))
@@ -164,8 +165,8 @@ def render_pixels(
 ) -> Image:
     """Renders R pixels of a view, counted along rows from the top left; the fields of the result are [R, ...].
 
-    Under NDC the scene's own camera says what the coordinates are, whatever the view's field of view, and what looks
-    away from the scene, where there are none, is black.
+    Under NDC the coordinates are those of the scene's own camera, whatever the view's field of view. Rays that point
+    away from the scene have no NDC coordinates and are black.
     """
     origins, directions = pixel_rays(camera, c2w, pixels // camera.width, pixels % camera.width)
     rays = finish_rays(scene.cameras[0], origins, directions, near, far, renderer.ndc)
@@ -173,27 +174,27 @@ def render_pixels(
     if not renderer.ndc:
         return image
     away = directions.numpy()[:, 2] >= 0.0
-    return Image(*(None if field is None else np.where(_like(away, field), 0.0, field) for field in image))
+    return Image(*(None if field is None else np.where(_broadcastable(away, field), 0.0, field) for field in image))
 
 
-def _like(flags: np.ndarray, field: np.ndarray) -> np.ndarray:
+def _broadcastable(flags: np.ndarray, field: np.ndarray) -> np.ndarray:
     return flags.reshape([-1] + [1] * (field.ndim - 1))
 
 
-def of_network(image: Image, coarse: bool) -> Image:
-    """The image of the network to show: with what the coarse pass found, if there was a fine one, in its place."""
+def select_network(image: Image, coarse: bool) -> Image:
+    """The fine or the coarse network's image; the only one if there is no fine network."""
     if not coarse or image.rgb0 is None:
         return image
     depth = np.divide(image.acc0, image.disp0, out=np.zeros_like(image.acc0), where=image.disp0 > 0)
     return image._replace(rgb=image.rgb0, disp=image.disp0, acc=image.acc0, depth=depth)
 
 
-def picture(image: Image, shown: str) -> np.ndarray:
-    """The 8-bit picture [H, W, 3] of a view, in the colours of videos.
+def draw(image: Image, shown: str) -> np.ndarray:
+    """Draws a view as an 8-bit picture [H, W, 3], in the colours of videos.
 
     Args:
         image: the view.
-        shown: one of `SHOWN`. Of disparity and depth, light is near and black is empty.
+        shown: one of `SHOWN`. In disparity and depth light is near and black is empty.
     """
     if shown == "rgb":
         return view_files.to_8bit(image.rgb)
@@ -204,6 +205,6 @@ def picture(image: Image, shown: str) -> np.ndarray:
     return view_files.colour_depth(image)
 
 
-def frames(film: view_files.VideoBuffer, shown: str) -> view_files.LazyFrames:
-    """The frames of a video, one of `SHOWN`."""
+def video_frames(film: view_files.VideoBuffer, shown: str) -> view_files.LazyFrames:
+    """The frames of a video; `shown` is one of `SHOWN`."""
     return {"rgb": film.rgb, "disparity": film.disp, "depth": film.depth, "opacity": film.acc}[shown]
