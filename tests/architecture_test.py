@@ -1,4 +1,4 @@
-"""The package's shape: who may import whom, and what must not appear anywhere."""
+"""The package's structure: allowed imports and forbidden constructs."""
 
 from __future__ import annotations
 

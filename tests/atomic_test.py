@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent."""
+"""Atomic writes: files and folders appear complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark: the plain way agrees with the engine that it is held against, and reports say what was measured."""
+"""tools/benchmark.py: dense and the engine agree, and reports hold what was measured."""
 
 from __future__ import annotations
 

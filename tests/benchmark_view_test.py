@@ -1,4 +1,4 @@
-"""Timing a view: the table's figures are those of the images, with made weights and with the authors'."""
+"""tools/benchmark_view.py: the table's figures are those of the images."""
 
 from __future__ import annotations
 

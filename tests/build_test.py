@@ -1,4 +1,4 @@
-"""The parts of a run that flags ask for."""
+"""What `build` makes of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of an installation: all well here, and of each thing that may be wrong what it says."""
+"""tools/check_install.py: all checks pass here, and each problem gives its message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that stopped and went on is the run that never stopped."""
+"""Checkpoints: a resumed run equals one that never stopped."""
 
 from __future__ import annotations
 

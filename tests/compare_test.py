@@ -1,4 +1,4 @@
-"""The table of several runs and the paper."""
+"""tools/compare.py: the table of several runs and the paper."""
 
 from __future__ import annotations
 

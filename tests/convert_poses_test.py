@@ -1,4 +1,4 @@
-"""Camera poses in every convention: by hand, there and back, and in the world that the loader makes."""
+"""tools/convert_poses.py: each convention by hand, there and back, and in the loaded world."""
 
 from __future__ import annotations
 
@@ -204,8 +204,11 @@ def test_arrays_that_are_no_poses(fail, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.npy", "poses_bounds.npy"], "a.npy: its name does not tell what it is; give --from (llff, transforms, "),
-        (["a.json", "b.npy"], "b.npy: its name does not tell what it is; give --to"),
+        (
+            ["a.npy", "poses_bounds.npy"],
+            "a.npy: its name does not say which format it has; give --from (llff, ",
+        ),
+        (["a.json", "b.npy"], "b.npy: its name does not say which format it has; give --to"),
         (
             ["a.json", "b.json", "--to_world", "loaded"],
             "give --scene, the poses_bounds.npy from which the loaded world",

@@ -1,4 +1,4 @@
-"""The downloads: from a server on this machine, cut off and resumed, and archives that would write elsewhere."""
+"""tools/download_data.py: downloads from a server on this machine, resumed ones, and unsafe archives."""
 
 from __future__ import annotations
 

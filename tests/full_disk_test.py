@@ -1,4 +1,4 @@
-"""A disk that is full: a line that says so, and everything that was there before."""
+"""A full disk: a message, and earlier files unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random damage to scenes, weights and config files: each is read, or refused by a message that names the file."""
+"""Random damage to scenes, weights and config files: they are read, or refused with the file's name."""
 
 from __future__ import annotations
 

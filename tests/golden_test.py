@@ -1,4 +1,4 @@
-"""What the original code computed from the same inputs: the judge of the whole."""
+"""Comparison with results of the original code on the same inputs."""
 
 from __future__ import annotations
 

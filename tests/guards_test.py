@@ -1,4 +1,4 @@
-"""Training that goes wrong: what is skipped, what is noticed, what is left behind."""
+"""Training that goes wrong: skipped steps, collapsed scenes, and the files that they leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files made to harm: nothing in them runs, and none takes memory or time that its size does not account for."""
+"""Malicious files: no code in them runs, and none takes more memory or time than its size explains."""
 
 from __future__ import annotations
 

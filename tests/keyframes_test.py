@@ -1,4 +1,4 @@
-"""Keyframes: closed forms of the motion between them, and what their file may hold."""
+"""Keyframes: closed forms of the motion between them, and reading their file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package from Python: public names, and the very lines of README.md and docs/library.md."""
+"""The package from Python: public names, and the code in README.md and docs/library.md."""
 
 from __future__ import annotations
 

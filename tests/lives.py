@@ -1,8 +1,8 @@
-"""Lives of the program, many of them cut short, at the price of importing TensorFlow once.
+"""Runs of the program, many of them killed, that share one import of TensorFlow.
 
-Run as a program it imports TensorFlow, without using it, and then reads orders from stdin, one JSON object a line. Each
-is carried out by a forked process, which runs the program as a user would and dies as the order says. Back comes the
-exit code, negative where a signal ended it.
+Started as a program, this file imports TensorFlow, without using it, and reads orders from stdin, one JSON object a
+line. A forked process carries out each order: it runs the program as a user would, and dies as the order says. The
+answer is the exit code, negative if a signal ended the process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two runs do not write into one folder, and a dead one is in nobody's way."""
+"""The lock of a run's folder: one run holds it at a time, and a dead run's lock is taken over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LPIPS: what it must be whatever the weights are, an independent computation of it, and its weights' file."""
+"""LPIPS: properties for any weights, an independent computation, and the weights' file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prediction's shape, not its constants: what it grows with, what it does not, and the choices made by it."""
+"""Memory prediction: what it grows with, and the plans chosen by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meshes and point clouds of trained scenes: shapes that are known exactly, in the data set's own coordinates."""
+"""Meshes and point clouds of trained scenes, against exact shapes in the data set's coordinates."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_extract_mesh_says_what_is_wrong_in_one_line(tool, tmp_path, capsys, mon
         (["--threshold=0"], "above 0"),
         (["--min_seen=2"], "from 0 to 1"),
         (["--min_part=0.6"], "from 0 to 0.5"),
-        (["--bounds", "0", "0", "0", "1", "-1", "1"], "lower corner comes first"),
+        (["--bounds", "0", "0", "0", "1", "-1", "1"], "expected the lower corner"),
     ],
 )
 def test_extract_mesh_checks_its_own_arguments(tool, capsys, words, message):

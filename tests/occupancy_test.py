@@ -1,4 +1,4 @@
-"""Skipping empty space and hidden samples: what is skipped, that nothing visible is, and when grids are made anew."""
+"""Skipping empty space and hidden samples: what is skipped, and when grids are made anew."""
 
 from __future__ import annotations
 

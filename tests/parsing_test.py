@@ -1,4 +1,4 @@
-"""Flags, config files, and what is said when they are wrong."""
+"""Flags and config files, and their error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as colours, against the published map and against what colours are for."""
+"""Numbers as colours: against the published map, and rising in lightness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray batches: which rays they hold, and whether each has the colour of its own pixel."""
+"""Ray batches: their rays, each with the colour of its own pixel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plotting programs: what they compute against closed forms, and that they write pictures worth looking at."""
+"""The plotting programs: computations against closed forms, and the pictures that they write."""
 
 from __future__ import annotations
 

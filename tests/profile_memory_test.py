@@ -1,4 +1,4 @@
-"""tools/profile_memory.py: what it measures against known sizes, and what becomes of cells that fail."""
+"""tools/profile_memory.py: measurements against known sizes, and cells that fail."""
 
 from __future__ import annotations
 

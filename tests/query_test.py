@@ -1,4 +1,4 @@
-"""Evaluating a network tile by tile: what it returns, its gradient, its memory."""
+"""Evaluating a network tile by tile: its result, gradient and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again end as the run that never was; whoever stops one loses nothing."""
+"""Runs killed at any moment end equal to an uninterrupted run; stopped runs lose nothing."""
 
 from __future__ import annotations
 

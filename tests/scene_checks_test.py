@@ -1,4 +1,4 @@
-"""Warnings of scenes on which training goes wrong, and silence over those that are all right."""
+"""Warnings about scenes on which training goes wrong, and none about good scenes."""
 
 from __future__ import annotations
 

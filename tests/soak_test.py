@@ -1,4 +1,4 @@
-"""A long run in a small space: what it holds at the end is what it held at the start. Minutes: `-m long -s`."""
+"""A long run holds as much at its end as at its start. Takes minutes: `-m long -s`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request to stop is heard at once, and answered where stopping does no harm."""
+"""Stop requests: noticed at once, carried out where nothing is lost."""
 
 from __future__ import annotations
 

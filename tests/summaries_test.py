@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run."""
+"""TensorBoard summaries of a run."""
 
 from __future__ import annotations
 

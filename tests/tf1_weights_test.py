@@ -1,4 +1,4 @@
-"""The original's weight files: read, written, and refused where they carry anything but weights."""
+"""The original's weight files: read, written, and refused if they hold anything but weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of nerf-pytorch: read, converted both ways, and refused where they carry anything but a network."""
+"""Checkpoints of nerf-pytorch: read, converted both ways, and refused if they hold anything but a network."""
 
 from __future__ import annotations
 

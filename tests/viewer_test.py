@@ -1,4 +1,4 @@
-"""The viewer: its arithmetic against the renderer, its errors, and its page in a real browser."""
+"""tools/viewer.py: its pictures against the renderer, its errors, and its page in a real browser."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     args.from_, args.to = args.from_ or _format_of(args.source), args.to or _format_of(args.target)
     for path, kind, flag in ((args.source, args.from_, "--from"), (args.target, args.to, "--to")):
         if kind is None:
-            parser.error(f"{path}: its name does not tell what it is; give {flag} ({', '.join(FORMATS)})")
+            parser.error(f"{path}: its name does not say which format it has; give {flag} ({', '.join(FORMATS)})")
     if args.scene is None and args.from_ == "llff" and args.from_world == "dataset":
         args.scene = args.source
     if args.scene is None and args.from_world != args.to_world:

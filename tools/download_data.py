@@ -144,8 +144,8 @@ def download(addresses: Sequence[str], path: Path, sha256: str | None = None) ->
                 failures.append(f"{address.split('?')[0]} ({str(reason) or type(reason).__name__})")
         else:
             raise OSError(
-                f"{path}: no address gave it: {', '.join(failures)}; try again, which goes on from what has come, or "
-                "download it in a browser, put it there, and give the same command"
+                f"{path}: no address gave it: {', '.join(failures)}; try again, which resumes, or download it in a "
+                "browser to this path and give the same command"
             )
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -218,7 +218,7 @@ def _download_once(address: str, path: Path) -> None:
         response = stack.enter_context(_open(address))
         total = int(response.headers.get("Content-Length") or 0)
         if response.headers.get_content_type() == "text/html":
-            raise ValueError("it answers with a web page, as Google Drive does when a file was asked for too often")
+            raise ValueError("it answers with a web page, as Google Drive does after too many downloads of a file")
         if total <= 0:
             raise ValueError("it does not say how large the file is")
         version = [response.headers.get(name) or "" for name in ("ETag", "Last-Modified")]
@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return commandline.fail("download_data", error)
     except KeyboardInterrupt:
-        return commandline.fail("download_data", "stopped; the same command goes on from what has come", 130)
+        return commandline.fail("download_data", "stopped; the same command resumes", 130)
     return 0
 
 

@@ -271,7 +271,7 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--min_part",
         type=float,
         default=0.0,
-        help="leave out connected parts with less than this fraction of the triangles; 0.01 drops floaters (default: 0)",
+        help="leave out connected parts with less than this part of all triangles; 0.01 drops floaters (default: 0)",
     )
     parser.add_argument("--out", type=Path, default=Path("mesh.ply"), help="the file (default: mesh.ply)")
     args, rest = parser.parse_known_args(argv)
@@ -286,7 +286,7 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     if not 0 <= args.min_part <= 0.5:
         parser.error(f"--min_part {args.min_part:g}: from 0 to 0.5")
     if args.bounds and not all(low < high for low, high in zip(args.bounds[:3], args.bounds[3:], strict=True)):
-        parser.error("--bounds: the lower corner comes first, x0 y0 z0, and then the higher one, x1 y1 z1")
+        parser.error("--bounds: expected the lower corner, X0 Y0 Z0, before the higher one, X1 Y1 Z1")
     return args, rest
 
 

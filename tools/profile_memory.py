@@ -83,7 +83,7 @@ def describe_failure(code: int, stderr: str) -> str | None:
         return "killed by the system, most likely out of memory"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    reason = (errors or lines or ["it said nothing"])[-1]
+    reason = (errors or lines or ["no message"])[-1]
     return f"ended by signal {-code} ({signal.strsignal(-code)}): {reason}" if code < 0 else reason
 
 
