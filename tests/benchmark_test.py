@@ -102,7 +102,7 @@ def test_the_report(benchmark, tmp_path, capsys):
 
 
 def test_the_race(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(benchmark, "SECONDS_BETWEEN_EVALUATIONS", 0.05)
     assert benchmark.main([*FLAGS, "--race=0.003", f"--out={tmp_path}"]) == 0
     records = json.loads((tmp_path / "race.json").read_text())
     assert set(records) == set(benchmark.ENGINES)
