@@ -211,7 +211,7 @@ def test_what_is_no_file_is_refused(download, server, tmp_path):
     server.files["nerf_example_data.zip"], server.kind = b"<html>quota</html>", "text/html"
     code, _, err = download()
     assert code == 1
-    assert "it answers with a web page, as Google Drive does when" in err
+    assert "it answers with a web page, as Google Drive does after" in err
     server.kind, server.length = "application/zip", False
     assert "it does not say how large the file is" in download()[2]
     assert list((tmp_path / "data").iterdir()) == []
