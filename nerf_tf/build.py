@@ -11,41 +11,27 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from nerf_tf import build_hash_grid
 from nerf_tf.camera_paths import scene_paths
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
+from nerf_tf.data.visible_space import ray_box
 from nerf_tf.field.encoding import encoded_width
-from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precision
 from nerf_tf.field.query import Field
-from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.contraction import GridSpace
-from nerf_tf.geometry.rays import finish_rays, pixel_rays
 from nerf_tf.memory import planning, prediction
-from nerf_tf.render.marching import March, occupied_cells
-from nerf_tf.render.marching_renderer import MarchingRenderer
-from nerf_tf.render.occupancy import Box, Occupancy
+from nerf_tf.render.occupancy import Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.safety import scene_checks
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
-from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
+from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import Trainer, TrainSettings
 
 logger = logging.getLogger(__name__)
-
-# Samples that a hash grid is asked about at once when views are rendered. The last rays of a round leave slots unused:
-# four times as many slots took twice the time on two cores.
-RENDER_SLOTS = 2**14
-# In contracted space, the part of the cameras' distance from what they look at within which nothing is contracted.
-CORE_RADIUS = 0.5
-# How much distortion counts in contracted space (Barron et al. 2022, section 4): ten times as much tears holes.
-DISTORTION = 0.01
-# Cells along each side of the box in which `seen_box` looks.
-SEEN_CELLS = 40
 
 
 @functools.cache
@@ -119,102 +105,8 @@ def trainer_for(settings: Settings, scene: Scene, seed: int | None = None) -> Tr
         ValueError: a hash grid needs another near.
     """
     if settings.field == "hash_grid":
-        return make_packed_trainer(settings, scene, seed)
+        return build_hash_grid.make_trainer(settings, scene, _seed_of(settings) if seed is None else seed)
     return make_trainer(settings, scene.ndc, seed)
-
-
-def make_packed_trainer(settings: Settings, scene: Scene, seed: int | None = None) -> PackedTrainer:
-    """A hash grid with fresh weights, and what trains it; without a seed `--random_seed` or a new one counts.
-
-    Raises:
-        ValueError: near is 0 in a scene without NDC and bounds.
-    """
-    set_up_tensorflow()
-    seed = _seed_of(settings) if seed is None else seed
-    space, own = grid_space(settings, scene), hash_grid_settings(settings)
-    photos = settings.dataset_type == "llff"
-    training = PackedTrainSettings(
-        lrate=settings.grid_lrate,
-        steps=settings.N_iters,
-        minutes=settings.train_minutes,
-        perturb=settings.perturb > 0,
-        # Each ray of a photo ends at something; where photos have an alpha, it says which rays do.
-        random_background=photos or scene.alphas is not None,
-        white_bkgd=settings.white_bkgd,
-        distortion=DISTORTION if space.contracted else 0.0,
-    )
-    possible = None if scene.alphas is None else seen_cells(scene, Box(space.lower, space.upper), own.cells)
-    march = March(space, own.cells, settings.grid_samples, settings.grid_slots, possible)
-    return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)
-
-
-def grid_space(settings: Settings, scene: Scene) -> GridSpace:
-    """Where a hash grid lies: in the box of what can be seen, or for photos without NDC in all of space, contracted.
-
-    Raises:
-        ValueError: in contracted space samples are even in 1/t, which needs near > 0.
-    """
-    if scene.ndc or settings.dataset_type != "llff":
-        box = ray_box(scene) if scene.ndc else seen_box(scene)
-        return GridSpace(box.lower.astype(np.float32), box.upper.astype(np.float32))
-    if scene.near <= 0:
-        raise ValueError(
-            f"--field=hash_grid samples evenly in 1/t, which needs near > 0 (it is {scene.near:g}); give --near"
-        )
-    centres = scene.poses[:, :, 3]
-    try:
-        centre = pose_maths.nearest_point_to_axes(scene.poses)
-    except ValueError:  # they all look the same way
-        centre = (centres - scene.near * scene.poses[:, :, 2]).mean(axis=0)
-    return GridSpace.around_ball(centre, CORE_RADIUS * float(np.linalg.norm(centres - centre, axis=-1).mean()))
-
-
-def seen_box(scene: Scene) -> Box:
-    """The smallest box around the cells, of all that the scene's rays cross, in which something may be."""
-    box = ray_box(scene)
-    for _ in range(2):  # the second time with smaller cells, as they share a smaller box
-        found = np.argwhere(seen_cells(scene, box, SEEN_CELLS))
-        if not len(found):
-            return box
-        size = (box.upper - box.lower) / SEEN_CELLS
-        box = Box(box.lower + (found.min(axis=0) - 0.5) * size, box.lower + (found.max(axis=0) + 1.5) * size)
-    return box
-
-
-def seen_cells(scene: Scene, box: Box, count: int) -> np.ndarray:
-    """Cells [count, count, count] bool of a box in which something may be, in a scene without NDC.
-
-    Some training view sees them, and no training view sees them before near, for nothing lies there, or where its alpha
-    shows that there is nothing along the ray. All alphas together are the visual hull (Laurentini 1994).
-    """
-    size = (box.upper - box.lower) / count
-    cells = np.stack(np.meshgrid(*[np.arange(count, dtype=np.float32) + 0.5] * 3, indexing="ij"), axis=-1)
-    points = (box.lower + cells.reshape(-1, 3) * size).astype(np.float32)
-    left, seen = np.arange(len(points)), np.zeros(len(points), bool)
-    reach = 0.5 * float(np.linalg.norm(size))  # from a cell's centre to its corners
-    for i in scene.i_train:
-        camera = scene.cameras[i]
-        rows, cols, z = camera.project(scene.poses[i], points[left])
-        in_view = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
-        seen[left] |= in_view & (-z <= scene.far)
-        barred = in_view & (-z < scene.near - reach)
-        if scene.alphas is not None:
-            pixels = reach * max(camera.fx, camera.fy) / np.maximum(-z - reach, 1e-6) + 1.0
-            barred |= in_view & ~_any_near(scene.alphas[i] > 0, rows, cols, pixels)
-        left = left[~barred]
-    possible = np.zeros(len(points), bool)
-    possible[left] = seen[left]
-    return possible.reshape(count, count, count)
-
-
-def _any_near(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Whether any pixel of an image [H, W] bool is set within squares around places [P]: [P] bool."""
-    sums = np.pad(image, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
-    (top, bottom), (left, right) = (
-        [np.clip(edge, 0, length).astype(int) for edge in (np.floor(x - reach), np.ceil(x + reach) + 1)]
-        for x, length in ((rows, image.shape[0]), (cols, image.shape[1]))
-    )
-    return sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left] > 0
 
 
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
@@ -307,7 +199,7 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTra
         ValueError: `--memory_budget_mb` is too little to render in.
     """
     if isinstance(trainer, PackedTrainer):
-        return _make_marching_renderer(settings, scene, trainer)
+        return build_hash_grid.make_renderer(settings, scene, trainer)
     height, width = scene.images.shape[1:3]
     planned = make_memory(settings, trainer, training=False, rays=height * width)
     rendering = render_settings(settings, scene.ndc)
@@ -336,38 +228,6 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTra
         prepare if settings.occupancy else None,
         scene.unit,
     )
-
-
-def _make_marching_renderer(settings: Settings, scene: Scene, trainer: PackedTrainer) -> MarchingRenderer:
-    field, march = trainer.coarse, dataclasses.replace(trainer.march, slots=max(RENDER_SLOTS, trainer.march.samples))
-    return MarchingRenderer(
-        field,
-        None,
-        RenderSettings(white_bkgd=settings.white_bkgd),
-        scene.near,
-        scene.far,
-        scene.ndc,
-        unit=scene.unit,
-        grid=field.mlp,
-        occupied=lambda: occupied_cells(field.mlp.occupancy.value, march),
-        march=march,
-    )
-
-
-def ray_box(scene: Scene) -> Box:
-    """The smallest box, in the space of the rays (NDC or world), around all that cameras and path can see."""
-    views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], c2w) for c2w in scene.render_poses)]
-    corners = []
-    for camera in set(scene.cameras):
-        c2w = np.stack([pose for other, pose in views if other == camera])[:, None]  # [N, 1, 3, 4]
-        # What a camera sees is a frustum, under NDC too, so its corners are enough.
-        rows, cols = np.array([0, 0, camera.height, camera.height]), np.array([0, camera.width, 0, camera.width])
-        rays = finish_rays(camera, *pixel_rays(camera, c2w, rows, cols), scene.near, scene.far, scene.ndc)
-        corners += [tf.reshape(rays.origins + t * rays.directions, [-1, 3]) for t in (scene.near, scene.far)]
-    points = np.concatenate(corners)
-    lower, upper = points.min(axis=0), points.max(axis=0)
-    margin = 1e-3 * (upper - lower)  # so that rounding leaves no sample outside
-    return Box(lower - margin, upper + margin)
 
 
 def load_weights(trainer: Trainer | PackedTrainer, path: Path) -> None:
@@ -438,17 +298,6 @@ def field_settings(settings: Settings, fine: bool) -> FieldSettings:
         width=settings.netwidth_fine if fine else settings.netwidth,
         multires=settings.multires if encoded else 0,
         multires_views=settings.multires_views if encoded else 0,
-        use_viewdirs=settings.use_viewdirs,
-    )
-
-
-def hash_grid_settings(settings: Settings) -> HashGridSettings:
-    """Shape of the hash grid."""
-    return HashGridSettings(
-        levels=settings.grid_levels,
-        features=settings.grid_features,
-        log2_table=settings.grid_log2_table,
-        finest=settings.grid_finest,
         use_viewdirs=settings.use_viewdirs,
     )
 

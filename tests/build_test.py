@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from nerf_tf import build
+from nerf_tf.data.visible_space import ray_box
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import planning
@@ -55,7 +56,7 @@ def test_the_box_of_the_grids_holds_all_that_cameras_see_and_little_more(kind):
     values = settings_of("--factor=1", kind=kind)
     scene = build.load_scene(values)
     assert scene.ndc == (kind == "llff")
-    box = build.ray_box(scene)
+    box = ray_box(scene)
     views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], pose) for pose in scene.render_poses)]
     points = []
     for camera, pose in views:

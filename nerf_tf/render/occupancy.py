@@ -7,7 +7,6 @@ nothing, measured at their centres; outside of the grid nothing counts as empty.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import logging
@@ -18,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nerf_tf.geometry.box import Box
 from nerf_tf.render.passes import FieldFunction
 from nerf_tf.storage import readers
 from nerf_tf.storage.atomic import complete_file
@@ -36,18 +36,6 @@ SEGMENT = 8
 BUILD_POINTS = 2**18
 # Bytes of the unpacked file; the grids of two networks take 4 MiB.
 MAX_FILE_SIZE = 2**24
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Box:
-    """A box in the space of the rays.
-
-    Attributes:
-        lower, upper: [3] float32 corners.
-    """
-
-    lower: np.ndarray
-    upper: np.ndarray
 
 
 def find_occupied(field: FieldFunction, box: Box, description: str = "occupancy") -> np.ndarray:
