@@ -56,7 +56,7 @@ def test_it_renders_and_evaluates_from_checkpoint_and_from_weights(through, tmp_
     result = run(*base, "--render_only", "--render_test", f"--ft_path={through / 'model_000039.npy'}")
     assert result.code == 0, result.stderr
     again = json.loads((through / "metrics.json").read_text())
-    assert metrics["psnr"] == again["psnr"]
+    assert metrics["psnr_8bit"] == again["psnr_8bit"]
     assert (through / "renderonly_test_000040" / "video.mp4").exists()
 
 
