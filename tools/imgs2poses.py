@@ -118,9 +118,10 @@ def reconstruct(args: argparse.Namespace, work: Path, report: Report) -> tuple[A
     fewest = max(photo_folders.FEWEST, args.min_registered or (len(photos) + 1) // 2)
     if not models or len(placed[0]) < fewest:
         missing = sorted(set(photos) - set(placed[0] if models else ()))
+        without = f"; without: {image_folders.listed(missing)}" if missing else ""
         raise ValueError(
-            f"{args.photos}: {len(photos) - len(missing)} of {len(photos)} photos have a pose, fewer than {fewest}; "
-            f"without: {image_folders.listed(missing)}; {ADVICE}, or lower --min_registered"
+            f"{args.photos}: {len(photos) - len(missing)} of {len(photos)} photos have a pose, fewer than {fewest}"
+            f"{without}; {ADVICE}, or lower --min_registered"
         )
     for names in placed[1:]:
         report.add("other model", f"not taken, {len(names)} photos: {', '.join(names)}")
