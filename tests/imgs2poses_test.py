@@ -246,6 +246,19 @@ def test_too_few_photos_are_placed_and_the_next_run_goes_on(fail, imgs2poses, to
     assert not work.exists()
 
 
+def test_photos_of_a_run_that_was_stopped_have_the_same_camera(tool, photos, tmp_path):
+    sparse_models, names, database = tool("support.sparse_models"), names_of(COUNT), tmp_path / "database.db"
+    sparse_models.set_up(0)
+    sparse_models.find_features(database, photos, names[:3], "SIMPLE_RADIAL")
+    sparse_models.find_features(database, photos, names, "SIMPLE_RADIAL")
+    sparse_models.match_features(database, COUNT, is_sequence=False, seed=0)
+    (model,) = sparse_models.find_models(database, photos, tmp_path / "models", COUNT, seed=0)
+    assert sparse_models.names_with_pose(model) == names
+    assert len({image.camera_id for image in model.images.values()}) == 1
+    with pycolmap.Database.open(database) as opened:
+        assert (opened.num_cameras(), opened.num_rigs()) == (1, 1)
+
+
 def test_photos_with_nothing_in_common(fail, noise, tmp_path):
     assert f"{noise}: 0 of 3 photos have a pose, fewer than 3; without: photo_00.png, photo_01.png and " in fail(
         noise, tmp_path / "scene"

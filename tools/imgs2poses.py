@@ -288,6 +288,8 @@ def main(argv: list[str] | None = None) -> int:
             atomic.write_text(unfinished / "imgs2poses.txt", report.text())
     except (ValueError, OSError, RuntimeError) as error:
         return commandline.fail("imgs2poses", error)
+    except KeyboardInterrupt:
+        return commandline.fail("imgs2poses", "stopped; the same command goes on from there", 130)
     if work is not None:
         shutil.rmtree(work, ignore_errors=True)
     print(args.scene)

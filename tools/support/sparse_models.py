@@ -62,6 +62,8 @@ def find_features(database: Path, photos: Path, names: Sequence[str], camera_mod
     """Finds features of photos of one camera; those that the database has are not looked for again."""
     options = pycolmap.ImageReaderOptions(camera_model=camera_model)
     with pycolmap.Database.open(database) as opened:
+        for camera in opened.read_all_cameras():  # one at most: that of a run that was stopped
+            options.existing_camera_id = camera.camera_id
         _run(
             "Finding features",
             "photo",
