@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import sys
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from images_test import save_png
 from PIL import Image, ImageFilter
 
 from nerf_tf.data import llff
@@ -352,6 +354,10 @@ def test_photos_of_other_kinds(tool, tmp_path):
     read = np.asarray(photo_folders.read_upright(tmp_path / "a.png"))
     assert (read[:, :4] == 255).all()
     np.testing.assert_array_equal(read[:, 4:], pixels[:, 4:, :3])
+    deep = pixels[..., :3].astype(np.uint16) * 256 + 77
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    save_png(tmp_path / "deep.png", struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0), rows)
+    np.testing.assert_array_equal(np.asarray(photo_folders.read_upright(tmp_path / "deep.png")), pixels[..., :3])
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.fromarray(pixels[..., :3]).save(tmp_path / "b.png", exif=exif)

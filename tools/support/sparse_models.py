@@ -53,8 +53,8 @@ class View:
 
 
 def set_up(seed: int) -> None:
-    """Silences COLMAP's log but for errors, and seeds its random numbers."""
-    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    """Silences COLMAP's log, as what goes wrong is raised, and seeds its random numbers."""
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
     pycolmap.set_random_seed(seed)
 
 
