@@ -107,7 +107,7 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ValueError: it is not a plain array [N, 17] of finite numbers with 0 < near < far and focal > 0, or a pose in it
             is no rotation.
     """
-    rows = readers.read_npy(path, "; run COLMAP and LLFF's imgs2poses on the photos to make it")
+    rows = readers.read_npy(path, "; make it of the photos with tools/imgs2poses.py")
     if not (rows.ndim == 2 and rows.shape[1] == 17 and len(rows)):
         raise ValueError(f"{path}: expected an array [N, 17], found {rows.shape}")
     with np.errstate(over="ignore"):  # of wider types, which show as infinity then
