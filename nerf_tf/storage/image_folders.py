@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -42,7 +43,7 @@ def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises an error if the name is too long
 
 
-def _list_entries(folder: Path) -> list[str]:
+def list_entries(folder: Path) -> list[str]:
     """Sorted names in a folder but hidden ones; none if there is no such folder."""
     paths = folder.iterdir() if _is_folder(folder) else ()
     return sorted(path.name for path in paths if not path.name.startswith("."))
@@ -50,7 +51,7 @@ def _list_entries(folder: Path) -> list[str]:
 
 def list_files(folder: Path) -> list[str]:
     """Sorted names of the files in a folder but hidden ones; none if there is no such folder."""
-    names = _list_entries(folder)
+    names = list_entries(folder)
     return [name for name in names if name.lower() not in _SYSTEM_FILES and not _is_folder(folder / name)]
 
 
@@ -94,6 +95,34 @@ def find_images(folder: Path, names: Sequence[str]) -> list[Path]:
     return [_find_image(folder, name if _is_image(name) else f"{name}.png", entries_by_stem) for name in names]
 
 
+def match_images(folder: Path, names: Sequence[str]) -> list[list[Path]]:
+    """Finds images below a folder by the last parts of paths that were written elsewhere.
+
+    Returns:
+        For each path the images that share most of its last parts, at least their names: one if all is well. Endings,
+        and small letters and capitals, do not matter.
+    """
+    by_stem = collections.defaultdict(list)
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if _is_image(name) and not name.startswith("."):
+                by_stem[_stem(name)].append(Path(parent, name))
+
+    def shared(path: Path, parents: Sequence[str]) -> int:
+        own = path.relative_to(folder).parts[-2::-1]
+        pairs = zip(own, reversed(parents), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))
+
+    found = []
+    for name in names:
+        *parents, last = PurePath(name.replace("\\", "/")).parts or ("",)
+        ranked = [(shared(path, parents), path) for path in by_stem[_stem(last)]]
+        best = max((rank for rank, _ in ranked), default=0)
+        found.append([path for rank, path in ranked if rank == best])
+    return found
+
+
 def _find_image(folder: Path, name: str, entries_by_stem: Callable[[Path], dict[str, list[str]]]) -> Path:
     written = name.replace("\\", "/")
     for path in (folder / name, folder / written):
@@ -113,7 +142,7 @@ def _find_image(folder: Path, name: str, entries_by_stem: Callable[[Path], dict[
 
 def _entries_by_stem(folder: Path) -> dict[str, list[str]]:
     entries = collections.defaultdict(list)
-    for name in _list_entries(folder):
+    for name in list_entries(folder):
         entries[_stem(name)].append(name)
     return entries
 
