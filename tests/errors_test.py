@@ -535,7 +535,7 @@ TABLE = [
     ),
     # transforms.json
     transforms("no transforms.json", remove(SINGLE)),
-    transforms("image that is nowhere below", lambda s: [path.unlink() for path in s.glob("*/r_1.png")]),
+    transforms("images that are nowhere below", lambda s: [path.unlink() for path in s.glob("*/*.png")]),
     transforms("image of another machine that may be any of several", paths_of_another_machine("r_0.png")),
     transforms("frames that may mean one image", paths_of_another_machine("train/r_2.png")),
     transforms("fisheye", single(camera_model="OPENCV_FISHEYE")),

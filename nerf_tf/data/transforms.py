@@ -70,13 +70,16 @@ def load(datadir: str | os.PathLike[str], factor: int = 8, llffhold: int = 8, wh
     datadir, factor = Path(datadir), factor or 1
     files = _read_files(datadir)
     main = next(iter(files.values()))
-    paths, mask_paths = ([path for file in files.values() for path in find(file)] for find in (_photos, _masks))
+    photos = {name: _find(file, "file_path", file.names, file.paths) for name, file in files.items()}
+    paths = [path for of_file in photos.values() for path in of_file]
+    mask_paths = [path for name, file in files.items() for path in _find_masks(file, photos[name])]
     photo = image_reader.image_size(paths[0])
     size = (photo[0] // factor, photo[1] // factor)
     if min(size) < 1:
         raise ValueError(f"{paths[0]}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
     if factor > 1:
-        logger.info("factor %d: photos of %dx%d become %dx%d", factor, *photo[::-1], *size[::-1])
+        shrunk = (*photo[::-1], *size[::-1])
+        logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
     lenses = [lens for file in files.values() for lens in _lenses(file, photo, size)]
     with readers.path_in_errors(main.file):
         pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
@@ -130,48 +133,49 @@ def _read_files(datadir: Path) -> dict[str, Split]:
 # Photos and masks
 
 
-def _photos(file: Split) -> list[Path]:
-    return _find(file, "file_path", file.names, file.paths)
-
-
-def _masks(file: Split) -> list[Path | None]:
+def _find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
     """A path for each frame; None where it has no mask."""
-    names = {i: file.meta["frames"][i]["mask_path"] for i in file.frames if "mask_path" in file.meta["frames"][i]}
+    names = {i: file.meta["frames"][i].get("mask_path") for i in file.frames}
+    names = {i: name for i, name in names.items() if name is not None}
     for i, name in names.items():
         if not (isinstance(name, str) and 0 < len(name) <= blender.LONGEST_NAME):
             raise ValueError(f"{file.file}: frame {i}: mask_path must be the path of an image")
     written = list(names.values())
-    found = _find(file, "mask_path", written, image_folders.find_images(file.file.parent, written))
+    found = _find(file, "mask_path", written, image_folders.find_images(file.file.parent, written), photos)
     return list(map(dict(zip(names, found, strict=True)).get, file.frames))
 
 
-def _find(file: Split, key: str, names: Sequence[str], paths: Sequence[Path]) -> list[Path]:
-    """The paths; those of another machine or folder are replaced by images with the same ends of their paths.
+def _find(
+    file: Split, key: str, names: Sequence[str], paths: Sequence[Path], not_meant: Sequence[Path] = ()
+) -> list[Path]:
+    """The paths; if none of them exists, as on another machine, images with the same ends of their paths.
 
     Raises:
-        FileNotFoundError: there is no such image, or more than one that may be meant.
-        ValueError: one image is meant by two frames.
+        FileNotFoundError: an image is missing, or several may be meant.
+        ValueError: one image is meant by two names.
     """
-    paths, folder = list(paths), file.file.parent
-    missing = [i for i, path in enumerate(paths) if not os.path.lexists(path)]
-    for i, found in zip(missing, image_folders.match_images(folder, [names[i] for i in missing]), strict=True):
+    folder = file.file.parent
+    if any(map(os.path.lexists, paths)) or not paths:
+        image_folders.require_images(paths)
+        return list(paths)
+    owners = {}
+    for name, found in zip(names, image_folders.match_images(folder, names, not_meant), strict=True):
         if len(found) != 1:
             several = listed([str(path.relative_to(folder)) for path in found])
             there = f"{folder} holds {listed(image_folders.list_entries(folder))}"
             raise FileNotFoundError(
-                f"{file.file}: {key} {names[i][:200]!r}: no such image ({len(missing)} of {len(paths)} are missing); "
+                f"{file.file}: {key} {name[:200]!r}: no such image ({len(paths)} of {len(paths)} are missing); "
                 + (f"{several} end alike: correct the paths" if found else f"{there}, and no image of that name")
             )
-        paths[i] = found[0]
-    if missing:
-        if twice := [path for path in paths if len({n for n, p in zip(names, paths, strict=True) if p == path}) > 1]:
-            meant = twice[0].relative_to(folder)
+        if owners.setdefault(found[0], name) != name:
+            meant = found[0].relative_to(folder)
             raise ValueError(f"{file.file}: {key} of two frames may mean {meant}: correct the paths")
-        logger.info(
-            "%s: %d of %d images were found by the ends of their paths: %s is %s",
-            file.file, len(missing), len(paths), names[missing[0]], paths[missing[0]].relative_to(folder),
-        )  # fmt: skip
-    return paths
+    found = {name: path for path, name in owners.items()}
+    logger.info(
+        "%s: %d images were found by the ends of their paths: %s is %s",
+        file.file, len(names), names[0], found[names[0]].relative_to(folder),
+    )  # fmt: skip
+    return [found[name] for name in names]
 
 
 def _read_masks(paths: Sequence[Path | None], photo: tuple[int, int], factor: int) -> np.ndarray | None:
@@ -223,10 +227,10 @@ def _lenses(file: Split, photo: tuple[int, int], size: tuple[int, int]) -> list[
             record = file.meta | file.meta["frames"][i]
             numbers = {name: value for name, (value, _) in given.items()} | _read_k(record)
             distortion = _read_distortion(record, numbers)
-            fx, fy = (
-                _agreed(numbers, (f"fl_{x}", f"K's f{x}", f"camera_angle_{x}"), a) for x, a in (("x", w), ("y", h))
-            )
-            cx, cy = (_agreed(numbers, (f"c{x}", f"K's c{x}"), a) or 0.5 * a for x, a in (("x", w), ("y", h)))
+            sides = {"x": w, "y": h}
+            fx, fy = (_agreed(numbers, (f"fl_{x}", f"K's f{x}", f"camera_angle_{x}"), sides[x]) for x in "xy")
+            cx, cy = (_agreed(numbers, (f"c{x}", f"K's c{x}"), sides[x]) for x in "xy")
+            cx, cy = 0.5 * w if cx is None else cx, 0.5 * h if cy is None else cy
             if fx is None and fy is None:
                 raise ValueError("it has no focal length: fl_x (pixels), camera_angle_x (radians) or a 3x3 K")
             if not (0 < cx < w and 0 < cy < h):
@@ -254,7 +258,7 @@ def _read_k(record: dict[str, object]) -> dict[str, float]:
 
 def _read_distortion(record: dict[str, object], numbers: dict[str, float]) -> Distortion:
     """The distortion of a frame; ValueError if its lens is of another kind."""
-    model = record.get("camera_model", "OPENCV")
+    model = record.get("camera_model") or "OPENCV"
     lens = next((name for name in OTHER_LENSES if record.get(name)), f"camera_model {str(model)[:40]!r}")
     if lens in OTHER_LENSES or not (isinstance(model, str) and model.upper() in MODELS):
         raise ValueError(f"{lens} is not one of {', '.join(MODELS)}: undistort the images, and export them again")
@@ -320,7 +324,7 @@ def _near_far(
         if name in file.meta:
             limits[i], source = readers.parse_number(file.meta[name], name) / unit, "the file"
     near, far = map(float, limits)
-    if not 0 <= near < far < math.inf:
+    if not 0 <= near < far <= pose_maths.MAX_COORDINATE:
         raise ValueError(f"near {near * unit:g} and far {far * unit:g}: expected 0 <= near < far")
     origin = unit * np.round(to_dataset[:3, 3] / unit, 4) + 0.0  # no minus before 0
     logger.info(

@@ -95,32 +95,33 @@ def find_images(folder: Path, names: Sequence[str]) -> list[Path]:
     return [_find_image(folder, name if _is_image(name) else f"{name}.png", entries_by_stem) for name in names]
 
 
-def match_images(folder: Path, names: Sequence[str]) -> list[list[Path]]:
-    """Finds images below a folder by the last parts of paths that were written elsewhere.
+def match_images(folder: Path, names: Sequence[str], not_meant: Sequence[Path] = ()) -> list[list[Path]]:
+    """Finds images below a folder, but for those not meant, by the last parts of paths that were written elsewhere.
 
     Returns:
-        For each path the images that share most of its last parts, at least their names: one if all is well. Endings,
-        and small letters and capitals, do not matter.
+        For each path the images that share most of its last parts: one if all is well. They must share as many as the
+        best of all paths do, or their whole path within the folder: where a photo is missing, a mask of its name is
+        not meant. Endings, and small letters and capitals, do not matter.
     """
-    by_stem = collections.defaultdict(list)
+    by_stem, not_meant = collections.defaultdict(list), set(not_meant)
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if _is_image(name) and not name.startswith("."):
-                by_stem[_stem(name)].append(Path(parent, name))
-
-    def shared(path: Path, parents: Sequence[str]) -> int:
-        own = path.relative_to(folder).parts[-2::-1]
-        pairs = zip(own, reversed(parents), strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))
-
-    found = []
+            path = Path(parent, name)
+            if _is_image(name) and not name.startswith(".") and path not in not_meant:
+                by_stem[_stem(name)].append(([part.lower() for part in path.relative_to(folder).parts[-2::-1]], path))
+    ranked = []
     for name in names:
-        *parents, last = PurePath(name.replace("\\", "/")).parts or ("",)
-        ranked = [(shared(path, parents), path) for path in by_stem[_stem(last)]]
-        best = max((rank for rank, _ in ranked), default=0)
-        found.append([path for rank, path in ranked if rank == best])
-    return found
+        *parents, last = PurePath(name.lower().replace("\\", "/")).parts or ("",)
+        found = []
+        for own, path in by_stem[_stem(last)]:
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(own, parents[::-1], strict=False))
+            shared = len(list(same))
+            found.append((shared, shared == len(own), path))
+        most = max((shared for shared, _, _ in found), default=-1)
+        ranked.append([match for match in found if match[0] == most])
+    top = max((shared for found in ranked for shared, _, _ in found), default=0)
+    return [[path for shared, whole, path in found if shared == top or whole] for found in ranked]
 
 
 def _find_image(folder: Path, name: str, entries_by_stem: Callable[[Path], dict[str, list[str]]]) -> Path:
