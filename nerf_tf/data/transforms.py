@@ -50,7 +50,13 @@ INSIDE = 0.999
 Lens = tuple[Camera, Distortion]
 
 
-def load(datadir: str | os.PathLike[str], factor: int = 8, llffhold: int = 8, white_bkgd: bool = False) -> Scene:
+def load(
+    datadir: str | os.PathLike[str],
+    factor: int = 8,
+    llffhold: int = 8,
+    white_bkgd: bool = False,
+    keep_alpha: bool = False,
+) -> Scene:
     """Loads a scene of transforms.json, or of transforms_train.json and those for val and test beside it.
 
     The origin moves to the point that the cameras look at, else to the middle of them, and half of the cameras come to
@@ -61,6 +67,7 @@ def load(datadir: str | os.PathLike[str], factor: int = 8, llffhold: int = 8, wh
         factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size.
         llffhold: without splits in the file, every llffhold-th photo by name is for test and validation, as in LLFF.
         white_bkgd: lay photos on white by their alpha; nothing is expected behind what the cameras look at then.
+        keep_alpha: with white_bkgd, also return the alpha of images that have one.
 
     Raises:
         FileNotFoundError: the file or an image is missing.
@@ -90,13 +97,14 @@ def load(datadir: str | os.PathLike[str], factor: int = 8, llffhold: int = 8, wh
     i_train, i_val, i_test = _split(files, poses, llffhold)
     images = image_reader.read_images(
         paths,
-        transform=functools.partial(image_files.shrink, factor=factor, white_bkgd=white_bkgd),
+        transform=functools.partial(image_files.shrink, factor=factor, white_bkgd=white_bkgd, keep_alpha=keep_alpha),
         transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
     )
     masks = _read_masks(mask_paths, photo, factor)
     _undistort(images, masks, lenses, cameras)
     return Scene(
-        images=images,
+        images=images[..., :3],
+        alphas=images[..., 3] if images.shape[-1] == 4 else None,
         poses=poses.astype(np.float32),
         cameras=cameras,
         near=near,
