@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from nerf_tf import build_hash_grid
 from nerf_tf.camera_paths import scene_paths
-from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf.data import blender, deepvoxels, llff, transforms
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.visible_space import ray_box
@@ -49,11 +49,13 @@ def load_scene(settings: Settings) -> Scene:
     set_up_tensorflow()
     if not Path(settings.datadir).is_dir():
         raise FileNotFoundError(f"{settings.datadir}: no such folder; --datadir names the folder of the scene")
+    keep_alpha = settings.field == "hash_grid"
     if settings.dataset_type == "llff":
         scene = llff.load(settings.datadir, settings.factor, settings.spherify, settings.llffhold, settings.no_ndc)
     elif settings.dataset_type == "blender":
-        keep_alpha = settings.field == "hash_grid"
         scene = blender.load(settings.datadir, settings.half_res, settings.testskip, settings.white_bkgd, keep_alpha)
+    elif settings.dataset_type == "transforms":
+        scene = transforms.load(settings.datadir, settings.factor, settings.llffhold, settings.white_bkgd, keep_alpha)
     else:
         scene = deepvoxels.load(settings.datadir, settings.shape, settings.testskip)
     near = scene.near if settings.near is None else settings.near

@@ -34,14 +34,13 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
         ValueError: near is 0 in a scene without NDC and bounds.
     """
     space, own = grid_space(settings, scene), hash_grid_settings(settings)
-    photos = settings.dataset_type == "llff"
     training = PackedTrainSettings(
         lrate=settings.grid_lrate,
         steps=settings.N_iters,
         minutes=settings.train_minutes,
         perturb=settings.perturb > 0,
         # Each ray of a photo ends at something; where photos have an alpha, it says which rays do.
-        random_background=photos or scene.alphas is not None,
+        random_background=_show_surroundings(settings) or scene.alphas is not None,
         white_bkgd=settings.white_bkgd,
         distortion=DISTORTION if space.contracted else 0.0,
     )
@@ -50,13 +49,18 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
     return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)
 
 
+def _show_surroundings(settings: Settings) -> bool:
+    """Whether images are photos with all that is around, rather than pictures of an object before nothing."""
+    return settings.dataset_type == "llff" or (settings.dataset_type == "transforms" and not settings.white_bkgd)
+
+
 def grid_space(settings: Settings, scene: Scene) -> GridSpace:
     """Where a hash grid lies: in the box of what can be seen, or for photos without NDC in all of space, contracted.
 
     Raises:
         ValueError: in contracted space samples are even in 1/t, which needs near > 0.
     """
-    if scene.ndc or settings.dataset_type != "llff":
+    if scene.ndc or not _show_surroundings(settings):
         box = ray_box(scene) if scene.ndc else seen_box(scene)
         return GridSpace(box.lower.astype(np.float32), box.upper.astype(np.float32))
     if scene.near <= 0:

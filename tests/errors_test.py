@@ -31,7 +31,9 @@ from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
-FLAGS_OF = {"blender": BLENDER, "llff": LLFF, "deepvoxels": DEEPVOXELS}
+TRANSFORMS = [*BLENDER, "--dataset_type=transforms", "--factor=1"]
+FLAGS_OF = {"blender": BLENDER, "llff": LLFF, "deepvoxels": DEEPVOXELS, "transforms": TRANSFORMS}
+SINGLE = "transforms.json"
 TRAIN, VAL, TEST = (f"transforms_{name}.json" for name in ("train", "val", "test"))
 VIEW, PHOTO, GREEK = "train/r_1.png", "images_2/im03.png", "train/greek"
 
@@ -85,7 +87,7 @@ def data(kind: str, name: str, spoil: Spoil, flags_of_run: str = "", meanwhile: 
     return Mistake(name, kind, lambda here: spoil(here / "scene"), flags_of_run, 1, meanwhile)
 
 
-blender, llff, deepvoxels = (functools.partial(data, kind) for kind in FLAGS_OF)
+blender, llff, deepvoxels, transforms = (functools.partial(data, kind) for kind in FLAGS_OF)
 
 
 def other(name: str, spoil: Spoil, flags_of_run: str, meanwhile: Meanwhile = no_trouble) -> Mistake:
@@ -142,6 +144,29 @@ def meta(change: Callable[[dict], object], name: str = TRAIN) -> Spoil:
         (folder / name).write_text(json.dumps(content))
 
     return spoil
+
+
+def single(**values: object) -> Spoil:
+    """Gives transforms.json other values."""
+    return meta(lambda content: content.update(values), SINGLE)
+
+
+def paths_of_another_machine(name: str) -> Spoil:
+    def edit(content: dict) -> None:
+        for i, view in enumerate(content["frames"]):
+            view["file_path"] = f"/home/bob/{'' if name == 'r_0.png' else f'{i}/'}{name}"
+
+    return meta(edit, SINGLE)
+
+
+def mask_of_another_size(folder: Path) -> None:
+    Image.new("L", (7, 9)).save(folder / "mask.png")
+    meta(lambda content: content["frames"][1].update(mask_path="mask.png"), SINGLE)(folder)
+
+
+def points_that_are_none(folder: Path) -> None:
+    (folder / "sparse_pc.ply").write_bytes(b"")
+    single(ply_file_path="sparse_pc.ply")(folder)
 
 
 def frame(key: str, value: object) -> Spoil:
@@ -508,6 +533,23 @@ TABLE = [
         rows(lambda a: a.__setitem__((slice(None), slice(0, 15)), a[0, :15])),
         "--spherify --no_ndc",
     ),
+    # transforms.json
+    transforms("no transforms.json", remove(SINGLE)),
+    transforms("images that are nowhere below", lambda s: [path.unlink() for path in s.glob("*/*.png")]),
+    transforms("image of another machine that may be any of several", paths_of_another_machine("r_0.png")),
+    transforms("frames that may mean one image", paths_of_another_machine("train/r_2.png")),
+    transforms("fisheye", single(camera_model="OPENCV_FISHEYE")),
+    transforms("distortion of a fisheye", single(k4=0.1)),
+    transforms("distortion of a pinhole", single(camera_model="PINHOLE", k1=0.1)),
+    transforms("distortion that nothing is left of", single(k1=-9)),
+    transforms("focal lengths at odds", single(fl_x=50, camera_angle_x=0.69)),
+    transforms("no focal length", meta(lambda m: m.pop("camera_angle_x"), SINGLE)),
+    transforms("principal point outside", single(cx=480)),
+    transforms("matrix of a camera that is none", single(K=np.eye(3)[::-1].tolist())),
+    transforms("near beyond far in the file", single(near=9, far=2)),
+    transforms("photo for training and test", single(train_filenames=["train/r_1"], test_filenames=["./train/r_1"])),
+    transforms("mask of another size", mask_of_another_size),
+    transforms("points that are none", points_that_are_none),
     # DeepVoxels
     deepvoxels("shape that is not there", nothing, "--shape=vase"),
     deepvoxels("no intrinsics", remove(f"{GREEK}/intrinsics.txt")),
@@ -606,8 +648,12 @@ ENDS = [
 def valid(tmp_path_factory) -> Path:
     """A valid scene of each kind, and weights that go with the flags."""
     folder = tmp_path_factory.mktemp("valid")
-    for kind in FLAGS_OF:
+    for kind in ("blender", "llff", "deepvoxels"):
         shutil.copytree(SCENES / kind, folder / kind)
+    shutil.copytree(SCENES / "blender", folder / "transforms")
+    for name in (VAL, TEST):
+        (folder / "transforms" / name).unlink()
+    (folder / "transforms" / TRAIN).rename(folder / "transforms" / SINGLE)
     for path in folder.glob("deepvoxels/*/greek/rgb/*.png"):
         Image.open(path).resize((16, 16)).save(path)
     trainer = trainer_of("")

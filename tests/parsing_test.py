@@ -312,7 +312,7 @@ def test_config_text_is_the_files(write):
         ("half_res = [True]", ["half_res is a list", "True or False"]),
         ("half_res = maybe", ["half_res = maybe", "expected True or False"]),
         ("lrate =", ["lrate =", "expected a number > 0"]),
-        ("dataset_type = llf", ["dataset_type = llf", "expected one of llff, blender, deepvoxels"]),
+        ("dataset_type = llf", ["dataset_type = llf", "expected one of llff, blender, deepvoxels, transforms"]),
         ("=3", ["=3"]),
     ],
 )
@@ -435,7 +435,7 @@ def test_help_lists_every_flag_in_its_group(capsys, word):
     expected = [title for group, options in GROUPS.items() for title in (group, *(f"--{o.name}" for o in options))]
     assert titles[: len(expected)] == expected
     assert "rays in a training step (default: 4096)" in text
-    assert "--dataset_type llff|blender|deepvoxels" in text
+    assert "--dataset_type llff|blender|deepvoxels|transforms" in text
     assert "--netchunk INT|auto" in text
     assert ("--log_somewhere" in text) == (word == "--helpfull")
 

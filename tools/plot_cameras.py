@@ -5,7 +5,7 @@
     python tools/plot_cameras.py --axes
 
 An LLFF scene is drawn before and after it is recentred (or, with --spherify, moved onto the unit sphere); other kinds
-as in their files, and with the path for videos. --axes draws the axis conventions instead of a scene. Prints the
+as they are loaded, and with the path for videos. --axes draws the axis conventions instead of a scene. Prints the
 picture's path.
 """
 
@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from support import commandline
 
-from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf.data import blender, deepvoxels, llff, transforms
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import ndc_to_metric_t
 from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
 from nerf_tf.output import figures
+from nerf_tf.settings.options import OPTIONS
 
 NDC_STEPS = np.linspace(0.0, 1.0, 9)  # t of the samples drawn
 # Other levels are too close together in space for labels.
@@ -74,12 +76,12 @@ def _middle_row(camera: Camera, c2w: np.ndarray, cols: np.ndarray) -> tuple[np.n
     return origins.numpy(), directions.numpy()
 
 
-def _draw_frusta(axes, camera: Camera, poses: np.ndarray, size: float, colour: str, label: str | None = None) -> None:
+def _draw_frusta(axes, cameras: Sequence[Camera], poses: np.ndarray, size: float, colour: str, label: str = "") -> None:
     """Draws pyramids of `size` along the optical axis, with a dark upper edge of the image."""
-    for i, c2w in enumerate(poses):
+    for i, (camera, c2w) in enumerate(zip(cameras, poses, strict=True)):
         tip, *corners = frustum(camera, c2w, size)
         a, b, c, d = corners
-        axes.plot(*np.array([a, tip, b, c, tip, d, a]).T, color=colour, lw=0.8, label=None if i else label)
+        axes.plot(*np.array([a, tip, b, c, tip, d, a]).T, color=colour, lw=0.8, label=None if i else label or None)
         axes.plot(*np.array([c, d]).T, color=colour, lw=0.8)
         axes.plot(*np.array([a, b]).T, color=figures.INK, lw=1.5)
 
@@ -106,19 +108,20 @@ def _add_space(figure, place, title: str, poses: np.ndarray, shown: np.ndarray):
 
 
 def _draw_cameras(
-    figure, place, title: str, camera: Camera, groups: dict[str, np.ndarray], path: np.ndarray | None = None
+    figure, place, title: str, groups: dict[str, tuple[Sequence[Camera], np.ndarray]], path: np.ndarray | None = None
 ) -> None:
-    """Draws a 3-D panel: frusta, coloured by group of poses, the world's axes and the path's centres."""
-    poses = np.concatenate(list(groups.values()))
+    """Draws a 3-D panel: frusta, coloured by group, the world's axes and the path's centres."""
+    poses = np.concatenate([group for _, group in groups.values()])
     centres = poses[:, :, 3]
     spread = np.ptp(centres, axis=0).max() or 1.0
     size = 0.14 * spread
-    corners = np.concatenate([frustum(camera, c2w, size) for c2w in poses])
+    views = [view for cameras, group in groups.values() for view in zip(cameras, group, strict=True)]
+    corners = np.concatenate([frustum(camera, c2w, size) for camera, c2w in views])
     shown = np.concatenate([corners, np.zeros([1, 3]), 0.3 * spread * np.eye(3)])
     axes = _add_space(figure, place, title, poses, shown)
     _draw_world(axes, 0.3 * spread)
-    for (label, group), colour in zip(groups.items(), RAY_COLOURS, strict=False):
-        _draw_frusta(axes, camera, group, size, colour, label)
+    for (label, (cameras, group)), colour in zip(groups.items(), RAY_COLOURS, strict=False):
+        _draw_frusta(axes, cameras, group, size, colour, label)
     if path is not None:
         axes.plot(*path[:, :, 3].T, color=figures.PALE, lw=1.2, label="path for videos")
     axes.legend(loc="upper right", frameon=False, fontsize=9)
@@ -172,8 +175,9 @@ def draw_llff(datadir: Path, spherify: bool):
         title = "On the unit sphere: its centre is what the cameras look at"
     figure = figures.new_figure(12.0, 6.0 if spherify else 11.0)
     grid = figure.add_gridspec(1 if spherify else 2, 2, wspace=0.38, hspace=0.2)
-    _draw_cameras(figure, grid[0, 0], "As in the file, but for axes and scale", camera, {"cameras": before})
-    _draw_cameras(figure, grid[0, 1], title, camera, {"cameras": after}, path)
+    cameras = [camera] * len(poses)
+    _draw_cameras(figure, grid[0, 0], "As in the file, but for axes and scale", {"cameras": (cameras, before)})
+    _draw_cameras(figure, grid[0, 1], title, {"cameras": (cameras, after)}, path)
     if not spherify:
         outermost = after[[np.argmin(after[:, 0, 3]), np.argmax(after[:, 0, 3])]]
         cols = np.linspace(0.0, width, 4)
@@ -186,12 +190,16 @@ def draw_llff(datadir: Path, spherify: bool):
 def draw_scene(scene: Scene):
     """Draws cameras of a scene, coloured by split, and its path for videos."""
     figure = figures.new_figure(12.0, 6.0)
-    groups = {"train": scene.i_train, "validation": scene.i_val, "test": scene.i_test}
-    poses = {f"{name}, {len(chosen)}": scene.poses[chosen] for name, chosen in groups.items()}
+    splits = {"train": scene.i_train, "validation": scene.i_val, "test": scene.i_test}
+    groups = {
+        f"{name}, {len(chosen)}": ([scene.cameras[i] for i in chosen], scene.poses[chosen])
+        for name, chosen in splits.items()
+    }
     places = figure.add_gridspec(1, 2)
-    _draw_cameras(figure, places[0], "Cameras", scene.cameras[0], poses)
+    _draw_cameras(figure, places[0], "Cameras", groups)
     path = scene.render_poses
-    _draw_cameras(figure, places[1], "Path for videos", scene.cameras[0], {f"path, {len(path)}": path})
+    groups = {f"path, {len(path)}": ([scene.cameras[0]] * len(path), path)}
+    _draw_cameras(figure, places[1], "Path for videos", groups)
     figure.subplots_adjust(left=0.03, right=0.95, bottom=0.05, top=0.92, wspace=0.1)
     return figure
 
@@ -204,7 +212,7 @@ def draw_axes():
         shown = 0.95 * np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
         axes = _add_space(figure, place, name, pose[None], shown)
         axes.set_axis_off()
-        _draw_frusta(axes, camera, pose[None], 0.5, figures.PALE)
+        _draw_frusta(axes, [camera], pose[None], 0.5, figures.PALE)
         columns = convert(pose)[:, :3].T
         for i, (column, word) in enumerate(zip(columns, words, strict=True)):
             colour = (figures.RED, figures.GREEN, figures.BLUE)[i]
@@ -217,7 +225,7 @@ def draw_axes():
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = commandline.Parser("plot_cameras", __doc__)
-    parser.add_argument("--dataset_type", choices=("llff", "blender", "deepvoxels"), default="llff")
+    parser.add_argument("--dataset_type", choices=OPTIONS["dataset_type"].choices, default="llff")
     parser.add_argument("--datadir", type=Path, help="folder of the scene")
     parser.add_argument("--spherify", action="store_true", help="llff: cameras around an object")
     parser.add_argument("--shape", default="greek", help="deepvoxels: the object")
@@ -241,6 +249,8 @@ def main(argv: list[str] | None = None) -> int:
             figure = draw_llff(args.datadir, args.spherify)
         elif args.dataset_type == "blender":
             figure = draw_scene(blender.load(args.datadir, half_res=True, testskip=args.testskip))
+        elif args.dataset_type == "transforms":
+            figure = draw_scene(transforms.load(args.datadir))
         else:
             figure = draw_scene(deepvoxels.load(args.datadir, args.shape, args.testskip))
         figures.save(figure, out)

@@ -47,16 +47,13 @@ def _whole_path(scene: Scene, kind: str, frames: int) -> np.ndarray:
         if scene.ndc:
             raise ValueError("--render_path orbit goes around the scene, and NDC holds its front only; take spiral")
         return paths.orbit_around(scene.poses, frames).astype(np.float32)
-    middle = pose_maths.average_pose(scene.poses)
-    if np.any(scene.poses[:, :, 2] @ middle[:, 2] <= 0):
+    if not paths.face_one_way(scene.poses):
         raise ValueError(
             "--render_path spiral is for cameras that face one way, and these look from around; take orbit"
         )
     if scene.ndc:
         return scene.render_poses  # the loader's own spiral; its focus follows from bounds that NDC does not keep
-    recentred = pose_maths.compose(pose_maths.invert(middle), scene.poses)
-    spiral = paths.spiral_path(recentred, scene.near, scene.far, frames)
-    return pose_maths.compose(middle, spiral).astype(np.float32)
+    return paths.spiral_among(scene.poses, scene.near, scene.far, frames).astype(np.float32)
 
 
 def _resample(poses: np.ndarray, frames: int) -> np.ndarray:

@@ -28,10 +28,13 @@ LARGEST_TEXT = 2**24
 LONGEST_NAME = 1000
 # Intrinsics that other programs write, for all frames or in each; lengths are in pixels of images of w x h.
 LENGTHS, DISTORTIONS = ("fl_x", "fl_y", "cx", "cy"), ("k1", "k2", "k3", "k4", "p1", "p2")
+INTRINSICS = ("camera_angle_x", "w", "h", *LENGTHS, *DISTORTIONS)
 # The first of these that a frame has gives its focal length.
 FOCALS = ("camera_angle_x", "fl_x", "fl_y")
 # Values lie between 0 and these, which messages give in words.
-LIMITS = {"camera_angle_x": (np.pi, "pi (radians)")} | dict.fromkeys(("fl_x", "fl_y", "w", "h"), (1e9, "1e9 (pixels)"))
+LIMITS = dict.fromkeys(("camera_angle_x", "camera_angle_y"), (np.pi, "pi (radians)")) | dict.fromkeys(
+    ("fl_x", "fl_y", "w", "h"), (1e9, "1e9 (pixels)")
+)
 # Cameras here have one focal length, a centred principal point and no distortion. What differs by a larger part than
 # this is refused rather than ignored.
 TOLERANCE = 0.01
@@ -43,6 +46,8 @@ class Split:
 
     Attributes:
         file: the transforms file.
+        meta: all that it holds.
+        names: N images as the file names them.
         paths: N images, which may be missing.
         poses: [N, 3, 4] camera-to-world.
         frames: N numbers of frames.
@@ -50,6 +55,8 @@ class Split:
     """
 
     file: Path
+    meta: dict[str, object]
+    names: list[str]
     paths: list[Path]
     poses: np.ndarray
     frames: Sequence[int]
@@ -108,7 +115,7 @@ def load(
     images = image_reader.read_images(
         paths,
         transform=functools.partial(
-            _drop_alpha, half_res=half_res, white_bkgd=white_bkgd, keep_alpha=keep_alpha and white_bkgd
+            image_files.shrink, factor=2 if half_res else 1, white_bkgd=white_bkgd, keep_alpha=keep_alpha
         ),
         transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
     )
@@ -137,14 +144,7 @@ def load(
 def _focal(intrinsics: dict[str, tuple[float, str]], height: int, width: int) -> float:
     """Focal length of one camera, in pixels of an image of this size; raises ValueError as `Split.focal`."""
     given = {name: value for name, (value, _) in intrinsics.items()}
-    # Images may have been resized since; lengths are then in pixels of the former size.
-    w = given.get("w", given.get("h", height) * width / height)
-    h = given.get("h", w * height / width)
-    if not abs(w / h * height - width) <= 1.0 + TOLERANCE * width:
-        raise ValueError(
-            f"{intrinsics['w'][1]} has w {w:g} and h {h:g}, but images are {width}x{height}, of other proportions; "
-            "export the cameras of these images"
-        )
+    w, h = former_size(intrinsics, height, width)
     source = next(name for name in FOCALS if name in given)
     focal = 0.5 * w / math.tan(0.5 * given[source]) if source == "camera_angle_x" else given[source]
     expected = dict(zip(LENGTHS, (focal, focal, 0.5 * w, 0.5 * h), strict=True))
@@ -160,36 +160,52 @@ def _focal(intrinsics: dict[str, tuple[float, str]], height: int, width: int) ->
     return focal * (width / w)
 
 
-def _drop_alpha(image: np.ndarray, half_res: bool, white_bkgd: bool, keep_alpha: bool = False) -> np.ndarray:
-    """[H, W, 3 or 4] -> [h, w, 3]. As in the original, alpha is resized with the colours before it is used.
+def former_size(intrinsics: dict[str, tuple[float, str]], height: int, width: int) -> tuple[float, float]:
+    """Width and height of the images that lengths are about: these may have been resized since.
 
-    With keep_alpha it comes behind them, where there is one: [h, w, 4].
+    Raises:
+        ValueError: these have other proportions.
     """
-    if half_res:
-        image = image_files.area_resize(image, image.shape[0] // 2, image.shape[1] // 2)
-    if keep_alpha and image.shape[-1] == 4:
-        return np.concatenate([image_files.composite_white(image), image[..., 3:]], axis=-1)
-    return image_files.composite_white(image) if white_bkgd else image[..., :3]
+    given = {name: value for name, (value, _) in intrinsics.items()}
+    w = given.get("w", given.get("h", height) * width / height)
+    h = given.get("h", w * height / width)
+    if not abs(w / h * height - width) <= 1.0 + TOLERANCE * width:
+        raise ValueError(
+            f"{intrinsics['w'][1]} has w {w:g} and h {h:g}, but images are {width}x{height}, of other proportions; "
+            "export the cameras of these images"
+        )
+    return w, h
 
 
-def read_split(path: Path, stride: int = 1) -> Split:
+def read_split(
+    path: Path,
+    stride: int = 1,
+    intrinsic_names: Sequence[str] = INTRINSICS,
+    hint: str = "; a Blender scene has transforms_train, _val and _test.json",
+) -> Split:
     """Reads every stride-th frame of a transforms file; images are named, not opened.
+
+    Args:
+        path: the file.
+        stride: see above.
+        intrinsic_names: which numbers of cameras to read.
+        hint: end of the message if there is no such file.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
     """
-    meta = readers.read_json(path, LARGEST_TEXT, "; a Blender scene has transforms_train, _val and _test.json")
+    meta = readers.read_json(path, LARGEST_TEXT, hint)
     if not isinstance(meta, dict):
         raise ValueError(f"{path} lacks 'camera_angle_x' and 'frames'")
-    shared = _read_intrinsics(meta, str(path))
+    shared = _read_intrinsics(meta, str(path), intrinsic_names)
     frames = _field(meta, "frames", str(path))
     if not (isinstance(frames, list) and frames):
         raise ValueError(f"{path}: frames must be a list of at least one view")
     names, poses, intrinsics, kept = [], [], [], range(0, len(frames), stride)
     for index in kept:
         where = f"{path}: frame {index}"
-        intrinsics.append(shared | _read_intrinsics(frames[index], where))
+        intrinsics.append(shared | _read_intrinsics(frames[index], where, intrinsic_names))
         name = _field(frames[index], "file_path", where)
         if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME):
             raise ValueError(f"{where}: file_path is {reprlib.repr(name)}; it must be the path of an image")
@@ -198,13 +214,13 @@ def read_split(path: Path, stride: int = 1) -> Split:
         poses.append(readers.parse_camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
     pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in kept])
-    return Split(path, image_folders.find_images(path.parent, names), poses, kept, intrinsics)
+    return Split(path, meta, names, image_folders.find_images(path.parent, names), poses, kept, intrinsics)
 
 
-def _read_intrinsics(record: object, where: str) -> dict[str, tuple[float, str]]:
+def _read_intrinsics(record: object, where: str, names: Sequence[str]) -> dict[str, tuple[float, str]]:
     """Intrinsics in the file's or a frame's record by name: the value, and `where`."""
     found = {}
-    for name in (*LIMITS, *LENGTHS, *DISTORTIONS):
+    for name in names:
         if isinstance(record, dict) and name in record:
             value = readers.parse_number(record[name], f"{where}: {name}")
             below, words = LIMITS.get(name, (np.inf, ""))

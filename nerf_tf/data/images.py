@@ -1,4 +1,4 @@
-"""What loaders do to photos: lay them on white, resize them, make smaller copies."""
+"""What loaders do to photos: lay them on white, resize and resample them, make smaller copies."""
 
 from __future__ import annotations
 
@@ -34,6 +34,31 @@ def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized.numpy().reshape(*batch, height, width, channels)
 
 
+def shrink(image: np.ndarray, factor: int, white_bkgd: bool, keep_alpha: bool = False) -> np.ndarray:
+    """[H, W, 3 or 4] -> [H // factor, W // factor, 3], on white by alpha or without it.
+
+    As in the original's `half_res`, alpha is resized with the colours before it is used. With white_bkgd and keep_alpha
+    it comes behind them, where there is one: [h, w, 4].
+    """
+    if factor > 1:
+        image = area_resize(image, image.shape[0] // factor, image.shape[1] // factor)
+    if white_bkgd and keep_alpha and image.shape[-1] == 4:
+        return np.concatenate([composite_white(image), image[..., 3:]], axis=-1)
+    return composite_white(image) if white_bkgd else image[..., :3]
+
+
+def resample(image: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """Bilinear values of an image [H, W, C] at rows and columns [...]: float32 [..., C]; the edge goes on outside."""
+    height, width = image.shape[:2]
+    rows, cols = np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)
+    top, left = rows.astype(int), cols.astype(int)
+    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    down, across = (np.float32(x)[..., None] for x in (rows - top, cols - left))
+    upper = image[top, left] * (1 - across) + image[top, right] * across
+    lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
+    return upper * (1 - down) + lower * down
+
+
 def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
     """Makes smaller PNG copies of `datadir`/images, unless they are there; the original calls mogrify for this.
 
@@ -64,16 +89,14 @@ def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
     if len({path.stem for path in paths}) < len(paths):
         raise ValueError(f"{source}: two images differ only in their ending, so their PNG copies would share a name")
 
-    def shrink(path: Path, folder: Path) -> None:
+    def copy(path: Path, folder: Path) -> None:
         image = image_reader.decode(path)
         size = tuple(max(1, int(side / factor + 0.5)) for side in image.size)
         image.resize(size, Image.Resampling.LANCZOS).save(folder / f"{path.stem}.png")
 
     try:
         with complete_folder(target) as unfinished:
-            image_reader.run_parallel(
-                lambda index: shrink(paths[index], unfinished), len(paths), f"Making {target.name}"
-            )
+            image_reader.run_parallel(lambda index: copy(paths[index], unfinished), len(paths), f"Making {target.name}")
     except OSError:
         if not target.is_dir():  # by another process, which was faster
             raise

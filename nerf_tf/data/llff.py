@@ -66,7 +66,7 @@ def load(
     with readers.path_in_errors(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
     _warn_of_other_size(hwf / factor, *images.shape[1:3], bounds_file)
-    i_train, i_test = _hold_out(poses, llffhold)
+    i_train, i_test = hold_out(poses, llffhold)
     return Scene(
         images=images,
         poses=poses.astype(np.float32),
@@ -268,7 +268,7 @@ def _common_focal(focals: np.ndarray, path: Path) -> float:
     return float(focals[0])
 
 
-def _hold_out(poses: np.ndarray, llffhold: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(poses: np.ndarray, llffhold: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits the views [N] into indices for training and for test."""
     views = np.arange(len(poses), dtype=np.int64)
     if llffhold > 0:

@@ -69,7 +69,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 
     By default a batch holds rays of all training images; every ray comes once in an epoch, in an order keyed by
     (seed, epoch), and the short last batch of an epoch is dropped. With `no_batching` it holds different pixels of one
-    random training image.
+    random training image. Where the scene has masks, only pixels within them are drawn.
 
     Args:
         scene: the photos; those in i_train are used.
@@ -88,7 +88,8 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
     height, width = scene.images.shape[1:3]
     choose = _choose_from_one_image if settings.no_batching else _choose_from_all_images
     with tf.device("CPU:0"):  # tf.data runs on the host; on a GPU the photos would only take memory
-        choose_rays = choose(len(scene.i_train), height, width, settings, tf.constant([seed, 0], tf.int64))
+        masks = None if scene.masks is None else scene.masks[scene.i_train]
+        choose_rays = choose(len(scene.i_train), height, width, settings, tf.constant([seed, 0], tf.int64), masks)
         images = tf.constant(scene.images[scene.i_train])
         alphas = None if scene.alphas is None else tf.constant(scene.alphas[scene.i_train])
         poses = tf.constant(scene.poses[scene.i_train])
@@ -124,8 +125,11 @@ def _shuffled(index: tf.Tensor, key: tf.Tensor, purpose: int, round_: tf.Tensor,
     )
 
 
-def _choose_from_all_images(images: int, height: int, width: int, settings: BatchSettings, key: tf.Tensor):
-    total = images * height * width
+def _choose_from_all_images(
+    images: int, height: int, width: int, settings: BatchSettings, key: tf.Tensor, masks: np.ndarray | None
+):
+    kept = None if masks is None else tf.constant(np.flatnonzero(masks))
+    total = images * height * width if kept is None else len(kept)
     batches = total // settings.N_rand
     if batches == 0:
         raise ValueError(f"N_rand {settings.N_rand} is more than the {total} rays of all training images; lower N_rand")
@@ -134,29 +138,47 @@ def _choose_from_all_images(images: int, height: int, width: int, settings: Batc
         epoch, batch = step // batches, step % batches
         index = batch * settings.N_rand + tf.range(settings.N_rand, dtype=tf.int64)
         ray = _shuffled(index, key, EPOCH, epoch, total)
+        ray = ray if kept is None else tf.gather(kept, ray)
         image, pixel = ray // (height * width), ray % (height * width)
         return image, pixel // width, pixel % width
 
     return choose
 
 
-def _choose_from_one_image(images: int, height: int, width: int, settings: BatchSettings, key: tf.Tensor):
+def _choose_from_one_image(
+    images: int, height: int, width: int, settings: BatchSettings, key: tf.Tensor, masks: np.ndarray | None
+):
     half_rows, half_cols = int(height // 2 * settings.precrop_frac), int(width // 2 * settings.precrop_frac)
     whole = np.array([0, height, 0, width])
     centre = np.array([height // 2 - half_rows, 2 * half_rows, width // 2 - half_cols, 2 * half_cols])
+    kept = []  # pixels within masks of each image, then of each image's centre
     for name, window in [("an image", whole), ("the centre crop", centre if settings.precrop_iters > 0 else whole)]:
-        if settings.N_rand > window[1] * window[3]:
+        fewest, within = window[1] * window[3], ""
+        if masks is not None:
+            inside = np.zeros_like(masks)
+            rows, cols = (slice(first, first + count) for first, count in window.reshape(2, 2))
+            inside[:, rows, cols] = masks[:, rows, cols]
+            kept += [np.flatnonzero(mask) for mask in inside]
+            fewest, within = min(map(len, kept[-images:])), " within its mask"
+        if settings.N_rand > fewest:
             raise ValueError(
-                f"N_rand {settings.N_rand} is more than the {window[1] * window[3]} pixels of {name}; lower N_rand"
+                f"N_rand {settings.N_rand} is more than the {fewest} pixels of {name}{within}; lower N_rand"
                 + (", or raise precrop_frac" if name == "the centre crop" else "")
             )
+    counts = tf.constant([len(pixels) for pixels in kept], tf.int64)
+    kept = tf.constant(np.concatenate([*kept, []]), tf.int64)
 
     def choose(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image_seed = tf.random.fold_in(tf.random.fold_in(key, IMAGE), step)
         image = tf.random.stateless_uniform([], image_seed, maxval=images, dtype=tf.int64)
+        index = tf.range(settings.N_rand, dtype=tf.int64)
+        if masks is not None:
+            entry = image + tf.where(step < settings.precrop_iters, np.int64(images), np.int64(0))
+            pixel = _shuffled(index, key, PIXELS, step, tf.gather(counts, entry))
+            pixel = tf.gather(kept, tf.gather(tf.cumsum(counts, exclusive=True), entry) + pixel)
+            return tf.fill([settings.N_rand], image), pixel // width, pixel % width
         window = tf.cast(tf.where(step < settings.precrop_iters, centre, whole), tf.int64)
         first_row, rows, first_col, cols = tf.unstack(window)
-        index = tf.range(settings.N_rand, dtype=tf.int64)
         pixel = _shuffled(index, key, PIXELS, step, rows * cols)
         return tf.fill([settings.N_rand], image), first_row + pixel // cols, first_col + pixel % cols
 

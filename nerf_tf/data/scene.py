@@ -27,6 +27,7 @@ class Scene:
         bounds: [N, 2] least and greatest depth of what each view shows, in this world's units, where the data has them.
         alphas: [N, H, W] in [0, 1], how far each pixel hides the white that it was composited on; None where that is
             unknown, or was not asked for.
+        masks: [N, H, W] bool, which pixels to train on; None: all.
     """
 
     images: np.ndarray
@@ -43,6 +44,7 @@ class Scene:
     names: tuple[str, ...] = ()
     bounds: np.ndarray | None = None
     alphas: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
     @property
     def unit(self) -> float:

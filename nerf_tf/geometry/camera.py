@@ -35,13 +35,18 @@ class Camera:
         Raises:
             ValueError: the focal length is outside of `FOCAL_RANGE`.
         """
-        longer, (shortest, longest) = max(height, width), FOCAL_RANGE
-        if not shortest * longer <= focal <= longest * longer:
-            raise ValueError(
-                f"focal length {focal:g} does not go with images of {width}x{height}; expected pixels, "
-                f"{shortest * longer:g} to {longest * longer:g}"
-            )
-        return cls(height, width, focal, focal, 0.5 * width, 0.5 * height)
+        return cls(height, width, focal, focal, 0.5 * width, 0.5 * height).checked()
+
+    def checked(self) -> Camera:
+        """Returns this camera; raises ValueError if a focal length is outside of `FOCAL_RANGE`."""
+        longer, (shortest, longest) = max(self.height, self.width), FOCAL_RANGE
+        for focal in (self.fx, self.fy):
+            if not shortest * longer <= focal <= longest * longer:
+                raise ValueError(
+                    f"focal length {focal:g} does not go with images of {self.width}x{self.height}; expected pixels, "
+                    f"{shortest * longer:g} to {longest * longer:g}"
+                )
+        return self
 
     def downscaled(self, factor: int) -> Camera:
         """Returns this camera with sides divided by `factor` and rounded down, as `--render_factor` does.

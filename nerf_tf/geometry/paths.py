@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nerf_tf.geometry.poses import average_pose, look_at, nearest_point_to_axes, normalise
+from nerf_tf.geometry.poses import average_pose, compose, invert, look_at, nearest_point_to_axes, normalise
 
 
 def spiral_path(
@@ -38,6 +38,18 @@ def spiral_path(
     offsets = np.stack([np.cos(theta), -np.sin(theta), -np.sin(theta * zrate)], axis=-1) * radii
     centres = offsets @ middle[:, :3].T + middle[:, 3]
     return np.stack([look_at(centre - target, up, centre) for centre in centres])
+
+
+def face_one_way(poses: np.ndarray, cosine: float = 0.0) -> bool:
+    """Whether all of `poses` [N, 3, 4] look along their average, within an angle of that cosine."""
+    average = poses[:, :, 2].mean(axis=0)
+    return bool(np.all(poses[:, :, 2] @ average > cosine * np.linalg.norm(average)))
+
+
+def spiral_among(poses: np.ndarray, near: float, far: float, frames: int = 120) -> np.ndarray:
+    """Makes the `spiral_path` [frames, 3, 4] of cameras [N, 3, 4] that need not be recentred."""
+    middle = average_pose(poses)
+    return compose(middle, spiral_path(compose(invert(middle), poses), near, far, frames))
 
 
 def circle_path(poses: np.ndarray, frames: int = 120) -> np.ndarray:

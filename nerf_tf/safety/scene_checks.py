@@ -26,9 +26,6 @@ BOUND_OUTLIER = 10.0
 # Likewise for a camera's distance from the middle of all, in medians of that distance: a straight line of cameras
 # reaches 2, and the circles, spirals and hemispheres tried stay below 3.
 CAMERA_OUTLIER = 10.0
-# Optical axes meet where they miss their common point by less than this part of the cameras' spread: a correlation of
-# 0.97 between where a camera stands and where it looks. Fern's, 0.2, are just within.
-MEETING_MISS = 0.25
 # Share of the views for which the scene must lie out of near and far.
 SHARE_OUT_OF_RANGE = 0.25
 # Seconds that a copy may be older than its photo: unpacking and copying give files the current time in any order.
@@ -92,7 +89,7 @@ def check_range(scene: Scene) -> list[str]:
         least, most = scene.bounds.T
         what, remedy = f"the scene lies at {least.min():.3g} to {most.max():.3g}", "leave --near and --far out"
     else:
-        depths = _meeting_depths(scene.poses)
+        depths = pose_maths.meeting_depths(scene.poses)
         if depths is None:
             return []
         least = most = depths
@@ -106,21 +103,6 @@ def check_range(scene: Scene) -> list[str]:
         f"near {scene.near:.3g} and far {scene.far:.3g} leave out what {outside} of {len(least)} views show: {what}; "
         f"{remedy}"
     ]
-
-
-def _meeting_depths(poses: np.ndarray) -> np.ndarray | None:
-    """Depths [N] of the point where the optical axes of `poses` [N, 3, 4] meet, or None where they do not."""
-    poses = poses.astype(np.float64)
-    try:
-        point = pose_maths.nearest_point_to_axes(poses)
-    except ValueError:  # they are parallel
-        return None
-    offsets, back = point - poses[:, :, 3], poses[:, :, 2]
-    depths = -np.sum(offsets * back, axis=-1)
-    misses = np.linalg.norm(offsets + depths[:, None] * back, axis=-1)
-    if np.median(misses) > MEETING_MISS * np.median(_distances_from_middle(poses)) or np.mean(depths > 0) < 0.9:
-        return None
-    return depths
 
 
 def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
@@ -148,7 +130,7 @@ def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
 
 def check_cameras(scene: Scene) -> list[str]:
     """Warns of cameras far away from all others, by which the scene's origin and scale are spoilt."""
-    distances = _distances_from_middle(scene.poses.astype(np.float64))
+    distances = pose_maths.distances_from_middle(scene.poses)
     # A hand that hardly moves has outliers too; they are harmless as long as the scene is farther away than they are.
     depth = scene.near if scene.bounds is None else np.median(scene.bounds[:, 0])
     usual = np.median(distances)
@@ -159,12 +141,6 @@ def check_cameras(scene: Scene) -> list[str]:
         f"{_name(scene, away)}: the camera is {distances[away].max() * scene.unit:.3g} from the middle of all, "
         f"and the median is {usual * scene.unit:.3g}; it moves the whole scene out of place; {_remedy(scene, away)}"
     ]
-
-
-def _distances_from_middle(poses: np.ndarray) -> np.ndarray:
-    """Distances [N] of the centres of `poses` [N, 3, 4] from their median, which a few stray ones do not move."""
-    centres = poses[:, :, 3]
-    return np.linalg.norm(centres - np.median(centres, axis=0), axis=-1)
 
 
 def check_copies(scene: Scene, datadir: Path) -> list[str]:

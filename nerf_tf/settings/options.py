@@ -151,7 +151,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("render_factor", int, 0, "divide the sides of rendered images by this; 0: full size", low=0),
     ),
     "data": (
-        Option("dataset_type", str, "llff", "kind of scene", choices=("llff", "blender", "deepvoxels")),
+        Option("dataset_type", str, "llff", "kind of scene", choices=("llff", "blender", "deepvoxels", "transforms")),
         Option(
             "testskip",
             int,
@@ -176,7 +176,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("half_res", bool, False, "halve the images' sides", datasets=("blender",)),
     ),
     "llff": (
-        Option("factor", int, 8, "divide the images' sides by this; 0 or 1: full size", low=0, datasets=("llff",)),
+        Option(
+            "factor",
+            int,
+            8,
+            "divide the images' sides by this; 0 or 1: full size (transforms, too)",
+            low=0,
+            datasets=("llff", "transforms"),
+        ),
         Option(
             "no_ndc",
             bool,
@@ -190,9 +197,9 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "llffhold",
             int,
             8,
-            "every n-th image is a test image; 0: only the most central one",
+            "every n-th image is a test image; 0: only the most central one (transforms without splits, too)",
             low=0,
-            datasets=("llff",),
+            datasets=("llff", "transforms"),
         ),
     ),
     "logging": (

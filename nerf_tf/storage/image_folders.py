@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -42,7 +43,7 @@ def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises an error if the name is too long
 
 
-def _list_entries(folder: Path) -> list[str]:
+def list_entries(folder: Path) -> list[str]:
     """Sorted names in a folder but hidden ones; none if there is no such folder."""
     paths = folder.iterdir() if _is_folder(folder) else ()
     return sorted(path.name for path in paths if not path.name.startswith("."))
@@ -50,7 +51,7 @@ def _list_entries(folder: Path) -> list[str]:
 
 def list_files(folder: Path) -> list[str]:
     """Sorted names of the files in a folder but hidden ones; none if there is no such folder."""
-    names = _list_entries(folder)
+    names = list_entries(folder)
     return [name for name in names if name.lower() not in _SYSTEM_FILES and not _is_folder(folder / name)]
 
 
@@ -94,6 +95,35 @@ def find_images(folder: Path, names: Sequence[str]) -> list[Path]:
     return [_find_image(folder, name if _is_image(name) else f"{name}.png", entries_by_stem) for name in names]
 
 
+def match_images(folder: Path, names: Sequence[str], not_meant: Sequence[Path] = ()) -> list[list[Path]]:
+    """Finds images below a folder, but for those not meant, by the last parts of paths that were written elsewhere.
+
+    Returns:
+        For each path the images that share most of its last parts: one if all is well. They must share as many as the
+        best of all paths do, or their whole path within the folder: where a photo is missing, a mask of its name is
+        not meant. Endings, and small letters and capitals, do not matter.
+    """
+    by_stem, not_meant = collections.defaultdict(list), set(not_meant)
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(parent, name)
+            if _is_image(name) and not name.startswith(".") and path not in not_meant:
+                by_stem[_stem(name)].append(([part.lower() for part in path.relative_to(folder).parts[-2::-1]], path))
+    ranked = []
+    for name in names:
+        *parents, last = PurePath(name.lower().replace("\\", "/")).parts or ("",)
+        found = []
+        for own, path in by_stem[_stem(last)]:
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(own, parents[::-1], strict=False))
+            shared = len(list(same))
+            found.append((shared, shared == len(own), path))
+        most = max((shared for shared, _, _ in found), default=-1)
+        ranked.append([match for match in found if match[0] == most])
+    top = max((shared for found in ranked for shared, _, _ in found), default=0)
+    return [[path for shared, whole, path in found if shared == top or whole] for found in ranked]
+
+
 def _find_image(folder: Path, name: str, entries_by_stem: Callable[[Path], dict[str, list[str]]]) -> Path:
     written = name.replace("\\", "/")
     for path in (folder / name, folder / written):
@@ -113,7 +143,7 @@ def _find_image(folder: Path, name: str, entries_by_stem: Callable[[Path], dict[
 
 def _entries_by_stem(folder: Path) -> dict[str, list[str]]:
     entries = collections.defaultdict(list)
-    for name in _list_entries(folder):
+    for name in list_entries(folder):
         entries[_stem(name)].append(name)
     return entries
 

@@ -44,8 +44,8 @@ ZIP_ERRORS = (*PARSER_ERRORS, OSError, RuntimeError, struct.error, zipfile.BadZi
 
 
 @contextlib.contextmanager
-def path_in_errors(path: Path) -> Iterator[None]:
-    """Puts the file's name before the message of a ValueError raised by the block."""
+def path_in_errors(path: Path | str) -> Iterator[None]:
+    """Puts the file's name, or a place in it, before the message of a ValueError raised by the block."""
     try:
         yield
     except ValueError as error:
@@ -129,8 +129,8 @@ def parse_number(value: object, name: str) -> float:
     raise ValueError(f"{name} is {reprlib.repr(value)}, which is not a number")
 
 
-def parse_camera_matrix(value: object, name: str) -> np.ndarray:
-    """Converts a camera-to-world matrix [4, 4] or [3, 4] from JSON to float64 [3, 4] of finite numbers.
+def parse_matrix(value: object, name: str, shapes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Converts a matrix of one of `shapes` from JSON to float64, all finite.
 
     Raises:
         ValueError: it is no such matrix; the message begins with its `name`.
@@ -139,10 +139,21 @@ def parse_camera_matrix(value: object, name: str) -> np.ndarray:
         matrix = np.asarray(value, np.float64)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name} is not a matrix of numbers") from error
-    if matrix.shape not in ((3, 4), (4, 4)):
-        raise ValueError(f"{name} has shape {matrix.shape}; it must be 4x4 or 3x4")
+    if matrix.shape not in shapes:
+        expected = " or ".join(f"{rows}x{columns}" for rows, columns in shapes)
+        raise ValueError(f"{name} has shape {matrix.shape}; it must be {expected}")
     if not np.all(np.isfinite(matrix)):
         raise ValueError(f"{name} holds NaN or infinity")
+    return matrix
+
+
+def parse_camera_matrix(value: object, name: str) -> np.ndarray:
+    """Converts a camera-to-world matrix [4, 4] or [3, 4] from JSON to float64 [3, 4] of finite numbers.
+
+    Raises:
+        ValueError: it is no such matrix; the message begins with its `name`.
+    """
+    matrix = parse_matrix(value, name, ((4, 4), (3, 4)))
     if np.any(np.abs(matrix[3:, :3]) > 1e-6):
         last = ", ".join(f"{x:g}" for x in matrix[3])
         raise ValueError(f"{name} ends in the row {last} and not in 0, 0, 0, 1: is it transposed?")

@@ -150,7 +150,7 @@ class Page:
             photo = self._client.scene.add_camera_frustum(
                 f"/cameras/{i}",
                 fov=2.0 * np.arctan(0.5 * camera.height / camera.fy),
-                aspect=camera.width / camera.height,
+                aspect=camera.width / camera.fx * camera.fy / camera.height,
                 scale=PHOTO_SIZE * self._spread,
                 thickness=1.5,
                 thickness_units="screen",

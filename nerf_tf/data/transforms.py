@@ -1,0 +1,394 @@
+"""Loads scenes of a transforms.json, as instant-ngp, nerfstudio, Polycam, Record3D and BlenderNeRF write it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nerf_tf.data import blender, llff
+from nerf_tf.data import images as image_files
+from nerf_tf.data.blender import Split
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import paths as camera_paths
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.distortion import Distortion, find_pinhole, source_pixels
+from nerf_tf.storage import image_folders, image_reader, ply, readers
+from nerf_tf.storage.image_folders import listed
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+# What `camera_model` may be: those whose distortion is a part of OPENCV's.
+PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
+MODELS = (*PINHOLES, "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
+# How instant-ngp says that a lens is of another kind, and coefficients that OPENCV has not.
+OTHER_LENSES, OTHER_DISTORTIONS = ("is_fisheye", "latlong", "ftheta_p0"), ("k4", "k5", "k6")
+INTRINSICS = (*blender.INTRINSICS, "camera_angle_y", "k5", "k6")
+# instant-ngp's unit cube, and what was done to the poses already: coordinates are those of the file's poses.
+WITHOUT_EFFECT = ("aabb_scale", "scale", "offset", "from_na", "applied_transform", "applied_scale")
+# Long lenses have coefficients of thousands, as positions are small there; more is no lens.
+LARGEST_COEFFICIENT = 1e7
+# Near and far where nothing tells them, in distances to the point that the cameras look at: of an object before
+# nothing, as of the original's Blender scenes, and of photos, which show what is around it.
+OBJECT_RANGE, PHOTO_RANGE = (0.5, 1.5), (0.2, 8.0)
+# The same of cameras that look at nothing in common, in distances of cameras from their middle.
+UNKNOWN_RANGE = (0.1, 20.0)
+# Cosine of the angle, 50 degrees, within which cameras that face one way look along their average.
+ONE_WAY = 0.64
+# Percentiles of the depths of sparse points, as some are always wrong, and the room left before and beyond.
+POINT_PERCENTILES, POINT_MARGINS = (0.1, 99.9), (0.9, 1.1)
+# Share of a resized or undistorted pixel that has to be within its mask: all but rounding.
+INSIDE = 0.999
+
+Lens = tuple[Camera, Distortion]
+
+
+def load(
+    datadir: str | os.PathLike[str],
+    factor: int = 8,
+    llffhold: int = 8,
+    white_bkgd: bool = False,
+    keep_alpha: bool = False,
+) -> Scene:
+    """Loads a scene of transforms.json, or of transforms_train.json and those for val and test beside it.
+
+    The origin moves to the point that the cameras look at, else to the middle of them, and half of the cameras come to
+    lie within distance 1 of it. Distorted photos are resampled to those of a pinhole camera. There is no NDC.
+
+    Args:
+        datadir: folder of the file.
+        factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size.
+        llffhold: without splits in the file, every llffhold-th photo by name is for test and validation, as in LLFF.
+        white_bkgd: lay photos on white by their alpha; nothing is expected behind what the cameras look at then.
+        keep_alpha: with white_bkgd, also return the alpha of images that have one.
+
+    Raises:
+        FileNotFoundError: the file or an image is missing.
+        ValueError: the file is malformed, its cameras contradict themselves or are no pinholes, or images differ in
+            size.
+    """
+    datadir, factor = Path(datadir), factor or 1
+    files = _read_files(datadir)
+    main = next(iter(files.values()))
+    photos = {name: _find(file, "file_path", file.names, file.paths) for name, file in files.items()}
+    paths = [path for of_file in photos.values() for path in of_file]
+    mask_paths = [path for name, file in files.items() for path in _find_masks(file, photos[name])]
+    photo = image_reader.image_size(paths[0])
+    size = (photo[0] // factor, photo[1] // factor)
+    if min(size) < 1:
+        raise ValueError(f"{paths[0]}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
+    if factor > 1:
+        shrunk = (*photo[::-1], *size[::-1])
+        logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
+    lenses = [lens for file in files.values() for lens in _lenses(file, photo, size)]
+    with readers.path_in_errors(main.file):
+        pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
+        cameras = tuple(pinholes[lens] for lens in lenses)
+        poses, to_dataset = _normalise(np.concatenate([file.poses for file in files.values()]))
+        near, far = _near_far(main, poses, cameras, to_dataset, white_bkgd)
+        path = _path(poses, near, far)
+    i_train, i_val, i_test = _split(files, poses, llffhold)
+    images = image_reader.read_images(
+        paths,
+        transform=functools.partial(image_files.shrink, factor=factor, white_bkgd=white_bkgd, keep_alpha=keep_alpha),
+        transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
+    )
+    masks = _read_masks(mask_paths, photo, factor)
+    _undistort(images, masks, lenses, cameras)
+    return Scene(
+        images=images[..., :3],
+        alphas=images[..., 3] if images.shape[-1] == 4 else None,
+        poses=poses.astype(np.float32),
+        cameras=cameras,
+        near=near,
+        far=far,
+        ndc=False,
+        i_train=i_train,
+        i_val=i_val,
+        i_test=i_test,
+        render_poses=path.astype(np.float32),
+        to_dataset=to_dataset,
+        names=tuple(os.path.relpath(path, datadir) for path in paths),
+        masks=masks,
+    )
+
+
+def _read_files(datadir: Path) -> dict[str, Split]:
+    """The files of a scene: those of splits by the splits' names, or the one of all photos, under ""."""
+    single, of_split = datadir / "transforms.json", {name: datadir / f"transforms_{name}.json" for name in SPLITS}
+    of_split = {name: path for name, path in of_split.items() if os.path.lexists(path)}
+    if "train" not in of_split:
+        of_split = {"": single}
+    elif os.path.lexists(single):
+        logger.info("%s is not read, as there is transforms_train.json", single)
+    if list(of_split) == ["train"]:
+        of_split = {"": of_split["train"]}
+    hint = "; --dataset_type transforms takes it, or transforms_train.json and transforms_test.json"
+    files = {name: blender.read_split(path, 1, INTRINSICS, hint) for name, path in of_split.items()}
+    for file in files.values():
+        if ignored := [name for name in WITHOUT_EFFECT if name in file.meta]:
+            logger.info("%s: %s without effect: poses count as they stand", file.file, listed(ignored))
+    return files
+
+
+# Photos and masks
+
+
+def _find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
+    """A path for each frame; None where it has no mask."""
+    names = {i: file.meta["frames"][i].get("mask_path") for i in file.frames}
+    names = {i: name for i, name in names.items() if name is not None}
+    for i, name in names.items():
+        if not (isinstance(name, str) and 0 < len(name) <= blender.LONGEST_NAME):
+            raise ValueError(f"{file.file}: frame {i}: mask_path must be the path of an image")
+    written = list(names.values())
+    found = _find(file, "mask_path", written, image_folders.find_images(file.file.parent, written), photos)
+    return list(map(dict(zip(names, found, strict=True)).get, file.frames))
+
+
+def _find(
+    file: Split, key: str, names: Sequence[str], paths: Sequence[Path], not_meant: Sequence[Path] = ()
+) -> list[Path]:
+    """The paths; if none of them exists, as on another machine, images with the same ends of their paths.
+
+    Raises:
+        FileNotFoundError: an image is missing, or several may be meant.
+        ValueError: one image is meant by two names.
+    """
+    folder = file.file.parent
+    if any(map(os.path.lexists, paths)) or not paths:
+        image_folders.require_images(paths)
+        return list(paths)
+    owners = {}
+    for name, found in zip(names, image_folders.match_images(folder, names, not_meant), strict=True):
+        if len(found) != 1:
+            several = listed([str(path.relative_to(folder)) for path in found])
+            there = f"{folder} holds {listed(image_folders.list_entries(folder))}"
+            raise FileNotFoundError(
+                f"{file.file}: {key} {name[:200]!r}: no such image ({len(paths)} of {len(paths)} are missing); "
+                + (f"{several} end alike: correct the paths" if found else f"{there}, and no image of that name")
+            )
+        if owners.setdefault(found[0], name) != name:
+            meant = found[0].relative_to(folder)
+            raise ValueError(f"{file.file}: {key} of two frames may mean {meant}: correct the paths")
+    found = {name: path for path, name in owners.items()}
+    logger.info(
+        "%s: %d images were found by the ends of their paths: %s is %s",
+        file.file, len(names), names[0], found[names[0]].relative_to(folder),
+    )  # fmt: skip
+    return [found[name] for name in names]
+
+
+def _read_masks(paths: Sequence[Path | None], photo: tuple[int, int], factor: int) -> np.ndarray | None:
+    """Masks [N, H, W] of the frames, None if no frame has one. White is within, black is left out."""
+    if not any(paths):
+        return None
+    masks = np.ones([len(paths), photo[0] // factor, photo[1] // factor], bool)
+
+    def read(i: int) -> None:
+        if paths[i] is None:
+            return
+        mask = image_reader.read_image(paths[i])[..., :3].max(axis=-1, keepdims=True)
+        if mask.shape[:2] != photo:
+            raise ValueError(
+                f"{paths[i]}: {mask.shape[1]}x{mask.shape[0]}, but photos are {photo[1]}x{photo[0]}; a mask has the "
+                "size of its photo"
+            )
+        white = np.float32(mask > 0.5 * mask.max())  # which is 1 of 255 in some files
+        masks[i] = image_files.shrink(white, factor, white_bkgd=False)[..., 0] > INSIDE
+
+    image_reader.run_parallel(read, len(paths), "Reading masks")
+    return masks
+
+
+def _undistort(images: np.ndarray, masks: np.ndarray | None, lenses: list[Lens], cameras: Sequence[Camera]) -> None:
+    """Replaces photos of lenses by those of pinhole cameras, and their masks."""
+    source = functools.lru_cache(maxsize=2)(source_pixels)
+    distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
+
+    def undistort(index: int) -> None:
+        i = distorted[index]
+        rows, cols = source(cameras[i], *lenses[i])
+        images[i] = image_files.resample(images[i], rows, cols)
+        if masks is not None:
+            masks[i] = image_files.resample(np.float32(masks[i, ..., None]), rows, cols)[..., 0] > INSIDE
+
+    image_reader.run_parallel(undistort, len(distorted), "Undistorting images")
+
+
+# Cameras
+
+
+def _lenses(file: Split, photo: tuple[int, int], size: tuple[int, int]) -> list[Lens]:
+    """Each frame's camera for images of `size`, height and width, that photos were shrunk to, and its distortion."""
+    lenses = []
+    for i, given in zip(file.frames, file.intrinsics, strict=True):
+        w, h = blender.former_size(given, *photo)
+        with readers.path_in_errors(f"{file.file}: frame {i}"):
+            record = file.meta | file.meta["frames"][i]
+            numbers = {name: value for name, (value, _) in given.items()} | _read_k(record)
+            distortion = _read_distortion(record, numbers)
+            sides = {"x": w, "y": h}
+            fx, fy = (_agreed(numbers, (f"fl_{x}", f"K's f{x}", f"camera_angle_{x}"), sides[x]) for x in "xy")
+            cx, cy = (_agreed(numbers, (f"c{x}", f"K's c{x}"), sides[x]) for x in "xy")
+            cx, cy = 0.5 * w if cx is None else cx, 0.5 * h if cy is None else cy
+            if fx is None and fy is None:
+                raise ValueError("it has no focal length: fl_x (pixels), camera_angle_x (radians) or a 3x3 K")
+            if not (0 < cx < w and 0 < cy < h):
+                raise ValueError(
+                    f"its principal point {cx:g}, {cy:g} is outside of images of {w:g}x{h:g}; if the images were "
+                    "resized, add the former w and h"
+                )
+            across, down = size[1] / w, size[0] / h
+            camera = Camera(*size, (fx or fy) * across, (fy or fx) * down, cx * across, cy * down)
+            lenses.append((camera.checked(), distortion))
+    return lenses
+
+
+def _read_k(record: dict[str, object]) -> dict[str, float]:
+    """The numbers of a 3x3 matrix `K`, under names of their own."""
+    if "K" not in record:
+        return {}
+    matrix = readers.parse_matrix(record["K"], "K", ((3, 3),))
+    rest = matrix * [[0, 1, 0], [1, 0, 0], [1, 1, 1]] - np.diag([0, 0, 1])
+    if min(matrix[0, 0], matrix[1, 1]) <= 0 or np.abs(rest).max() > 1e-6:
+        raise ValueError("K must be [fx, 0, cx], [0, fy, cy], [0, 0, 1]")
+    (fx, _, cx), (_, fy, cy), _ = matrix.tolist()
+    return {"K's fx": fx, "K's fy": fy, "K's cx": cx, "K's cy": cy}
+
+
+def _read_distortion(record: dict[str, object], numbers: dict[str, float]) -> Distortion:
+    """The distortion of a frame; ValueError if its lens is of another kind."""
+    model = record.get("camera_model") or "OPENCV"
+    lens = next((name for name in OTHER_LENSES if record.get(name)), f"camera_model {str(model)[:40]!r}")
+    if lens in OTHER_LENSES or not (isinstance(model, str) and model.upper() in MODELS):
+        raise ValueError(f"{lens} is not one of {', '.join(MODELS)}: undistort the images, and export them again")
+    given = {name: numbers[name] for name in (*Distortion._fields, *OTHER_DISTORTIONS) if numbers.get(name)}
+    for name, value in given.items():
+        if name in OTHER_DISTORTIONS or model.upper() in PINHOLES:
+            raise ValueError(f"{name} {value:g} is no distortion of {model}: undistort the images, or correct the file")
+        if not abs(value) <= LARGEST_COEFFICIENT:
+            raise ValueError(f"{name} {value:g} is no coefficient of a lens")
+    return Distortion(**given)
+
+
+def _agreed(numbers: dict[str, float], names: Sequence[str], side: float) -> float | None:
+    """The length in pixels, of images with that side, that `names` are ways to say; None if none of them is there.
+
+    Raises:
+        ValueError: two of them contradict each other.
+    """
+    found = {name: numbers[name] for name in names if name in numbers}
+    lengths = [
+        0.5 * side / math.tan(0.5 * value) if name.startswith("camera") else value for name, value in found.items()
+    ]
+    for length in lengths[1:]:
+        if not abs(length - lengths[0]) <= blender.TOLERANCE * abs(lengths[0]):
+            said = " and ".join(f"{name} {value:g}" for name, value in found.items())
+            pixels = " and ".join(f"{length:g}" for length in lengths)
+            raise ValueError(f"{said} contradict each other ({pixels} pixels of {side:g}); remove or correct one")
+    return lengths[0] if lengths else None
+
+
+# World, range, path and splits
+
+
+def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and scales the world as `load` says; returns poses [N, 3, 4] and the similarity [4, 4] that undoes it."""
+    meet = pose_maths.meeting_depths(poses) is not None
+    origin = pose_maths.nearest_point_to_axes(poses) if meet else np.median(poses[:, :, 3], axis=0)
+    unit = float(np.median(np.linalg.norm(poses[:, :, 3] - origin, axis=-1))) or 1.0
+    to_dataset = np.eye(4)
+    to_dataset[:3] = np.concatenate([unit * np.eye(3), origin[:, None]], axis=-1)
+    poses = np.concatenate([poses[:, :, :3], (poses[:, :, 3:] - origin[:, None]) / unit], axis=-1)
+    pose_maths.require_rigid(poses, [f"view {i}, centred and scaled" for i in range(len(poses))])
+    return poses, to_dataset
+
+
+def _near_far(
+    file: Split, poses: np.ndarray, cameras: Sequence[Camera], to_dataset: np.ndarray, white_bkgd: bool
+) -> tuple[float, float]:
+    """The file's near and far, else the range of the sparse points that it names, else a guess from the cameras."""
+    unit, depths, limits = to_dataset[0, 0], pose_maths.meeting_depths(poses), []
+    if isinstance(name := file.meta.get("ply_file_path"), str) and os.path.lexists(file.file.parent / name):
+        points = ply.read_points(file.file.parent / name)
+        points = (points[np.isfinite(points).all(axis=-1)] - to_dataset[:3, 3]) / unit
+        seen = [_visible_depths(camera, c2w, points) for camera, c2w in zip(cameras, poses, strict=True)]
+        if sum(map(len, seen)):
+            limits, source = np.percentile(np.concatenate(seen), POINT_PERCENTILES) * POINT_MARGINS, name
+    if not len(limits) and depths is not None:
+        typical = np.percentile(depths, [10, 90])  # without the views that look elsewhere
+        limits, source = typical * (OBJECT_RANGE if white_bkgd else PHOTO_RANGE), "the point that cameras look at"
+    elif not len(limits):
+        limits, source = np.array(UNKNOWN_RANGE), "nothing but the cameras' distances from each other"
+    for i, name in enumerate(("near", "far")):
+        if name in file.meta:
+            limits[i], source = readers.parse_number(file.meta[name], name) / unit, "the file"
+    near, far = map(float, limits)
+    if not 0 <= near < far <= pose_maths.MAX_COORDINATE:
+        raise ValueError(f"near {near * unit:g} and far {far * unit:g}: expected 0 <= near < far")
+    origin = unit * np.round(to_dataset[:3, 3] / unit, 4) + 0.0  # no minus before 0
+    logger.info(
+        "%s: 1 unit is %.4g of the file's, and the origin is at %.4g, %.4g, %.4g there; near %.3g and far %.3g follow "
+        "from %s (--near and --far, in units, set others)",
+        file.file, unit, *origin, near, far, source,
+    )  # fmt: skip
+    return near, far
+
+
+def _visible_depths(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Depths of those of the points [P, 3] that lie within the image."""
+    row, col, z = camera.project(c2w, points)
+    return -z[(z < 0) & (row >= 0) & (row <= camera.height) & (col >= 0) & (col <= camera.width)]
+
+
+def _path(poses: np.ndarray, near: float, far: float) -> np.ndarray:
+    """A spiral before cameras that face one way, a circle around what cameras look at, else from camera to camera."""
+    depths = pose_maths.meeting_depths(poses)
+    if camera_paths.face_one_way(poses, ONE_WAY):
+        # A spiral looks at what the cameras look at, where that is known.
+        near, far = (near, far) if depths is None else np.median(depths) * np.array(OBJECT_RANGE)
+        return camera_paths.spiral_among(poses, max(near, 0.05 * far), far)
+    return poses if depths is None else camera_paths.orbit_around(poses)
+
+
+def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int) -> list[np.ndarray]:
+    """Indices of training, validation and test views; validation and test stand in for each other."""
+    views = np.arange(len(poses), dtype=np.int64)
+    if "" not in files:
+        labels = np.repeat(list(files), [len(file.names) for file in files.values()])
+        train, val, test = (views[labels == name] for name in SPLITS)
+    elif any(f"{name}_filenames" in files[""].meta for name in SPLITS):
+        train, val, test = _listed_views(files[""])
+    else:
+        order = np.array(sorted(views, key=lambda i: files[""].names[i]))
+        train, test = (order[chosen] for chosen in llff.hold_out(poses[order], llffhold))
+        val = test
+    return [train, val if val.size else test, test if test.size else val]
+
+
+def _listed_views(file: Split) -> list[np.ndarray]:
+    """Views that train_filenames, val_filenames and test_filenames list; what only others list not is for training."""
+    views = {os.path.normpath(name.replace("\\", "/")): i for i, name in enumerate(file.names)}
+    chosen = {}
+    for split in SPLITS:
+        listing = file.meta.get(f"{split}_filenames", [])
+        if not (isinstance(listing, list) and all(isinstance(name, str) for name in listing)):
+            raise ValueError(f"{file.file}: {split}_filenames must be a list of paths")
+        names = {os.path.normpath(name.replace("\\", "/")) for name in listing}
+        if unknown := sorted(names - views.keys()):
+            logger.warning("%s: %s_filenames: no frame has %s", file.file, split, listed(unknown))
+        chosen[split] = {views[name] for name in names & views.keys()}
+    if both := chosen["train"] & (chosen["val"] | chosen["test"]):
+        name = file.names[min(both)][:200]
+        raise ValueError(f"{file.file}: {name!r} is listed for training and for tests: take it out of one list")
+    if "train_filenames" not in file.meta:
+        chosen["train"] = set(views.values()) - chosen["val"] - chosen["test"]
+    return [np.array(sorted(chosen[split]), np.int64) for split in SPLITS]
