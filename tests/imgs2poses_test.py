@@ -43,7 +43,7 @@ def walls() -> np.ndarray:
     rng = np.random.default_rng(0)
     sums = np.zeros((6, 256, 256, 3))
     for wall in sums:
-        for side in (16, 64, 128, 256):
+        for side in (16, 64, 128):
             noise = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
             wall += np.asarray(noise.resize((256, 256), Image.Resampling.BICUBIC))
     return 255 * (sums - sums.min()) / np.ptp(sums)
@@ -175,7 +175,7 @@ def test_poses_of_known_cameras(imgs2poses, photos, walls, tmp_path):
     upright = Image.open(photos / "photo_05.png").convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
-    upright.transpose(Image.Transpose.ROTATE_90).save(photos / "photo_05.jpg", quality=97, exif=exif)
+    upright.transpose(Image.Transpose.ROTATE_90).save(photos / "photo_05.jpg", quality=97, subsampling=0, exif=exif)
     (photos / "photo_05.png").unlink()
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)).save(photos / STRAY)
@@ -221,9 +221,9 @@ def test_poses_of_known_cameras(imgs2poses, photos, walls, tmp_path):
     )
     for name, c2w in zip(names, true, strict=True):
         expected = Image.fromarray(photograph(walls, pinhole, c2w)[0])
-        # Resampling blurs the finest noise, which is a pixel wide: compared without it.
+        # Compared without what is finer than resampling keeps.
         pair = [np.asarray(image.reduce(3), float) for image in (expected, Image.open(scene / "images" / name))]
-        assert np.abs(pair[0] - pair[1]).mean() < 3.5
+        assert np.abs(pair[0] - pair[1]).mean() < 2.5
 
 
 def test_too_few_photos_are_placed_and_the_next_run_goes_on(fail, imgs2poses, tool, photos, tmp_path, monkeypatch):
