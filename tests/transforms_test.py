@@ -19,7 +19,7 @@ from fuzz_test import assert_sane, damage_file, refused_by_name, restore, try_ou
 from hypothesis import strategies as st
 from PIL import Image
 
-from nerf_tf import build
+from nerf_tf import build, build_hash_grid
 from nerf_tf.data import blender, transforms
 from nerf_tf.data import images as image_files
 from nerf_tf.data.pipeline import BatchSettings, ray_batches
@@ -709,11 +709,11 @@ def test_a_run_from_transforms_to_video(tmp_path):
 def test_a_hash_grid_holds_what_is_around_photos_and_the_object_alone_where_alpha_says_so():
     """The alphas of a scene of the original; without --white_bkgd all of space counts."""
     settings = Settings(dataset_type="transforms", datadir=str(SCENES / "blender"), factor=1, field="hash_grid")
-    assert build.grid_space(settings, build.load_scene(settings)).contracted
+    assert build_hash_grid.grid_space(settings, build.load_scene(settings)).contracted
     settings = settings.replace(white_bkgd=True)
     scene = build.load_scene(settings)
     np.testing.assert_array_equal(scene.alphas, blender.load(SCENES / "blender", False, 1, True, True).alphas)
-    assert not build.grid_space(settings, scene).contracted
+    assert not build_hash_grid.grid_space(settings, scene).contracted
 
 
 def test_flags_decide_the_range_in_units(tmp_path):
