@@ -614,9 +614,9 @@ def test_unequal_focal_lengths_and_the_principal_point_are_in_pictures_surfaces_
     np.testing.assert_allclose(logit[..., 1], y, atol=0.02)
     surface = find_surface(camera, c2w, image.depth, image.acc, False)  # as export_points does
     np.testing.assert_allclose(surface.points, np.stack([x, y, np.full_like(x, -2)], axis=-1), atol=0.02)
-    refinement = tool("support.refinement")
+    progressive_view = tool("support.progressive_view")
     scene = Scene(image.rgb[None], c2w[None], (camera,), 1.0, 3.0, False, *[np.arange(1)] * 3, c2w[None])
-    view = refinement.View(renderer, scene, camera, c2w)
+    view = progressive_view.ProgressiveView(renderer, scene, camera, c2w)
     assert list(view.refine())
     np.testing.assert_allclose(view.image().rgb, image.rgb, atol=1e-6)
     # The mesh looks where training cameras look, and nowhere else.
