@@ -118,7 +118,7 @@ def test_what_is_no_photo_or_pose_is_ignored(scene_dir):
     np.testing.assert_array_equal(scene.images, expected.images)
     np.testing.assert_array_equal(scene.poses, expected.poses)
     (folder / "rgb" / "000000.png").rename(folder / "rgb" / "000000.webp")
-    message = r"2 images in rgb/, but 3 poses in pose/; without its counterpart: 000000; 000000\.webp is not read as"
+    message = r"2 images in rgb/, but 3 poses in pose/; without its counterpart: 000000; not read: 000000\.webp"
     with pytest.raises(ValueError, match=message):
         deepvoxels.load(scene_dir, "greek")
 

@@ -298,7 +298,7 @@ def test_fern_is_all_right(real_data, options):
 
 def test_lego_is_all_right(real_data, monkeypatch):
     monkeypatch.setattr(
-        blender.image_files, "read_images", lambda paths, **_: np.broadcast_to(np.float32(0), (len(paths), 400, 400, 3))
+        blender.image_reader, "read_images", lambda paths, **_: np.broadcast_to(np.float32(0), (len(paths), 400, 400, 3))
     )
     folder = real_data / "data" / "nerf_synthetic" / "lego"
     scene = blender.load(folder, half_res=True)
