@@ -20,6 +20,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import quick_graphs
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
@@ -79,6 +80,7 @@ def run(*arguments: object, verbosity: int | None = None) -> Result:
     """Runs the program inside this process, which spares the seconds that TensorFlow takes to load."""
     root, text = logging.getLogger(), io.StringIO()
     with (
+        quick_graphs(),
         mock.patch.object(root, "handlers", []),  # the program installs its own
         mock.patch.object(root, "level", root.level),
         contextlib.redirect_stderr(text),

@@ -17,6 +17,8 @@ from nerf_tf.render import occupancy
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
 # Few octaves: the density of random weights shall be smooth enough for a grid of few cells.
 FLAGS = [
@@ -85,8 +87,8 @@ def test_mistakes(benchmark_view, tmp_path, capsys, arguments, code, message):
 
 def test_the_authors_lego(benchmark_view, real_data, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_view, "ENGINES", (("float32", False), ("bfloat16", True)))
-    monkeypatch.setattr(occupancy, "COARSE_CELLS", 64)
-    monkeypatch.setattr(occupancy, "FINE_CELLS", 128)
+    monkeypatch.setattr(occupancy, "COARSE_CELLS", 32)
+    monkeypatch.setattr(occupancy, "FINE_CELLS", 64)
     lego = Path(__file__).parent.parent / "configs" / "lego.txt"
     arguments = [f"--config={lego}", f"--datadir={real_data / 'data/nerf_synthetic/lego'}", "--testskip=200"]
     weights = real_data / "weights/lego_example/model_200000.npy"

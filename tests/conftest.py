@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,28 @@ import pytest
 
 # Read by TensorFlow when it is imported: its start-up notices only bury what a failing test has to say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@contextlib.contextmanager
+def quick_graphs() -> Iterator[None]:
+    """Leaves out TensorFlow's optimisation of graphs, which takes a third of the time of a run of a few steps.
+
+    Results agree to rounding. Tests of goldens, speed and memory do without: they take graphs as users run them.
+    """
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
+@pytest.fixture
+def quickly() -> Iterator[None]:
+    """`quick_graphs` for a whole test."""
+    with quick_graphs():
+        yield
 
 
 @pytest.fixture(scope="session")

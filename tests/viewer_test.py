@@ -34,6 +34,8 @@ from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 pytest.importorskip("viser", reason="the viewer needs viser: pip install -e '.[viewer]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
