@@ -93,5 +93,5 @@ def test_the_authors_lego(benchmark_view, real_data, tmp_path, monkeypatch):
     arguments = [f"--config={lego}", f"--datadir={real_data / 'data/nerf_synthetic/lego'}", "--testskip=200"]
     weights = real_data / "weights/lego_example/model_200000.npy"
     assert benchmark_view.main([*arguments, f"--ft_path={weights}", "--render_factor=16", f"--out={tmp_path}"]) == 0
-    # 56 dB with the grids that the program uses; the cells of these are twice as long.
+    # 56 dB with the grids that the program uses; the cells of these are four times as long.
     assert records(tmp_path)[1]["psnr_to_exact"] > 35
