@@ -57,11 +57,11 @@ def seen_cells(scene: Scene, box: Box, count: int) -> np.ndarray:
         rows, cols, z = camera.project(scene.poses[i], points[left])
         in_view = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
         seen[left] |= in_view & (-z <= scene.far)
-        barred = in_view & (-z < scene.near - reach)
+        is_empty = in_view & (-z < scene.near - reach)
         if scene.alphas is not None:
             pixels = reach * max(camera.fx, camera.fy) / np.maximum(-z - reach, 1e-6) + 1.0
-            barred |= in_view & ~_any_near(scene.alphas[i] > 0, rows, cols, pixels)
-        left = left[~barred]
+            is_empty |= in_view & ~_any_near(scene.alphas[i] > 0, rows, cols, pixels)
+        left = left[~is_empty]
     possible = np.zeros(len(points), bool)
     possible[left] = seen[left]
     return possible.reshape(count, count, count)

@@ -88,7 +88,7 @@ class HashEncoding(keras.layers.Layer):
 
     def call(self, points: tf.Tensor) -> tf.Tensor:
         """[B, 3] in [0, 1] -> [B, L * F]. Gradients flow to the tables and to nothing else: points are data."""
-        index, weight = _apart(*self._corners(points))
+        index, weight = _compute_once(*self._corners(points))
         levels, features, entries = len(self._settings.resolutions), *reversed(self.tables.shape)
 
         @tf.custom_gradient
@@ -124,11 +124,11 @@ class HashEncoding(keras.layers.Layer):
         return tf.concat([direct, tf.bitcast(mixed, tf.int32)], axis=1) + first, weight
 
 
-def _apart(index: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The same tensors, but worked out once.
+def _compute_once(index: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns its arguments, computed once under XLA.
 
-    XLA would work them out again for every feature and for the gradient. A loop that runs no rounds, which XLA cannot
-    know, keeps it from that: 7 ms instead of 16 for 16,384 points on two cores.
+    XLA would fuse their computation into each use: every feature, and the gradient. A loop of no iterations, which XLA
+    cannot foresee, prevents that: 7 ms instead of 16 for 16,384 points on two cores.
     """
     never = tf.reduce_min(weight[:1]) < -1.0
 
