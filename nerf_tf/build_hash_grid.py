@@ -18,12 +18,15 @@ from nerf_tf.render.passes import RenderSettings
 from nerf_tf.settings.settings import Settings
 from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
 
+# For each sample that is trained on, those whose density is asked for to find out which are hidden.
+CANDIDATES = 2
 # Samples that a hash grid is asked about at once when views are rendered. The last rays of a round leave slots unused:
 # four times as many slots took twice the time on two cores.
 RENDER_SLOTS = 2**14
 # In contracted space, the part of the cameras' distance from what they look at within which nothing is contracted.
 CORE_RADIUS = 0.5
-# How much distortion counts in contracted space (Barron et al. 2022, section 4): ten times as much tears holes.
+# How much distortion counts in photos with all that is around (Barron et al. 2022, section 4): less leaves fog, which
+# has samples without teaching anything, and ten times as much tears holes.
 DISTORTION = 0.01
 
 
@@ -35,6 +38,7 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
     """
     space, own = grid_space(settings, scene), hash_grid_settings(settings)
     training = PackedTrainSettings(
+        slots=settings.grid_slots,
         lrate=settings.grid_lrate,
         steps=settings.N_iters,
         minutes=settings.train_minutes,
@@ -42,10 +46,10 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
         # Each ray of a photo ends at something; where photos have an alpha, it says which rays do.
         random_background=_show_surroundings(settings) or scene.alphas is not None,
         white_bkgd=settings.white_bkgd,
-        distortion=DISTORTION if space.contracted else 0.0,
+        distortion=DISTORTION if _show_surroundings(settings) else 0.0,
     )
     possible = None if scene.alphas is None else seen_cells(scene, Box(space.lower, space.upper), own.cells)
-    march = March(space, own.cells, settings.grid_samples, settings.grid_slots, possible)
+    march = March(space, own.cells, settings.grid_samples, CANDIDATES * settings.grid_slots, possible)
     return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)
 
 

@@ -41,7 +41,9 @@ def run_info(settings: Settings, step: int | None) -> dict[str, object]:
 def render_info(settings: Settings) -> dict[str, object]:
     """The entry of metrics.json with the settings that scores and speed depend on besides the weights."""
     names = ("N_samples", "N_importance", "mixed_precision", "occupancy")
-    return {"rendered_with": {name: getattr(settings, name) for name in names}}
+    if settings.field == "hash_grid":
+        names = ("grid_samples",)
+    return {"rendered_with": {name: getattr(settings, name) for name in ("field", *names)}}
 
 
 # Flags that decide which scene is learnt: a run that continues with others is warned of.

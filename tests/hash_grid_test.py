@@ -27,14 +27,13 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def plain_encoding(settings: HashGridSettings, tables: np.ndarray, point: np.ndarray) -> np.ndarray:
+def plain_encoding(settings: HashGridSettings, tables: list[np.ndarray], point: np.ndarray) -> np.ndarray:
     """What `HashEncoding` says of one point, in Python's whole numbers."""
-    features, first = [], 0
+    features = []
     for level in range(settings.levels):
         side = settings.base * (settings.finest / settings.base) ** (level / (settings.levels - 1))
         side = int(side + 1e-6)
         dense = (side + 1) ** 3 <= 2**settings.log2_table
-        entries = (side + 1) ** 3 if dense else 2**settings.log2_table
         lower = np.minimum(np.floor(point * side), side - 1).astype(int)
         fraction, total = point * side - lower, 0.0
         for corner in np.ndindex(2, 2, 2):
@@ -47,16 +46,20 @@ def plain_encoding(settings: HashGridSettings, tables: np.ndarray, point: np.nda
                     mixed ^= (coordinate * prime) % 2**32
                 row = mixed % 2**settings.log2_table
             weight = np.prod(np.where(np.array(corner) == 1, fraction, 1 - fraction))
-            total = total + weight * tables[first + row]
+            total = total + weight * tables[level][row]
         features.append(total)
-        first += entries
     return np.concatenate(features)
+
+
+def fill(encoding: HashEncoding, rng: np.random.Generator) -> None:
+    for table in encoding.tables:
+        table.assign(rng.normal(size=table.shape))
 
 
 @pytest.fixture
 def encoding(rng) -> HashEncoding:
     layer = HashEncoding(SMALL, seed=0)
-    layer.tables.assign(rng.normal(size=layer.tables.shape))
+    fill(layer, rng)
     return layer
 
 
@@ -77,20 +80,20 @@ def test_a_dense_level_is_trilinear(rng):
     def function(x, y, z):
         return 1 + 2 * x - 3 * y + 5 * z + 7 * x * y - 2 * y * z + x * z + 4 * x * y * z
 
-    layer.tables.assign(function(x, y, z).reshape(-1, 1))
+    layer.tables[0].assign(function(x, y, z).reshape(-1, 1))
     points = np.concatenate([rng.uniform(size=[50, 3]), np.eye(3), np.ones([1, 3])]).astype(np.float32)
     np.testing.assert_allclose(layer(points)[:, 0], function(*points.T), atol=1e-5)
 
 
 def test_all_levels_agree_with_plain_numpy(rng, encoding):
     points = np.concatenate([rng.uniform(size=[60, 3]), [[0, 0, 0], [1, 1, 1], [0.5, 1, 0]]]).astype(np.float32)
-    expected = [plain_encoding(SMALL, encoding.tables.numpy(), point) for point in points]
+    expected = [plain_encoding(SMALL, [table.numpy() for table in encoding.tables], point) for point in points]
     np.testing.assert_allclose(encoding(points), expected, atol=1e-5)
 
 
 def test_gradients_agree_with_differences(rng):
     grid = HashGrid(SMALL, [0, 0])
-    grid.encoding.tables.assign(rng.normal(size=grid.encoding.tables.shape))
+    fill(grid.encoding, rng)
     points = rng.uniform(size=[20, 3]).astype(np.float32)
     viewdirs = rng.normal(size=[20, 3]).astype(np.float32)
     viewdirs /= np.linalg.norm(viewdirs, axis=-1, keepdims=True)
@@ -117,10 +120,11 @@ def test_compiled_and_eager_agree(rng, encoding):
     points = tf.constant(rng.uniform(size=[200, 3]), tf.float32)
     upstream = tf.constant(rng.normal(size=[200, 6]), tf.float32)
 
-    def evaluate():
+    def evaluate() -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             features = encoding(points)
-        return features, tape.gradient(features, encoding.tables.value, upstream)
+        gradients = tape.gradient(features, [table.value for table in encoding.tables], upstream)
+        return [features, *map(tf.convert_to_tensor, gradients)]
 
     for eager, compiled in zip(evaluate(), tf.function(evaluate, jit_compile=True)(), strict=True):
         np.testing.assert_allclose(eager, compiled, atol=1e-5)

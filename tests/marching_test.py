@@ -104,10 +104,10 @@ def test_weights_and_distortion_are_those_of_each_ray_by_itself(rng, space):
     packed = marching.pack(march, occupied, rays, jitter)
     samples = marching.samples_in(march, rays, jitter, packed)
     density = rng.exponential(size=march.slots).astype(np.float32)
-    weights = marching.packed_weights(march, tf.constant(density), samples, packed)
+    weights, light = marching.packed_weights(march, tf.constant(density), samples, packed)
     spread = marching.distortion(weights, samples, packed, 40, 1 / SAMPLES).numpy()
     acc = marching.sum_by_ray(weights[:, None], packed, 40)[:, 0].numpy()
-    weights, place, used = weights.numpy(), samples.place.numpy(), packed.in_use.numpy()
+    light, weights, place, used = light.numpy(), weights.numpy(), samples.place.numpy(), packed.in_use.numpy()
     assert np.all(weights[~used] == 0)
     for ray in range(40):
         mine = used & (packed.ray.numpy() == ray)
@@ -115,10 +115,36 @@ def test_weights_and_distortion_are_those_of_each_ray_by_itself(rng, space):
         if space.contracted:
             sigma[-1] = 1e9
             assert acc[ray] == pytest.approx(1.0, abs=1e-5)
-        np.testing.assert_allclose(weights[mine], composited(sigma, samples.length.numpy()[mine]), atol=1e-5)
+        expected = composited(sigma, samples.length.numpy()[mine])
+        np.testing.assert_allclose(weights[mine], expected, atol=1e-5)
+        np.testing.assert_allclose(light[mine], 1 - np.cumsum(expected) + expected, atol=1e-5)
         w, s = weights[mine].astype(np.float64), place[mine].astype(np.float64)
         expected = np.sum(w[:, None] * w * np.abs(s[:, None] - s)) + np.sum(w**2) / SAMPLES / 3
         np.testing.assert_allclose(spread[ray], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("slots", [4000, 60])
+def test_what_light_reaches_is_packed_again(rng, slots):
+    """The same samples, in the same order, of as many rays as fit; the image stays the same."""
+    rays, march, jitter = make_rays(rng), march_of(BOX), tf.constant(rng.uniform(size=[40, 1]), tf.float32)
+    packed = marching.pack(march, tf.constant(rng.uniform(size=CELLS**3) < 0.6), rays, jitter)
+    samples = marching.samples_in(march, rays, jitter, packed)
+    density = 30.0 * tf.constant(rng.exponential(size=march.slots), tf.float32)
+    weights, light = marching.packed_weights(march, density, samples, packed)
+    again = marching.keep_visible(march, packed, density, samples, 40, slots)
+    seen = packed.in_use.numpy() & (light.numpy() > marching.LEAST_LIGHT)
+    each = np.bincount(packed.ray.numpy()[seen], minlength=40)
+    fit = int(np.sum(np.cumsum(each) <= slots))
+    assert int(again.rays) == fit
+    assert (fit == 40) == (slots == 4000)
+    seen &= packed.ray.numpy() < fit
+    assert int(again.samples) == seen.sum() < 0.9 * int(packed.samples)
+    for name in ("ray", "k"):
+        np.testing.assert_array_equal(getattr(again, name)[: seen.sum()], getattr(packed, name)[seen])
+    density = tf.pad(tf.boolean_mask(density, seen), [[0, slots - int(seen.sum())]])
+    their, _ = marching.packed_weights(march, density, marching.samples_in(march, rays, jitter, again), again)
+    acc, before = (marching.sum_by_ray(w[:, None], p, 40)[:fit] for w, p in ((their, again), (weights, packed)))
+    np.testing.assert_allclose(acc, before, atol=marching.LEAST_LIGHT)
 
 
 def test_contracted_rays_go_evenly_in_disparity_from_near_to_far(rng):

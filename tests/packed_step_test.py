@@ -21,9 +21,9 @@ RAYS = 64
 
 
 def make_trainer(space=BOX, seed: int = 0, slots: int = 400, **settings) -> PackedTrainer:
-    settings = PackedTrainSettings(**({"steps": 200} | settings))
+    settings = PackedTrainSettings(**({"slots": slots, "steps": 200} | settings))
     field = HashGridField(HashGrid(GRID, [5, 0]), space)
-    return PackedTrainer(field, March(space, GRID.cells, 32, slots), settings, seed)
+    return PackedTrainer(field, March(space, GRID.cells, 32, 2 * slots), settings, seed)
 
 
 def make_batch(step: int) -> RayBatch:

@@ -169,7 +169,7 @@ def test_blender_folder_loads_back(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(scene.poses[:, :, 3], axis=-1), 4.0, atol=1e-5)
     assert np.all(scene.poses[:, 2, 3] > 0.0)
     for image, camera, c2w in zip(scene.images, scene.cameras, expected, strict=True):
-        rgba = render(camera, c2w)
+        rgba = render(camera.through_pixel_centres(), c2w)
         np.testing.assert_allclose(image, rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], atol=1.01 / 255)
 
 
@@ -182,7 +182,9 @@ def test_llff_folder_loads_back(tmp_path):
         scene = llff.load(folder, factor, False, 2, False)
         assert scene.images.shape == (5, 24 // factor, 32 // factor, 3)
         for image, camera, c2w in zip(scene.images, scene.cameras, expected, strict=True):
-            np.testing.assert_allclose(image, render(camera, c2w, objects.room())[..., :3], atol=0.51 / 255)
+            np.testing.assert_allclose(
+                image, render(camera.through_pixel_centres(), c2w, objects.room())[..., :3], atol=0.51 / 255
+            )
     # The loader scales and recentres; what it may not change is how one camera lies to another.
     scale = 1.0 / (0.75 * np.load(folder / "poses_bounds.npy")[:, 15].min())
     relative = poses.compose(poses.invert(scene.poses[0]), scene.poses[1])
@@ -212,7 +214,7 @@ def test_deepvoxels_folder_loads_back(tmp_path):
     assert (scene.near, scene.far) == pytest.approx((1.5, 3.5), abs=1e-5)
     for image, camera, c2w in zip(scene.images, scene.cameras, expected, strict=True):
         in_scene = c2w * [1.0, 1.0, 1.0, objects.RADIUS]
-        rgba = render(camera, in_scene)
+        rgba = render(camera.through_pixel_centres(), in_scene)
         np.testing.assert_allclose(image, rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:], atol=0.51 / 255)
         seen = depth(camera, in_scene) / objects.RADIUS
         assert scene.near < seen[np.isfinite(seen)].min()

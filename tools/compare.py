@@ -84,7 +84,9 @@ def run_row(name: str, metrics: dict) -> Row:
     height, width = metrics.get("height"), metrics.get("width")
     how = metrics.get("rendered_with")
     if isinstance(how, dict):  # unusual settings are added to the run's name
-        marks = [str(how.get("mixed_precision"))] if how.get("mixed_precision") != "float32" else []
+        marks = [
+            str(how[name]) for name in ("field", "mixed_precision") if how.get(name) not in (None, "mlp", "float32")
+        ]
         marks += ["occupancy"] if how.get("occupancy") else []
         name += f" ({', '.join(marks)})" if marks else ""
     row: Row = {"run": name, "scene": metrics.get("scene"), "step": metrics.get("step"), "views": metrics.get("views")}

@@ -73,55 +73,63 @@ class HashGridSettings:
 class HashEncoding(keras.layers.Layer):
     """Features of points: trilinear between a cell's corners, whose features are in tables, one for each level.
 
-    Weights:
-        tables: [sum of entries, F], one level's table after the other.
+    Attributes:
+        table_0, table_1, ...: weights [entries, F] of each level.
     """
 
     def __init__(self, settings: HashGridSettings, seed: int, **keywords):
         super().__init__(**keywords)
         self._settings = settings
-        self.tables = self.add_weight(
-            name="tables",
-            shape=(sum(settings.entries), settings.features),
-            initializer=keras.initializers.RandomUniform(-INITIAL_FEATURE, INITIAL_FEATURE, seed=seed),
-        )
+        seeds = np.random.SeedSequence(seed).generate_state(settings.levels).tolist()
+        for level, (entries, seed) in enumerate(zip(settings.entries, seeds, strict=True)):
+            table = self.add_weight(
+                name=f"table_{level}",
+                shape=(entries, settings.features),
+                initializer=keras.initializers.RandomUniform(-INITIAL_FEATURE, INITIAL_FEATURE, seed=seed),
+            )
+            setattr(self, table.name, table)  # TensorFlow's checkpoints do not see weights in a list
+        self.built = True
+
+    @property
+    def tables(self) -> list[keras.Variable]:
+        """The tables of all levels."""
+        return [getattr(self, f"table_{level}") for level in range(self._settings.levels)]
 
     def call(self, points: tf.Tensor) -> tf.Tensor:
         """[B, 3] in [0, 1] -> [B, L * F]. Gradients flow to the tables and to nothing else: points are data."""
-        index, weight = _compute_once(*self._corners(points))
-        levels, features, entries = len(self._settings.resolutions), *reversed(self.tables.shape)
+        # One level after the other: two cores have something to do then while one adds up the gradient of a table.
+        levels = (self._interpolate(table, *self._corners(level, points)) for level, table in enumerate(self.tables))
+        return tf.concat([*levels], axis=-1)
+
+    def _interpolate(self, table: keras.Variable, index: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        """Features [B, F] of points, from rows of a table [B, 8] and their weights [B, 8]."""
+        index, weight = _compute_once(index, weight)
+        entries, features = table.shape
 
         @tf.custom_gradient
-        def interpolate(tables: tf.Tensor):
-            mixed = tf.reduce_sum(weight[..., None] * tf.gather(tables, index), axis=2)  # [B, L, F]
-
+        def interpolate(table: tf.Tensor):
             def gradient(upstream: tf.Tensor) -> tf.Tensor:
-                shares = weight[..., None] * tf.reshape(upstream, [-1, levels, 1, features])
-                rows = tf.reshape(index, [-1])
-                return tf.math.unsorted_segment_sum(tf.reshape(shares, [-1, features]), rows, entries)
+                shares = tf.reshape(weight[..., None] * upstream[:, None], [-1, features])
+                return tf.math.unsorted_segment_sum(shares, tf.reshape(index, [-1]), entries)
 
-            return tf.reshape(mixed, [-1, levels * features]), gradient
+            return tf.reduce_sum(weight[..., None] * tf.gather(table, index), axis=1), gradient
 
-        return interpolate(tf.convert_to_tensor(self.tables.value))
+        return interpolate(tf.convert_to_tensor(table.value))
 
-    def _corners(self, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows of the tables [B, L, 8] and weights [B, L, 8] of the corners around points [B, 3]."""
-        resolutions = np.array(self._settings.resolutions, np.float32)[:, None]  # [L, 1]
-        position = points[:, None, :] * resolutions  # [B, L, 3]
-        # The upper faces belong to the last cells.
-        lower = tf.clip_by_value(tf.floor(position), 0.0, resolutions - 1.0)
-        fraction = position - lower
-        corner = tf.cast(lower, tf.int32)[:, :, None, :] + CORNERS  # [B, L, 8, 3]
-        weight = tf.reduce_prod(tf.where(CORNERS == 1, fraction[:, :, None, :], 1.0 - fraction[:, :, None, :]), axis=-1)
-        dense = sum(self._settings.dense)  # they come first
-        sides = np.array(self._settings.resolutions[:dense], np.int32)[:, None] + 1
-        x, y, z = tf.unstack(corner[:, :dense], axis=-1)
-        direct = (x * sides + y) * sides + z
-        x, y, z = tf.unstack(tf.bitcast(corner[:, dense:], tf.uint32) * tf.constant(PRIMES, tf.uint32), axis=-1)
-        mask = tf.constant(2**self._settings.log2_table - 1, tf.uint32)
-        mixed = tf.bitwise.bitwise_and(tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(x, y), z), mask)
-        first = np.cumsum([0, *self._settings.entries[:-1]]).astype(np.int32)[:, None]
-        return tf.concat([direct, tf.bitcast(mixed, tf.int32)], axis=1) + first, weight
+    def _corners(self, level: int, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows of a level's table [B, 8], and weights [B, 8], of the corners around points [B, 3]."""
+        settings, resolution = self._settings, self._settings.resolutions[level]
+        position = points * resolution
+        lower = tf.clip_by_value(tf.floor(position), 0.0, resolution - 1.0)  # the upper faces belong to the last cells
+        fraction = (position - lower)[:, None]
+        weight = tf.reduce_prod(tf.where(CORNERS == 1, fraction, 1.0 - fraction), axis=-1)
+        corner = tf.cast(lower, tf.int32)[:, None] + CORNERS  # [B, 8, 3]
+        if settings.dense[level]:
+            x, y, z = tf.unstack(corner, axis=-1)
+            return (x * (resolution + 1) + y) * (resolution + 1) + z, weight
+        x, y, z = tf.unstack(tf.bitcast(corner, tf.uint32) * tf.constant(PRIMES, tf.uint32), axis=-1)
+        mixed = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(x, y), z)
+        return tf.bitcast(mixed & tf.constant(2**settings.log2_table - 1, tf.uint32), tf.int32), weight
 
 
 def _compute_once(index: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -152,7 +160,7 @@ class OccupancyGrid(keras.layers.Layer):
 class HashGrid(keras.Model):
     """The field's weights: encoding, density network, colour network, and the occupancy grid.
 
-    `get_weights()` is in this order: tables; kernel and bias of both density layers and of the three colour layers; and
+    `get_weights()` is in this order: each level's table; kernel and bias of both density layers and of the three colour layers; and
     the occupancy grid, which training keeps up to date, though not by gradients.
 
     Attributes:

@@ -205,12 +205,39 @@ def pack(
     # One more slot, for what has none.
     initial = (start, tf.constant(0), tf.zeros([slots + 1], tf.int32), start < end)
     stop, filled, numbers, _ = tf.while_loop(lambda *state: state[-1], add_block, initial, parallel_iterations=1)
-    in_use = tf.range(slots) < filled
-    numbers = tf.where(in_use, numbers[:slots], 0)
-    ray, k = numbers // samples, numbers % samples
+    return _packed(march, stop - start, filled, tf.ensure_shape(numbers[:slots], [slots]), count)
+
+
+def keep_visible(march: March, packed: Packed, density: tf.Tensor, samples: Samples, count: int, slots: int) -> Packed:
+    """Packs again what light reaches, into `slots`, until the next ray does not fit.
+
+    Args:
+        march: how rays marched.
+        packed, samples: what the slots held.
+        density: [K] of the samples, for each `GridSpace.unit`.
+        count: number of rays.
+        slots: how many there are now; at least `march.samples`.
+    """
+    _, transmittance = packed_weights(march, density, samples, packed)
+    keep = tf.cast(packed.in_use & (transmittance > LEAST_LIGHT), tf.int32)
+    each = tf.math.unsorted_segment_sum(keep, packed.ray, count)
+    until = tf.cumsum(each)
+    fits = (until <= slots) & (tf.range(count) < packed.rays)  # once a ray does not fit none behind it does
+    slot = tf.where((keep == 1) & tf.gather(fits, packed.ray), tf.cumsum(keep) - 1, slots)
+    numbers = packed.ray * march.samples + packed.k
+    numbers = tf.tensor_scatter_nd_update(tf.zeros([slots + 1], tf.int32), slot[:, None], numbers)[:slots]
+    rays, filled = tf.reduce_sum(tf.cast(fits, tf.int32)), tf.reduce_max(tf.where(fits, until, 0))
+    return _packed(march, rays, filled, numbers, count)
+
+
+def _packed(march: March, rays: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor, count: int) -> Packed:
+    """Samples in the first `filled` slots, each with the number ray * S + k."""
+    in_use = tf.range(numbers.shape[0]) < filled
+    numbers = tf.where(in_use, numbers, 0)
+    ray, k = numbers // march.samples, numbers % march.samples
     each = tf.math.unsorted_segment_sum(tf.cast(in_use, tf.int32), ray, count)
     first = tf.gather(tf.cumsum(each, exclusive=True), ray)
-    return Packed(stop - start, filled, ray, k, tf.where(in_use, first, 0), in_use)
+    return Packed(rays, filled, ray, k, tf.where(in_use, first, 0), in_use)
 
 
 def _meets(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor) -> tf.Tensor:
@@ -258,8 +285,10 @@ def samples_in(march: March, rays: Rays, jitter: tf.Tensor, packed: Packed) -> S
     return Samples(points, t[:, 0], length, place[:, 0], packed.k == march.samples - 1)
 
 
-def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: Packed) -> tf.Tensor:
-    """What each sample contributes to its pixel [K], front to back (Mildenhall et al. 2020, equation 3).
+def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: Packed) -> tuple[tf.Tensor, tf.Tensor]:
+    """What each sample contributes to its pixel, and the light that reaches it: [K], [K].
+
+    Mildenhall et al. 2020, equation 3: T_i (1 - exp(-sigma_i delta_i)), and T_i.
 
     Args:
         march: how rays marched.
@@ -272,7 +301,8 @@ def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: P
     # Sums over all rays before, of which each ray subtracts its own start: in float32 little of its own would be left.
     depth = tf.cast(tf.where(packed.in_use, depth, 0.0), tf.float64)
     before = tf.cumsum(depth, exclusive=True)
-    return tf.cast(-tf.exp(tf.gather(before, packed.first) - before) * tf.math.expm1(-depth), tf.float32)
+    transmittance = tf.exp(tf.gather(before, packed.first) - before)
+    return tf.cast(-transmittance * tf.math.expm1(-depth), tf.float32), tf.cast(transmittance, tf.float32)
 
 
 def sum_by_ray(values: tf.Tensor, packed: Packed, count: int) -> tf.Tensor:
@@ -342,7 +372,7 @@ def render_rays(
             packed = pack(march, occupied, own, jitter, taken, going, first_k)
             samples = samples_in(march, own, jitter, packed)
             density, raw_rgb = field(samples.points, tf.gather(own.viewdirs, packed.ray))
-            weights = packed_weights(march, density, samples, packed)
+            weights, _ = packed_weights(march, density, samples, packed)
             weights = (weights * tf.gather(1.0 - own_sums[:, 3], packed.ray))[:, None]
             values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights), samples.t[:, None]], axis=-1)
             in_use = tf.cast(packed.in_use, tf.int32)

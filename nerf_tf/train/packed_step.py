@@ -37,6 +37,7 @@ class PackedTrainSettings:
     """How the weights of a hash grid move.
 
     Attributes:
+        slots: samples that the weights are trained on in a step.
         lrate: highest learning rate.
         steps: how many steps there will be; the rate falls until then.
         minutes: how many minutes of steps there will be; the rate falls by the clock then. None: it goes by `steps`.
@@ -47,6 +48,7 @@ class PackedTrainSettings:
         distortion: weight of `marching.distortion` in the loss; 0 for none.
     """
 
+    slots: int = 2**13
     lrate: float = 2e-2
     steps: int = 1000
     minutes: float | None = None
@@ -209,6 +211,9 @@ class PackedTrainer:
         occupied = marching.occupied_cells(grid.occupancy.value, march)
         packed = marching.pack(march, occupied, rays, draws.jitter)
         samples = marching.samples_in(march, rays, draws.jitter, packed)
+        density, _ = grid.density(samples.points)
+        packed = marching.keep_visible(march, packed, density, samples, count, self._training.slots)
+        samples = marching.samples_in(march, rays, draws.jitter, packed)
         viewdirs = tf.gather(rays.viewdirs, packed.ray)
         target = batch.rgb
         if isinstance(batch, AlphaRayBatch):  # from white to the background of this step
@@ -217,7 +222,7 @@ class PackedTrainer:
         shares = tf.where(tf.range(count) < packed.rays, 1.0 / tf.cast(packed.rays, tf.float32), 0.0)  # [R]
         with tf.GradientTape() as tape:
             density, raw_rgb = grid(samples.points, viewdirs)
-            weights = marching.packed_weights(march, density, samples, packed)
+            weights, _ = marching.packed_weights(march, density, samples, packed)
             values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights)[:, None]], axis=-1)
             sums = marching.sum_by_ray(weights[:, None] * values, packed, count)
             acc = sums[:, 3]

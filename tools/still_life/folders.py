@@ -72,7 +72,8 @@ class _Photo:
 
 
 def _take(photo: _Photo) -> None:
-    rgba = render(photo.camera, photo.c2w, objects.room() if photo.room else None)
+    # As a real camera, whose pixels show what falls on their middle; `Camera`'s rays go through their corners.
+    rgba = render(photo.camera.through_pixel_centres(), photo.c2w, objects.room() if photo.room else None)
     if photo.room or photo.on_white:
         rgba = rgba[..., :3] * rgba[..., 3:] + (1.0 - rgba[..., 3:])
     Image.fromarray(np.uint8(np.rint(255.0 * rgba))).save(photo.path)
