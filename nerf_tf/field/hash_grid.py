@@ -160,8 +160,8 @@ class OccupancyGrid(keras.layers.Layer):
 class HashGrid(keras.Model):
     """The field's weights: encoding, density network, colour network, and the occupancy grid.
 
-    `get_weights()` is in this order: each level's table; kernel and bias of both density layers and of the three colour layers; and
-    the occupancy grid, which training keeps up to date, though not by gradients.
+    `get_weights()` is in this order: each level's table; kernel and bias of both density layers and of the three colour
+    layers; and the occupancy grid, which training keeps up to date, though not by gradients.
 
     Attributes:
         settings: its shape.
