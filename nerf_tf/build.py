@@ -82,7 +82,7 @@ def load_scene(settings: Settings) -> Scene:
         len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far, ", NDC" if scene.ndc else "",
     )  # fmt: skip
     scene = dataclasses.replace(scene, near=near, far=far)
-    if settings.field == "hash_grid" or settings.dataset_type == "transforms":
+    if settings.field == "hash_grid":
         cameras = tuple(camera.through_pixel_centres() for camera in scene.cameras)
         scene = dataclasses.replace(scene, cameras=cameras)
     for warning in scene_checks.check_scene(scene, settings.datadir, settings.lindisp):

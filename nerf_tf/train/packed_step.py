@@ -160,7 +160,8 @@ class PackedTrainer:
         cells = self.coarse.mlp.settings.cells
         every = tf.where(self.step < EARLY_UNTIL, UPDATE_EVERY_EARLY, UPDATE_EVERY)
         every = tf.cast(every, tf.int64)
-        due = (self.step % every == every - 1) & (self.step >= EARLY_FROM)
+        # Also in the first step, whose time does not count, so that the update is compiled then.
+        due = (self.step % every == every - 1) & (self.step >= EARLY_FROM) | (self.step == 0)
 
         def update() -> tf.Tensor:
             u = _uniform(self.step_seed(), CELLS, [cells**3 // marching.TURNS, 3])
