@@ -203,6 +203,16 @@ def test_llff_bounds_hold_every_surface_and_no_ray_is_empty(tmp_path):
     assert np.all((near > 1.0) & (far < 12.0))
 
 
+def test_a_walk_around_the_toys_is_a_360_scene_without_empty_pixels(tmp_path):
+    folder = procedural.write_llff(tmp_path / "hall", 12, 16, 6, surroundings="hall")
+    scene = llff.load(folder, 1, spherify=True, llffhold=3, no_ndc=True)
+    ahead = -scene.poses[:, :, 2]
+    assert np.linalg.norm(ahead.mean(axis=0)) < 0.3, "they look every way"
+    camera = scene.cameras[0]
+    for c2w in procedural.walk_poses(6, np.random.default_rng(0)):
+        assert np.isfinite(depth(camera, c2w, objects.hall())).all()
+
+
 def test_deepvoxels_folder_loads_back(tmp_path):
     folder = procedural.write_deepvoxels(tmp_path / "voxels", "vase", 2, 1, 2, side=64)
     scene = deepvoxels.load(folder, "vase", 1)

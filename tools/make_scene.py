@@ -1,4 +1,4 @@
-"""Writes the built-in scene to disk in one of the three formats that nerf_tf reads.
+"""Writes the built-in scene to disk in one of the formats that nerf_tf reads; 360 is LLFF of a walk around it.
 
     python tools/make_scene.py --format blender --out data/demo --size 100 --train 60 --val 5 --test 10
 
@@ -17,12 +17,12 @@ from support import commandline
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = commandline.Parser("make_scene", __doc__)
-    parser.add_argument("--format", choices=("blender", "llff", "deepvoxels"), default="blender")
+    parser.add_argument("--format", choices=("blender", "llff", "360", "deepvoxels"), default="blender")
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument(
-        "--size", type=int, default=100, help="side of the images; llff: their height, 3/4 of the width"
+        "--size", type=int, default=100, help="side of the images; llff, 360: their height, 3/4 of the width"
     )
-    parser.add_argument("--train", type=int, default=60, help="training views; llff: all views")
+    parser.add_argument("--train", type=int, default=60, help="training views; llff, 360: all views")
     parser.add_argument("--val", type=int, default=5, help="validation views (blender, deepvoxels)")
     parser.add_argument("--test", type=int, default=10, help="test views (blender, deepvoxels)")
     parser.add_argument("--shape", default="greek", help="the object's name (deepvoxels)")
@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.format == "blender":
             folder = still_life.write_blender(args.out, args.size, args.size, **views, **shared)
-        elif args.format == "llff":
+        elif args.format in ("llff", "360"):
+            shared["surroundings"] = "room" if args.format == "llff" else "hall"
             folder = still_life.write_llff(args.out, args.size, args.size * 4 // 3 // 2 * 2, args.train, **shared)
         else:
             folder = still_life.write_deepvoxels(args.out, args.shape, **views, side=args.size, **shared)

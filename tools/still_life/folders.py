@@ -60,21 +60,37 @@ def forward_poses(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([pose_maths.look_at(centre - [0.0, 4.0, -0.35], [0.0, 0.0, 1.0], centre) for centre in centres])
 
 
+def walk_poses(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Poses [count, 3, 4] of a walk around the toys, at the height of a hand that holds a phone."""
+    angles = 2.0 * math.pi * (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
+    radius, height = 3.4 + rng.uniform(-0.2, 0.2, count), 0.7 + 0.3 * np.sin(3.0 * angles) + rng.uniform(0, 0.1, count)
+    centres = np.stack([radius * np.cos(angles), radius * np.sin(angles), height], axis=-1)
+    return np.stack([pose_maths.look_at(centre - [0.0, 0.0, 0.3], [0.0, 0.0, 1.0], centre) for centre in centres])
+
+
+# What surrounds the toys, and from where that is photographed.
+_SURROUNDINGS = {"room": (objects.room, forward_poses), "hall": (objects.hall, walk_poses)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Photo:
-    """A picture to render: its file, camera and pose, and whether it shows the room or the toys alone."""
+    """A picture to render: its file, camera and pose, and what surrounds the toys; None: nothing."""
 
     path: Path
     camera: Camera
     c2w: np.ndarray
-    room: bool = False
+    surroundings: str | None = None
     on_white: bool = False
 
 
 def _take(photo: _Photo) -> None:
     # As a real camera, whose pixels show what falls on their middle; `Camera`'s rays go through their corners.
-    rgba = render(photo.camera.through_pixel_centres(), photo.c2w, objects.room() if photo.room else None)
-    if photo.room or photo.on_white:
+    rgba = render(
+        photo.camera.through_pixel_centres(),
+        photo.c2w,
+        _SURROUNDINGS[photo.surroundings][0]() if photo.surroundings else None,
+    )
+    if photo.surroundings or photo.on_white:
         rgba = rgba[..., :3] * rgba[..., 3:] + (1.0 - rgba[..., 3:])
     Image.fromarray(np.uint8(np.rint(255.0 * rgba))).save(photo.path)
 
@@ -159,13 +175,22 @@ def write_blender(
     return _write_once(datadir, settings, make)
 
 
-def write_llff(datadir: str | Path, height: int, width: int, n_views: int, seed: int = 0, workers: int = 1) -> Path:
-    """Writes the room in LLFF format: images/, images_2/ (rendered at half the size) and poses_bounds.npy.
+def write_llff(
+    datadir: str | Path,
+    height: int,
+    width: int,
+    n_views: int,
+    seed: int = 0,
+    workers: int = 1,
+    surroundings: str = "room",
+) -> Path:
+    """Writes the toys in their surroundings in LLFF format: images/, images_2/ (half the size) and poses_bounds.npy.
 
     Args:
         datadir, seed, workers: as in `write_blender`.
         height, width: size of the images, even.
         n_views: number of views; the loader decides which are held out.
+        surroundings: "room", seen from its front, or "hall", seen all around.
 
     Returns:
         The folder.
@@ -177,24 +202,27 @@ def write_llff(datadir: str | Path, height: int, width: int, n_views: int, seed:
     if height % 2 or width % 2:
         raise ValueError(f"{width}x{height}: sides must be even, for images_2/")
     camera = Camera.centred(height, width, 0.5 * width / math.tan(0.4))
-    poses = forward_poses(n_views, np.random.default_rng(seed))
+    make_solids, make_poses = _SURROUNDINGS[surroundings]
+    poses = make_poses(n_views, np.random.default_rng(seed))
 
     def make(folder: Path) -> None:
         rows = []
         for c2w in poses:
-            seen = depth(camera, c2w, objects.room())
+            seen = depth(camera, c2w, make_solids())
             matrix = np.concatenate([pose_maths.opengl_to_llff(c2w), [[height], [width], [camera.fx]]], axis=-1)
             rows.append([*matrix.ravel(), seen.min(), seen.max()])
         np.save(folder / "poses_bounds.npy", np.array(rows))
         sizes = {"images": camera, "images_2": camera.downscaled(2)}
         photos = [
-            _Photo(folder / name / f"{i:03d}.png", size, c2w, room=True)
+            _Photo(folder / name / f"{i:03d}.png", size, c2w, surroundings)
             for name, size in sizes.items()
             for i, c2w in enumerate(poses)
         ]
         _take_all(photos, workers)
 
     settings = {"format": "llff", "height": height, "width": width, "views": n_views, "seed": seed}
+    if surroundings != "room":
+        settings["surroundings"] = surroundings
     return _write_once(datadir, settings, make)
 
 

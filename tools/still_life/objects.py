@@ -149,3 +149,12 @@ def room() -> tuple[Solid, ...]:
     floor = box((0.0, 0.0, _BOTTOM - 20.0), (20.0, 20.0, 20.0), _floor_paint, 0.05)
     around = (dataclasses.replace(side, occludes=False, blocks_sky=0.0) for side in (wall, floor))
     return (*toys(), *around)
+
+
+@functools.cache
+def hall() -> tuple[Solid, ...]:
+    """The toys amid four walls: whichever way a camera looks, there is something far behind."""
+    angles = (0.0, 90.0, 180.0, 270.0)
+    walls = (box(rotation(yaw) @ [0.0, 28.0, 0.0], (20.0, 20.0, 20.0), _wall_paint, 0.0, yaw) for yaw in angles)
+    around = (dataclasses.replace(wall, occludes=False, blocks_sky=0.0) for wall in walls)
+    return (*room()[:-2], *around, room()[-1])
