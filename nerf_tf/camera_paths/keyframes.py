@@ -33,7 +33,7 @@ class Keyframes:
 
 
 def keyframes_json(keyframes: Keyframes) -> str:
-    """Returns keyframes as the JSON text that `data.keyframe_file.load_keyframes` reads."""
+    """Returns keyframes as the JSON text that `keyframe_file.load_keyframes` reads."""
     frames = [
         json.dumps({"time": float(time), "c2w": np.asarray(pose, np.float64).tolist()})
         for time, pose in zip(keyframes.times, keyframes.poses, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import reprlib
@@ -63,7 +62,7 @@ class Split:
     intrinsics: list[dict[str, tuple[float, str]]]
 
     def focal(self, height: int, width: int) -> float:
-        """The focal length that all cameras have, in pixels of images of this size.
+        """Returns the one focal length of all cameras, in pixels of images of this size.
 
         Raises:
             ValueError: the file gives none, or describes other cameras than those of `Camera.centred`.
@@ -112,13 +111,7 @@ def load(
     if half_res and min(height, width) < 2:
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
     focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
-    images = image_reader.read_images(
-        paths,
-        transform=functools.partial(
-            image_files.shrink, factor=2 if half_res else 1, white_bkgd=white_bkgd, keep_alpha=keep_alpha
-        ),
-        transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
-    )
+    images = image_files.read_photos(paths, 2 if half_res else 1, white_bkgd, keep_alpha)
     cameras = []
     for split, focal in zip(splits, focals, strict=True):
         with readers.path_in_errors(split.file):
@@ -161,10 +154,10 @@ def _focal(intrinsics: dict[str, tuple[float, str]], height: int, width: int) ->
 
 
 def former_size(intrinsics: dict[str, tuple[float, str]], height: int, width: int) -> tuple[float, float]:
-    """Width and height of the images that lengths are about: these may have been resized since.
+    """Returns width and height of the images that the file's lengths are for; those on disk may have been resized.
 
     Raises:
-        ValueError: these have other proportions.
+        ValueError: those on disk, of the given height and width, have other proportions.
     """
     given = {name: value for name, (value, _) in intrinsics.items()}
     w = given.get("w", given.get("h", height) * width / height)

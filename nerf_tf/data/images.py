@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from nerf_tf.storage.image_folders import list_images
 
 
 def composite_white(images: np.ndarray) -> np.ndarray:
-    """Lays [..., 4] images, alpha not multiplied in, on white: [..., 3]. Those of 3 channels have no alpha and stay."""
+    """Composites images [..., 4], straight alpha, on white: [..., 3]; images [..., 3] are returned as they are."""
     if images.shape[-1] == 3:
         return images
     alpha = images[..., 3:]
@@ -23,7 +24,7 @@ def composite_white(images: np.ndarray) -> np.ndarray:
 
 
 def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Mean over each new pixel's area, float32 [..., H, W, C] -> [..., height, width, C]; sizes need not divide.
+    """Resizes images [..., H, W, C] by the mean over each new pixel's area: float32 [..., height, width, C].
 
     Bit for bit what `tf.image.resize_area` of TF1 gave the original's `half_res`.
     """
@@ -35,10 +36,10 @@ def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, factor: int, white_bkgd: bool, keep_alpha: bool = False) -> np.ndarray:
-    """[H, W, 3 or 4] -> [H // factor, W // factor, 3], on white by alpha or without it.
+    """Shrinks an image [H, W, 3 or 4] to [H // factor, W // factor, 3]: on white by its alpha, or without alpha.
 
     As in the original's `half_res`, alpha is resized with the colours before it is used. With white_bkgd and keep_alpha
-    it comes behind them, where there is one: [h, w, 4].
+    an image that has alpha keeps it: [H // factor, W // factor, 4].
     """
     if factor > 1:
         image = area_resize(image, image.shape[0] // factor, image.shape[1] // factor)
@@ -47,8 +48,17 @@ def shrink(image: np.ndarray, factor: int, white_bkgd: bool, keep_alpha: bool = 
     return composite_white(image) if white_bkgd else image[..., :3]
 
 
+def read_photos(paths: Sequence[Path], factor: int, white_bkgd: bool, keep_alpha: bool) -> np.ndarray:
+    """Reads and shrinks images of one size: [N, h, w, C] of `shrink`; errors are those of `read_images`."""
+    return image_reader.read_images(
+        paths,
+        transform=lambda image: shrink(image, factor, white_bkgd, keep_alpha),
+        transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
+    )
+
+
 def resample(image: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Bilinear values of an image [H, W, C] at rows and columns [...]: float32 [..., C]; the edge goes on outside."""
+    """Samples an image [H, W, C] bilinearly at rows and columns [...]: float32 [..., C]; outside, its edge repeats."""
     height, width = image.shape[:2]
     rows, cols = np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)
     top, left = rows.astype(int), cols.astype(int)

@@ -65,7 +65,7 @@ class BatchSettings:
 
 
 def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: int = 0) -> tf.data.Dataset:
-    """Batches for steps first_step, first_step + 1, ...
+    """Makes batches for steps first_step, first_step + 1, ...
 
     By default a batch holds rays of all training images; every ray comes once in an epoch, in an order keyed by
     (seed, epoch), and the short last batch of an epoch is dropped. With `no_batching` it holds different pixels of one

@@ -21,8 +21,8 @@ class Scene:
         ndc: whether rays move to normalised device coordinates before sampling.
         i_train, i_val, i_test: int64 indices into images.
         render_poses: [M, 3, 4] the camera path for videos.
-        to_dataset: [4, 4] float64, the similarity that takes points of this world, the one that poses and networks live
-            in, to the data set's own coordinates.
+        to_dataset: [4, 4] float64, the similarity that takes points of this world, in which networks live, to the data
+            set's own coordinates.
         names: N paths of the photos, relative to the data set's folder; for messages.
         bounds: [N, 2] least and greatest depth of what each view shows, in this world's units, where the data has them.
         alphas: [N, H, W] in [0, 1], how far each pixel hides the white that it was composited on; None where that is

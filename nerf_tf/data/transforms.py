@@ -95,11 +95,7 @@ def load(
         near, far = _near_far(main, poses, cameras, to_dataset, white_bkgd)
         path = _path(poses, near, far)
     i_train, i_val, i_test = _split(files, poses, llffhold)
-    images = image_reader.read_images(
-        paths,
-        transform=functools.partial(image_files.shrink, factor=factor, white_bkgd=white_bkgd, keep_alpha=keep_alpha),
-        transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
-    )
+    images = image_files.read_photos(paths, factor, white_bkgd, keep_alpha)
     masks = _read_masks(mask_paths, photo, factor)
     _undistort(images, masks, lenses, cameras)
     return Scene(

@@ -14,7 +14,7 @@ SEEN_CELLS = 40
 
 
 def ray_box(scene: Scene) -> Box:
-    """The smallest box, in the space of the rays (NDC or world), around all that cameras and path can see."""
+    """Finds the smallest box, in the space of the rays (NDC or world), around all that cameras and path can see."""
     views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], c2w) for c2w in scene.render_poses)]
     corners = []
     for camera in set(scene.cameras):
@@ -30,7 +30,7 @@ def ray_box(scene: Scene) -> Box:
 
 
 def seen_box(scene: Scene) -> Box:
-    """The smallest box around the cells, of all that the scene's rays cross, in which something may be."""
+    """Finds the smallest box around all `seen_cells` of a scene without NDC."""
     box = ray_box(scene)
     for _ in range(2):  # the second time with smaller cells, as they share a smaller box
         found = np.argwhere(seen_cells(scene, box, SEEN_CELLS))
@@ -42,10 +42,10 @@ def seen_box(scene: Scene) -> Box:
 
 
 def seen_cells(scene: Scene, box: Box, count: int) -> np.ndarray:
-    """Cells [count, count, count] bool of a box in which something may be, in a scene without NDC.
+    """Marks the cells of a box, [count, count, count] bool, in which something may be, in a scene without NDC.
 
-    Some training view sees them, and no training view sees them before near, for nothing lies there, or where its alpha
-    shows that there is nothing along the ray. All alphas together are the visual hull (Laurentini 1994).
+    Some training view sees them, and none sees them nearer than near or at pixels whose alpha is 0: nothing is there.
+    All alphas together leave the visual hull (Laurentini 1994).
     """
     size = (box.upper - box.lower) / count
     cells = np.stack(np.meshgrid(*[np.arange(count, dtype=np.float32) + 0.5] * 3, indexing="ij"), axis=-1)

@@ -45,7 +45,7 @@ class GridSpace:
 
     @classmethod
     def around_ball(cls, centre: np.ndarray, radius: float) -> GridSpace:
-        """All of space; within the ball nothing is contracted."""
+        """Makes a grid of all space, contracted outside of a ball; `centre` is [3]."""
         centre = np.asarray(centre, np.float32)
         return cls(centre - np.float32(radius), centre + np.float32(radius), contracted=True)
 
@@ -53,14 +53,14 @@ class GridSpace:
     def unit(self) -> float:
         """The length that densities and steps are measured by: a third of the grid's longest side.
 
-        It makes densities independent of the world's scale. A third, as a side of 3 is customary for the Blender
-        scenes, for which initial densities and thresholds were found.
+        It makes densities independent of the world's scale. Initial densities and thresholds were found for the
+        Blender scenes, whose grids have a side of 3.
         """
         side = float((self.upper - self.lower).max())
         return side * (CONTRACTED_RADIUS if self.contracted else 1.0) / 3.0
 
     def to_cube(self, points: tf.Tensor) -> tf.Tensor:
-        """Coordinates [..., 3] in the grid: from 0 to 1 for what it holds."""
+        """Converts points [..., 3] of the world to coordinates [..., 3] in the grid, 0 to 1 for what it holds."""
         if self.contracted:
             radius = 0.5 * (self.upper - self.lower)
             points = contract((points - (self.lower + radius)) / radius)

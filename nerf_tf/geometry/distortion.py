@@ -27,7 +27,7 @@ class Distortion(NamedTuple):
     p2: float = 0.0
 
     def distort(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the lens shows what a pinhole would show at x, y [...]."""
+        """Returns the positions [...] at which the lens shows what a pinhole would show at x, y [...]."""
         r2 = x * x + y * y
         radial = 1.0 + r2 * (self.k1 + r2 * (self.k2 + r2 * self.k3))
         return (
@@ -36,7 +36,7 @@ class Distortion(NamedTuple):
         )
 
     def reach(self, radius: float) -> float:
-        """The radius, at most `radius`, up to which the picture does not fold back on itself."""
+        """Returns the radius, at most `radius`, up to which the picture does not fold back on itself."""
         r = np.linspace(0.0, radius, 1001)
         growth = 1.0 + r**2 * (3.0 * self.k1 + r**2 * (5.0 * self.k2 + r**2 * 7.0 * self.k3))
         folded = np.flatnonzero(~(growth > 0.0))
@@ -80,7 +80,7 @@ def find_pinhole(camera: Camera, distortion: Distortion) -> Camera:
 
 
 def source_pixels(pinhole: Camera, camera: Camera, distortion: Distortion) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns [H, W], fractions of pixels too, at which a distorted photo shows a pinhole camera's pixels.
+    """Returns fractional rows and columns [H, W] at which a distorted photo shows the pinhole camera's pixels.
 
     Both cameras are measured from the corner of the first pixel, and light falls on the middle of pixels.
     """

@@ -101,9 +101,9 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 
 def change_world(similarity: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Poses [..., 3, 4] in another world, to which `similarity` [4, 4] takes points of theirs; axes stay unit vectors.
+    """Moves poses [..., 3, 4] to another world, as `similarity` [4, 4] moves points; axes stay unit vectors.
 
-    With the inverse of `Scene.to_dataset` it takes poses of a data set to the loaded world, in which networks live.
+    The inverse of `Scene.to_dataset` moves poses of a data set to the loaded world, in which networks live.
     """
     moved = compose(similarity[:3], poses)
     moved[..., :3] /= np.cbrt(np.linalg.det(np.asarray(similarity, np.float64)[:3, :3]))

@@ -164,7 +164,7 @@ def _help_entry(title: str, meaning: str, default: object) -> list[str]:
 
 
 def one_line(message: str) -> str:
-    """A message on one line. Characters that a terminal would obey rather than show, as in file names, are escaped."""
+    """Puts a message on one line and escapes control characters, which file names may hold."""
     text = " ".join(message.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 

@@ -1,4 +1,4 @@
-"""Finds image files: those of a folder, and those that a data set names, as programs on any system write names."""
+"""Finds image files: those of a folder, and those that a data set names by paths of any system."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def _is_folder(path: Path) -> bool:
 
 
 def list_entries(folder: Path) -> list[str]:
-    """Sorted names in a folder but hidden ones; none if there is no such folder."""
+    """Lists the names in a folder, sorted, without hidden ones; empty if there is no such folder."""
     paths = folder.iterdir() if _is_folder(folder) else ()
     return sorted(path.name for path in paths if not path.name.startswith("."))
 
 
 def list_files(folder: Path) -> list[str]:
-    """Sorted names of the files in a folder but hidden ones; none if there is no such folder."""
+    """Lists the files of a folder as `list_entries` does, without those that Windows puts there."""
     names = list_entries(folder)
     return [name for name in names if name.lower() not in _SYSTEM_FILES and not _is_folder(folder / name)]
 
 
 def name_other_files(folder: Path) -> str:
-    """The end of a message: files of a folder that do not count as images; "" if there are none."""
+    """Returns the end of a message that names a folder's files other than images; "" if there are none."""
     others = [name for name in list_files(folder) if not _is_image(name)]
     if not others:
         return ""
@@ -64,7 +64,7 @@ def name_other_files(folder: Path) -> str:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images of `folder` sorted by name.
+    """Lists the images of `folder`, sorted by name.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
@@ -85,23 +85,22 @@ def list_images(folder: Path) -> list[Path]:
 def find_images(folder: Path, names: Sequence[str]) -> list[Path]:
     """Finds images by the paths that a file in `folder` gives, as programs on any system write them.
 
-    A path without an ending means a PNG. If there is none, backslashes count as slashes; and then the only image is
-    taken whose path differs in its ending, or in small letters and capitals.
+    A path without an ending means a PNG. If there is no such file, backslashes count as slashes; if there still is
+    none, the image is taken whose path differs only in its ending or in capitals, where there is exactly one.
 
     Returns:
-        N paths. Where there is no such image, or more than one, nothing but perhaps a folder has that path.
+        A path for each name; no file is there if none or several were found (see `require_images`).
     """
     entries_by_stem = functools.cache(_entries_by_stem)
     return [_find_image(folder, name if _is_image(name) else f"{name}.png", entries_by_stem) for name in names]
 
 
 def match_images(folder: Path, names: Sequence[str], not_meant: Sequence[Path] = ()) -> list[list[Path]]:
-    """Finds images below a folder, but for those not meant, by the last parts of paths that were written elsewhere.
+    """Finds images below a folder by the ends of paths that were written on another machine.
 
-    Returns:
-        For each path the images that share most of its last parts: one if all is well. They must share as many as the
-        best of all paths do, or their whole path within the folder: where a photo is missing, a mask of its name is
-        not meant. Endings, and small letters and capitals, do not matter.
+    An image matches a path if the file names and the most folders before them agree, but for endings and capitals. It
+    must agree in as many folders as the best match of all paths, or in all of its own: a mask is no missing photo.
+    Images in `not_meant` are left out. Returns the images that match each path: one if all is well.
     """
     by_stem, not_meant = collections.defaultdict(list), set(not_meant)
     for parent, folders, files in os.walk(folder):

@@ -51,7 +51,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def decode(path: Path) -> Image.Image:
-    """The image at `path` as RGB, or as RGBA if the file says anything of transparency."""
+    """Decodes an image as RGB, or as RGBA if the file has transparency; errors are those of `read_image`."""
     with _opened(path) as image:
         mode = image.mode
         if mode in _EIGHT_BIT_MODES:
@@ -60,10 +60,10 @@ def decode(path: Path) -> Image.Image:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """One PNG or JPEG image, float32 [H, W, 3] or, with transparency, [H, W, 4], in [0, 1].
+    """Reads a PNG or JPEG, float32 [H, W, 3] or, with transparency, [H, W, 4], in [0, 1].
 
-    Values are the file's bytes over 255: neither gamma chunks nor the orientation a camera noted are applied, as in
-    the original. Grey and palette images become RGB; colour PNGs of 16 bits keep their upper 8.
+    Values are the file's bytes over 255. As in the original, neither gamma chunks nor EXIF orientation are applied.
+    Grey and palette images become RGB; colour PNGs of 16 bits keep their upper 8.
 
     Raises:
         FileNotFoundError: no such file.
@@ -74,7 +74,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of an image, from its header alone; errors are those of `read_image`."""
+    """Reads (height, width) of an image from its header; errors are those of `read_image`."""
     with _opened(Path(path)) as image:
         return image.height, image.width
 

@@ -122,7 +122,9 @@ class Recorder(pickle.Unpickler):
 
 
 def measure_pickle(payload: bytes) -> int:
-    """The bytes that the pickle at the start of `payload` takes; checked, as a few could make it allocate gigabytes.
+    """Returns the length in bytes of the pickle at the start of `payload`.
+
+    Checks it, too: an unpickler can be made to allocate gigabytes by a few bytes.
 
     Raises:
         One of `READING_ERRORS`: it is damaged.
