@@ -243,7 +243,11 @@ def test_too_few_photos_are_placed_and_the_next_run_goes_on(fail, imgs2poses, to
 
     find = sparse_models.find_features
     monkeypatch.setattr(sparse_models, "find_features", find_features)
-    assert "8 of 8" in imgs2poses(photos, scene)
+    find_models = sparse_models.find_models
+    monkeypatch.setattr(sparse_models, "find_models", lambda *arguments: find_models(*arguments) * 2)
+    said = imgs2poses(photos, scene)
+    assert "8 of 8" in said
+    assert "other model" not in said  # its photos are all in the one that is taken
     assert before == [(8, 28)]
     assert not work.exists()
 

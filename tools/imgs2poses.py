@@ -124,7 +124,8 @@ def reconstruct(args: argparse.Namespace, work: Path, report: Report) -> tuple[A
             f"{without}; {ADVICE}, or lower --min_registered"
         )
     for names in placed[1:]:
-        report.add("other model", f"not taken, {len(names)} photos: {', '.join(names)}")
+        if elsewhere := sorted(set(names) - set(placed[0])):
+            report.add("other model", f"not taken, {len(elsewhere)} photos: {', '.join(elsewhere)}")
     return models[0], photos, sorted(set(photos) - set(placed[0]))
 
 
