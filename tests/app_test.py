@@ -347,7 +347,8 @@ def test_render_test(interrupted):
 
 
 def test_the_guides_python_runs(interrupted, tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("guide.md", "own_data.md"))
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 4
     monkeypatch.chdir(tmp_path)
     shutil.copy(interrupted.folder / "model_000011.npy", "model_200000.npy")

@@ -22,6 +22,7 @@ pycolmap = pytest.importorskip("pycolmap", reason="pip install -e '.[colmap]'")
 
 COUNT, WIDTH, HEIGHT, FOCAL, DISTORTION = 8, 240, 180, 225.0, -0.08
 STRAY = "photo_03b.png"
+OWN_DATA = Path(__file__).parent.parent / "docs" / "own_data.md"
 # Half the sides of a room whose walls have noise of several sizes on them; y is up.
 ROOM = np.array([3.0, 2.0, 3.0])
 
@@ -158,6 +159,13 @@ def fail(tool, capsys):
     return run
 
 
+def is_documented(line: str, **folders: Path) -> bool:
+    """Whether docs/own_data.md has a row for what the program says of folders, by the names they have there."""
+    for name, folder in folders.items():
+        line = line.replace(str(folder), name.replace("__", "/"))
+    return f"| `{line}` |" in OWN_DATA.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def noise(tmp_path):
     """A folder of photos that have nothing in common."""
@@ -266,9 +274,9 @@ def test_photos_of_a_run_that_was_stopped_have_the_same_camera(tool, photos, tmp
 
 
 def test_photos_with_nothing_in_common(fail, noise, tmp_path):
-    assert f"{noise}: 0 of 3 photos have a pose, fewer than 3; without: photo_00.png, photo_01.png and " in fail(
-        noise, tmp_path / "scene"
-    )
+    line = fail(noise, tmp_path / "scene")
+    assert f"{noise}: 0 of 3 photos have a pose, fewer than 3; without: photo_00.png, photo_01.png and " in line
+    assert is_documented(line, photos=noise)
 
 
 def test_other_photos_begin_anew(fail, noise, tmp_path):
@@ -409,16 +417,21 @@ def test_photos_that_are_refused(fail, noise, tmp_path, spoil, said):
     line = fail(noise, tmp_path / "scene")
     assert line.startswith(f"imgs2poses: {noise}")
     assert said in line
+    assert is_documented(line, photos=noise)
     assert not (tmp_path / "scene").exists()
 
 
 def test_what_is_no_source(fail, noise, tmp_path):
     assert fail(tmp_path / "none", tmp_path / "scene").endswith("none: no such file")
     (tmp_path / "walk.mp4").write_bytes(b"no video")
-    assert "walk.mp4: not a video that ffmpeg reads" in fail(tmp_path / "walk.mp4", tmp_path / "scene")
+    line = fail(tmp_path / "walk.mp4", tmp_path / "scene")
+    assert "walk.mp4: not a video that ffmpeg reads" in line
+    assert is_documented(line.replace(f"{tmp_path}/", ""))
     assert "not a COLMAP model" in fail(noise, tmp_path / "scene", "--sparse", noise)
     assert "no such folder; give that of" in fail(noise, tmp_path / "scene", "--sparse", tmp_path / "none")
-    assert fail(noise, noise).endswith("exists and is not an empty folder; name a new one, or move it away")
+    line = fail(noise, noise)
+    assert line.endswith("exists and is not an empty folder; name a new one, or move it away")
+    assert is_documented(line, data__room=noise)
 
 
 def test_without_pycolmap(fail, noise, tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def notebook(tmp_path_factory):
             exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
             if number == 0:
                 names["SCENE"] = tmp_path_factory.mktemp("notebook") / "scene"
-                names |= {"SIZE": SIZE, "PHOTOS": 6, "STEPS": 100, "RAYS": 128, "FRAMES": 3}
+                names |= {"SIZE": SIZE, "PHOTOS": 6, "STEPS": 100, "RAYS": 64, "COARSE": 16, "FINE": 16, "FRAMES": 3}
     plt.close("all")
     return SimpleNamespace(**{name: value for name, value in names.items() if name.isidentifier()}, shown=shown)
 
