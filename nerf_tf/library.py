@@ -48,7 +48,12 @@ def build_fields(settings: Settings) -> tuple[Field, Field | None]:
 
     A field takes points [R, S, 3] and unit view directions [R, 3], and returns raw [R, S, 4]: colour before the
     sigmoid, density before the ReLU.
+
+    Raises:
+        ValueError: the settings are those of a hash grid, which lies where its scene is.
     """
+    if settings.field == "hash_grid":
+        raise ValueError("field=hash_grid: a hash grid lies where its scene is; use train_scene, then load_renderer")
     trainer = build.make_trainer(settings, ndc=False)
     return trainer.coarse, trainer.fine
 

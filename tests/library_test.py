@@ -116,3 +116,8 @@ def test_settings_are_frozen_and_equal_by_value():
     assert settings.replace(lrate=1e-3).lrate == 1e-3
     assert settings == parsing.parse_settings(["--expname=a"])
     assert build.field_settings(settings, fine=True).depth == 8
+
+
+def test_a_hash_grid_without_a_scene_is_refused():
+    with pytest.raises(ValueError, match="a hash grid lies where its scene is; use train_scene"):
+        nerf_tf.build_fields(nerf_tf.Settings(field="hash_grid"))
