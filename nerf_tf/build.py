@@ -45,7 +45,19 @@ def set_up_tensorflow() -> None:
 
 
 def load_scene(settings: Settings) -> Scene:
-    """Loads the scene that the settings describe, with `--near` and `--far` applied."""
+    """Loads the scene that the settings describe, with `--near` and `--far` applied, and warns where it makes no sense.
+
+    Raises:
+        ValueError, OSError: files are missing or wrong, or flags do not go with the scene.
+    """
+    scene = read_scene(settings)
+    for warning in scene_checks.check_scene(scene, settings.datadir, settings.lindisp):
+        logger.warning("%s", warning)
+    return scene
+
+
+def read_scene(settings: Settings) -> Scene:
+    """Loads the scene as `load_scene` does, without its checks of what was loaded."""
     set_up_tensorflow()
     if not Path(settings.datadir).is_dir():
         raise FileNotFoundError(f"{settings.datadir}: no such folder; --datadir names the folder of the scene")
@@ -85,8 +97,6 @@ def load_scene(settings: Settings) -> Scene:
     if settings.field == "hash_grid":
         cameras = tuple(camera.through_pixel_centres() for camera in scene.cameras)
         scene = dataclasses.replace(scene, cameras=cameras)
-    for warning in scene_checks.check_scene(scene, settings.datadir, settings.lindisp):
-        logger.warning("%s", warning)
     return scene
 
 

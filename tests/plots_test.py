@@ -120,7 +120,7 @@ def test_plot_sampling_names_the_views_and_pixels_there_are(tool, trained, tmp_p
 
 def test_frustum_of_a_camera_at_the_origin(tool):
     camera = Camera.centred(40, 80, 20.0)
-    corners = tool("plot_cameras").frustum(camera, np.eye(4)[:3], 0.5)
+    corners = tool("support.camera_drawing").frustum(camera, np.eye(4)[:3], 0.5)
     expected = [[0, 0, 0], [-1, 0.5, -0.5], [1, 0.5, -0.5], [1, -0.5, -0.5], [-1, -0.5, -0.5]]
     np.testing.assert_allclose(corners, expected, atol=1e-6)
 

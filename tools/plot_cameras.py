@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from support import commandline
+from support.camera_drawing import add_space, draw_cameras, draw_frusta
 
 from nerf_tf.data import blender, deepvoxels, llff, transforms
 from nerf_tf.data.scene import Scene
@@ -48,13 +48,6 @@ CONVENTIONS = {
 }
 
 
-def frustum(camera: Camera, c2w: np.ndarray, depth: float) -> np.ndarray:
-    """Corners [5, 3] of a camera's pyramid: its centre, then the image's corners at `depth`, in order."""
-    rows, cols = [0, 0, camera.height, camera.height], [0, camera.width, camera.width, 0]
-    origins, directions = pixel_rays(camera, tf.constant(c2w, tf.float32), tf.constant(rows), tf.constant(cols))
-    return np.concatenate([c2w[None, :, 3], (origins + depth * directions).numpy()])
-
-
 def metric_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
     """Places in space [R, S, 3] of samples at NDC's `t_vals` [S] below 1, on rays of the middle row.
 
@@ -74,57 +67,6 @@ def _middle_row(camera: Camera, c2w: np.ndarray, cols: np.ndarray) -> tuple[np.n
     rows = tf.fill([len(cols)], camera.height / 2)
     origins, directions = pixel_rays(camera, tf.constant(c2w, tf.float32), rows, tf.constant(cols, tf.float32))
     return origins.numpy(), directions.numpy()
-
-
-def _draw_frusta(axes, cameras: Sequence[Camera], poses: np.ndarray, size: float, colour: str, label: str = "") -> None:
-    """Draws pyramids of `size` along the optical axis, with a dark upper edge of the image."""
-    for i, (camera, c2w) in enumerate(zip(cameras, poses, strict=True)):
-        tip, *corners = frustum(camera, c2w, size)
-        a, b, c, d = corners
-        axes.plot(*np.array([a, tip, b, c, tip, d, a]).T, color=colour, lw=0.8, label=None if i else label or None)
-        axes.plot(*np.array([c, d]).T, color=colour, lw=0.8)
-        axes.plot(*np.array([a, b]).T, color=figures.INK, lw=1.5)
-
-
-def _draw_world(axes, size: float) -> None:
-    for tip, name, colour in zip(size * np.eye(3), "xyz", (figures.RED, figures.GREEN, figures.BLUE), strict=True):
-        axes.quiver(0, 0, 0, *tip, color=colour, lw=1.8, arrow_length_ratio=0.2)
-        axes.text(*(1.25 * tip), name, color=colour, ha="center", va="center")
-
-
-def _add_space(figure, place, title: str, poses: np.ndarray, shown: np.ndarray):
-    """Adds a 3-D panel with equal axes that holds `shown` [N, 3], with the cameras' up direction upwards."""
-    axes = figure.add_subplot(place, projection="3d")
-    axes.locator_params(nbins=5)
-    axes.set_title(title, loc="left", color=figures.INK)
-    middle, half = (shown.min(0) + shown.max(0)) / 2, np.ptp(shown, axis=0).max() / 2
-    axes.set(**{f"{name}lim": (c - half, c + half) for name, c in zip("xyz", middle, strict=True)})
-    axes.set_box_aspect((1, 1, 1), zoom=1.15)
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_pane_color((0.97, 0.975, 0.98, 1.0))
-    up = "xyz"[np.argmax(np.abs(poses[:, :, 1].sum(axis=0)))]
-    axes.view_init(22, {"x": -60, "y": 40, "z": -60}[up], vertical_axis=up)
-    return axes
-
-
-def _draw_cameras(
-    figure, place, title: str, groups: dict[str, tuple[Sequence[Camera], np.ndarray]], path: np.ndarray | None = None
-) -> None:
-    """Draws a 3-D panel: frusta, coloured by group, the world's axes and the path's centres."""
-    poses = np.concatenate([group for _, group in groups.values()])
-    centres = poses[:, :, 3]
-    spread = np.ptp(centres, axis=0).max() or 1.0
-    size = 0.14 * spread
-    views = [view for cameras, group in groups.values() for view in zip(cameras, group, strict=True)]
-    corners = np.concatenate([frustum(camera, c2w, size) for camera, c2w in views])
-    shown = np.concatenate([corners, np.zeros([1, 3]), 0.3 * spread * np.eye(3)])
-    axes = _add_space(figure, place, title, poses, shown)
-    _draw_world(axes, 0.3 * spread)
-    for (label, (cameras, group)), colour in zip(groups.items(), RAY_COLOURS, strict=False):
-        _draw_frusta(axes, cameras, group, size, colour, label)
-    if path is not None:
-        axes.plot(*path[:, :, 3].T, color=figures.PALE, lw=1.2, label="path for videos")
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
 
 
 def _draw_level(axes, height: float, note: str) -> None:
@@ -176,8 +118,8 @@ def draw_llff(datadir: Path, spherify: bool):
     figure = figures.new_figure(12.0, 6.0 if spherify else 11.0)
     grid = figure.add_gridspec(1 if spherify else 2, 2, wspace=0.38, hspace=0.2)
     cameras = [camera] * len(poses)
-    _draw_cameras(figure, grid[0, 0], "As in the file, but for axes and scale", {"cameras": (cameras, before)})
-    _draw_cameras(figure, grid[0, 1], title, {"cameras": (cameras, after)}, path)
+    draw_cameras(figure, grid[0, 0], "As in the file, but for axes and scale", {"cameras": (cameras, before)})
+    draw_cameras(figure, grid[0, 1], title, {"cameras": (cameras, after)}, path)
     if not spherify:
         outermost = after[[np.argmin(after[:, 0, 3]), np.argmax(after[:, 0, 3])]]
         cols = np.linspace(0.0, width, 4)
@@ -196,10 +138,10 @@ def draw_scene(scene: Scene):
         for name, chosen in splits.items()
     }
     places = figure.add_gridspec(1, 2)
-    _draw_cameras(figure, places[0], "Cameras", groups)
+    draw_cameras(figure, places[0], "Cameras", groups)
     path = scene.render_poses
     groups = {f"path, {len(path)}": ([scene.cameras[0]] * len(path), path)}
-    _draw_cameras(figure, places[1], "Path for videos", groups)
+    draw_cameras(figure, places[1], "Path for videos", groups)
     figure.subplots_adjust(left=0.03, right=0.95, bottom=0.05, top=0.92, wspace=0.1)
     return figure
 
@@ -210,9 +152,9 @@ def draw_axes():
     camera, pose = Camera.centred(30, 40, 32.0), np.eye(4)[:3]
     for place, (name, (words, convert)) in zip(figure.add_gridspec(1, 3), CONVENTIONS.items(), strict=True):
         shown = 0.95 * np.array([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
-        axes = _add_space(figure, place, name, pose[None], shown)
+        axes = add_space(figure, place, name, pose[None], shown)
         axes.set_axis_off()
-        _draw_frusta(axes, [camera], pose[None], 0.5, figures.PALE)
+        draw_frusta(axes, [camera], pose[None], 0.5, figures.PALE)
         columns = convert(pose)[:, :3].T
         for i, (column, word) in enumerate(zip(columns, words, strict=True)):
             colour = (figures.RED, figures.GREEN, figures.BLUE)[i]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,16 +115,16 @@ def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
     low = np.flatnonzero(bounds[:, 0] * BOUND_OUTLIER < near)
     if low.size:
         warnings.append(
-            f"{_name(scene, low)}: near bound {bounds[low, 0].min():.3g} is {near / bounds[low, 0].min():.0f} times "
-            f"smaller than the median {near:.3g}; the whole scene is scaled by it; {_remedy(scene, low)}"
+            f"{name_views(scene, low)}: near bound {bounds[low, 0].min():.3g} is {near / bounds[low, 0].min():.0f} "
+            f"times smaller than the median {near:.3g}; the whole scene is scaled by it; {remedy_for_views(scene, low)}"
         )
     high = np.flatnonzero(bounds[:, 1] > BOUND_OUTLIER * far)
     # Under NDC and lindisp far hardly counts, and --far may have settled it.
     if high.size and not (scene.ndc or lindisp) and scene.far > BOUND_OUTLIER * far / scene.unit:
         warnings.append(
-            f"{_name(scene, high)}: far bound {bounds[high, 1].max():.3g} is {bounds[high, 1].max() / far:.0f} times "
-            f"larger than the median {far:.3g}; samples are spread as far; give --far {far / scene.unit:.3g} or "
-            f"--lindisp, or {_remedy(scene, high)}"
+            f"{name_views(scene, high)}: far bound {bounds[high, 1].max():.3g} is {bounds[high, 1].max() / far:.0f} "
+            f"times larger than the median {far:.3g}; samples are spread as far; give --far {far / scene.unit:.3g} or "
+            f"--lindisp, or {remedy_for_views(scene, high)}"
         )
     return warnings
 
@@ -138,8 +139,9 @@ def check_cameras(scene: Scene) -> list[str]:
     if not away.size:
         return []
     return [
-        f"{_name(scene, away)}: the camera is {distances[away].max() * scene.unit:.3g} from the middle of all, "
-        f"and the median is {usual * scene.unit:.3g}; it moves the whole scene out of place; {_remedy(scene, away)}"
+        f"{name_views(scene, away)}: the camera is {distances[away].max() * scene.unit:.3g} from the middle of all, "
+        f"and the median is {usual * scene.unit:.3g}; it moves the whole scene out of place; "
+        f"{remedy_for_views(scene, away)}"
     ]
 
 
@@ -185,7 +187,7 @@ def _shows(photo: Path, image: np.ndarray) -> bool:
     return bool(np.abs(image_files.area_resize(whole, 8, 8) - image_files.area_resize(image, 8, 8)).mean() < SAME_PHOTO)
 
 
-def _name(scene: Scene, views: np.ndarray) -> str:
+def name_views(scene: Scene, views: Sequence[int]) -> str:
     """What to call views in a message: rows of poses_bounds.npy where the scene has bounds, and their photos."""
     photos = [f" ({scene.names[i]})" if scene.names else "" for i in views]
     if scene.bounds is None:
@@ -194,7 +196,8 @@ def _name(scene: Scene, views: np.ndarray) -> str:
     return f"poses_bounds.npy: row{'s' if len(views) > 1 else ''} {rows}"
 
 
-def _remedy(scene: Scene, views: np.ndarray) -> str:
+def remedy_for_views(scene: Scene, views: Sequence[int]) -> str:
+    """What to do about views that are wrong in the file."""
     what = "view" if scene.bounds is None else "row"
     if len(views) == 1:
         return f"correct the {what}, or remove it and its photo"
@@ -203,7 +206,7 @@ def _remedy(scene: Scene, views: np.ndarray) -> str:
 
 def _if_few(scene: Scene, views: np.ndarray) -> str:
     """The views' names where they are so few that they may be mistakes in the file."""
-    return f", {_name(scene, views)}" if len(views) <= min(FEW, len(scene.poses) // 4) else ""
+    return f", {name_views(scene, views)}" if len(views) <= min(FEW, len(scene.poses) // 4) else ""
 
 
 def _percent(share: float) -> str:

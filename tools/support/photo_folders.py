@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from nerf_tf.safety.photo_checks import sharpness
 from nerf_tf.storage import image_folders, image_reader, readers
 from nerf_tf.storage.image_folders import listed
 
@@ -116,13 +117,6 @@ def copy_upright(paths: Sequence[Path], folder: Path) -> None:
             f"{paths[0].parent}: {count} photos are {usual[0]}x{usual[1]}, but {listed(odd)} not ({width}x{height}); "
             "all must have one size, camera and zoom: move the others out, or make them a scene of their own"
         )
-
-
-def sharpness(pixels: np.ndarray) -> float:
-    """How sharp an image [H, W, 3] of bytes is among others of the same things: the variance of its Laplacian."""
-    grey = pixels[..., 1].astype(np.int16)
-    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    return float(laplacian.var(dtype=np.float64))
 
 
 def write_sharpest_frames(video: Path, folder: Path, count: int) -> None:

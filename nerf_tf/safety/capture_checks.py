@@ -1,0 +1,250 @@
+"""Checks how a scene was photographed: which way the cameras look, how far apart they stand, what each one sees.
+
+As in `scene_checks`, a check returns warnings of one line each, none for a good scene. What is found here is seldom
+mended by a flag, so `tools/check_scene.py` looks for it before training rather than each run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.rays import NDC_NEAR
+from nerf_tf.safety.scene_checks import check_ndc, name_views, remedy_for_views
+
+# Degrees between a ray and the mean viewing direction up to which NDC is advised. Under NDC a ray at angle a reaches
+# tan(a) / tan(half the field of view) half widths of an image: 2 at 55 degrees for a phone's camera, 4 at 70, 9 at 80.
+# Fern's reach 47 degrees.
+WIDEST_NDC = 70.0
+# Least angle in degrees between rays of the outermost cameras to the scene. COLMAP drops points seen under less than
+# 1.5 degrees, as their distance is guesswork. Fern has 12.
+LEAST_PARALLAX = 2.0
+# A view that has fewer points in its frustum than this part of the median looks elsewhere. Of fern, lego
+# and the built-in scene none has less than 0.9.
+FEW_POINTS = 0.1
+# Share of the points that the cameras must see, or else the points are of another world than the poses.
+OWN_POINTS = 0.25
+# Share of the points in a view that may lie out of near and far: some sparse points are always wrong.
+OUT_OF_RANGE = 0.1
+# Points along the rays of all views where no sparse model tells what there is.
+SAMPLED_POINTS = 4000
+
+FORWARD, AROUND, MIXED = "forward-facing", "all around", "all directions"
+_FLAGS = {
+    FORWARD: (),
+    AROUND: ("--no_ndc", "--spherify", "--lindisp"),
+    MIXED: ("--no_ndc", "--spherify", "--lindisp", "--render_path", "test"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """How cameras stand.
+
+    Attributes:
+        kind: FORWARD (they look one way, so that NDC holds all rays), AROUND (they look at something from several
+            sides) or MIXED (they look at nothing in common, as from the middle of a room).
+        widest: largest angle in degrees between a ray and the mean viewing direction; 180 where there is no such.
+        depth: median distance along the optical axes to what the cameras look at; None for MIXED and parallel axes.
+    """
+
+    kind: str
+    widest: float
+    depth: float | None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags that an LLFF scene of this kind needs; none for FORWARD, as NDC is the default."""
+        return _FLAGS[self.kind]
+
+    def describe(self) -> str:
+        """The kind and its reason, for a message."""
+        nothing = ", and the cameras look at nothing in common" if self.kind == MIXED else ""
+        return f"{self.kind}: rays reach {self.widest:.0f} degrees from the mean viewing direction{nothing}"
+
+
+def find_capture(cameras: Sequence[Camera], poses: np.ndarray) -> Capture:
+    """Finds out whether photos face forward or were taken all around.
+
+    Args:
+        cameras: N cameras.
+        poses: [N, 3, 4] camera-to-world, OpenGL axes, in any world.
+    """
+    depths = pose_maths.meeting_depths(poses)
+    widest = _widest_angle(cameras, np.asarray(poses, np.float64))
+    depth = None if depths is None else float(np.median(depths))
+    if widest <= WIDEST_NDC:
+        return Capture(FORWARD, widest, depth)
+    return Capture(MIXED if depth is None else AROUND, widest, depth)
+
+
+def _widest_angle(cameras: Sequence[Camera], poses: np.ndarray) -> float:
+    try:
+        forward = -pose_maths.average_pose(poses)[:, 2]
+    except ValueError:  # they look from all around, and cancel out
+        return 180.0
+    cosines = []
+    for camera, c2w in zip(cameras, poses, strict=True):
+        # The angle is largest at a corner as long as it is below 90 degrees.
+        rows, cols = np.array([0, 0, camera.height, camera.height]), np.array([0, camera.width, 0, camera.width])
+        _, directions = camera.rays(c2w, rows, cols)
+        cosines.append(np.min(directions @ forward / np.linalg.norm(directions, axis=-1)))
+    return float(np.degrees(np.arccos(np.clip(min(cosines), -1.0, 1.0))))
+
+
+def check_capture(scene: Scene) -> list[str]:
+    """Warns where cameras look too far aside for NDC, though `scene_checks.check_ndc` does not."""
+    capture = find_capture(scene.cameras, scene.poses)
+    if not scene.ndc or capture.kind == FORWARD or check_ndc(scene):
+        return []
+    return [
+        f"{capture.describe()}, and NDC is for {WIDEST_NDC:.0f} at most, as it stretches what lies aside; add "
+        f"{' '.join(capture.flags)}"
+    ]
+
+
+def check_rotations(scene: Scene) -> list[str]:
+    """Warns of poses whose axes are no rotation, which loaders refuse."""
+    warnings = []
+    for i, pose in enumerate(scene.poses):
+        try:
+            pose_maths.require_rigid(pose[None], [name_views(scene, [i])])
+        except ValueError as error:
+            warnings.append(str(error))
+    return warnings
+
+
+def rotation_errors(poses: np.ndarray) -> np.ndarray:
+    """How far the axes of `poses` [N, 3, 4] are from a rotation: [N] largest entry of R^T R - 1 and of det R - 1."""
+    axes = np.asarray(poses, np.float64)[:, :, :3]
+    products = np.swapaxes(axes, 1, 2) @ axes - np.eye(3)
+    return np.maximum(np.abs(products).max(axis=(1, 2)), np.abs(np.linalg.det(axes) - 1.0))
+
+
+def sample_points(scene: Scene, seed: int = 0) -> np.ndarray:
+    """Samples points [P, 3] of the volume that the cameras look at, from near to far along random rays.
+
+    Under NDC, where far is infinite, distances are those of the scene's bounds.
+    """
+    rng, points = np.random.default_rng(seed), []
+    for i, (camera, c2w) in enumerate(zip(scene.cameras, scene.poses, strict=True)):
+        count = -(-SAMPLED_POINTS // len(scene.poses))
+        rows, cols = rng.uniform(0, camera.height, count), rng.uniform(0, camera.width, count)
+        origins, directions = camera.rays(c2w, rows, cols)
+        points.append(origins + rng.uniform(*depth_range(scene, i), count)[:, None] * directions)
+    return np.concatenate(points)
+
+
+def depth_range(scene: Scene, view: int) -> tuple[float, float]:
+    """Near and far of a view as distances along its optical axis; under NDC those that its bounds give."""
+    if scene.ndc:
+        near, far = (NDC_NEAR, 10.0 * NDC_NEAR) if scene.bounds is None else map(float, scene.bounds[view])
+        return near, far
+    return scene.near, scene.far
+
+
+def pixels_of_points(scene: Scene, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows [P] and columns [P] at which a view shows points [P, 3], and their depths [P]; NaN beside its image."""
+    camera = scene.cameras[view]
+    rows, cols, z = camera.project(scene.poses[view].astype(np.float64), points)
+    inside = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
+    return tuple(np.where(inside, values, np.nan) for values in (rows, cols, -z))
+
+
+def depths_in_view(scene: Scene, view: int, points: np.ndarray) -> np.ndarray:
+    """Distances [P] along a view's optical axis of points [P, 3], near or far; NaN beside its image."""
+    return pixels_of_points(scene, view, points)[2]
+
+
+def shares_in_frusta(scene: Scene, points: np.ndarray, sampled: bool = False) -> np.ndarray:
+    """The share [N] of points [P, 3] inside the frustum of each view, from near to far; under NDC far is infinite.
+
+    Of points of `sample_points` (`sampled`) each view's own, which all lie inside, do not count.
+    """
+    near, far = (0.0, np.inf) if scene.ndc else (scene.near, scene.far)
+    depths = np.stack([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
+    shares, own = np.mean((depths >= near) & (depths <= far), axis=1), 1.0 / len(scene.poses)
+    return np.clip((shares - own) / (1.0 - own), 0.0, 1.0) if sampled and len(scene.poses) > 1 else shares
+
+
+def belong_to_cameras(scene: Scene, points: np.ndarray) -> bool:
+    """Whether points [P, 3] of a sparse model lie before the cameras, rather than in another world."""
+    seen = np.zeros(len(points), bool)
+    for i in range(len(scene.poses)):
+        seen |= np.isfinite(depths_in_view(scene, i, points))
+    return bool(len(points)) and bool(seen.mean() >= OWN_POINTS)
+
+
+def check_frusta(scene: Scene, shares: np.ndarray) -> list[str]:
+    """Warns of views that see next to none of the scene's points; `shares` [N] is of `shares_in_frusta`."""
+    few = np.flatnonzero(shares < FEW_POINTS * np.median(shares))
+    if not few.size:
+        return []
+    return [
+        f"{name_views(scene, few)}: sees {100 * shares[few].max():.1f} % of the scene's points at most, and the median "
+        f"is {100 * np.median(shares):.0f} %; {'it looks' if len(few) == 1 else 'they look'} elsewhere; "
+        f"{remedy_for_views(scene, few)}"
+    ]
+
+
+def check_point_range(scene: Scene, points: np.ndarray) -> list[str]:
+    """Warns where near and far, or NDC's near plane, leave out points [P, 3] of a sparse model that views show."""
+    depths = np.concatenate([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
+    depths = depths[np.isfinite(depths)]
+    if not depths.size:
+        return []
+    if scene.ndc:
+        share = float(np.mean(points[:, 2] > -NDC_NEAR))
+        what = f"NDC begins at distance {NDC_NEAR:g} from the average camera, which leaves out"
+        remedy = "lower the near bounds in poses_bounds.npy"
+    else:
+        share = float(np.mean((depths < scene.near) | (depths > scene.far)))
+        what = f"near {scene.near:.3g} and far {scene.far:.3g} leave out"
+        lower, upper = np.percentile(depths, [0.1, 99.9]) * [0.9, 1.1]
+        remedy = f"try --near {lower:.2g} --far {upper:.2g}"
+    if share <= OUT_OF_RANGE:
+        return []
+    return [f"{what} {100 * share:.0f} % of the sparse points that views show; {remedy}"]
+
+
+def parallax(scene: Scene, points: np.ndarray | None = None) -> float | None:
+    """Angle in degrees under which the outermost cameras lie, seen from the scene; None where nothing tells how far it
+    is.
+
+    The scene is at the median distance of a sparse model's points [P, 3], else of the bounds, else where the optical
+    axes meet. Outermost means the 90th percentile of all distances between two cameras, which a stray one hardly moves.
+    """
+    depth = _typical_depth(scene, points)
+    if depth is None or len(scene.poses) < 2:
+        return None
+    centres = scene.poses[:, :, 3].astype(np.float64)
+    first, second = np.triu_indices(len(centres), 1)
+    baseline = np.percentile(np.linalg.norm(centres[first] - centres[second], axis=-1), 90)
+    return float(np.degrees(2.0 * np.arctan2(0.5 * baseline, depth)))
+
+
+def _typical_depth(scene: Scene, points: np.ndarray | None) -> float | None:
+    if points is not None:
+        depths = np.concatenate([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
+        return float(np.nanmedian(depths)) if np.isfinite(depths).any() else None
+    if scene.bounds is not None:
+        return float(np.median(np.sqrt(scene.bounds.prod(axis=1))))
+    depths = pose_maths.meeting_depths(scene.poses)
+    return None if depths is None else float(np.median(depths))
+
+
+def check_parallax(scene: Scene, points: np.ndarray | None = None) -> list[str]:
+    """Warns where all photos are of one place, which shows no depth; arguments as of `parallax`."""
+    angle = parallax(scene, points)
+    if angle is None or angle >= LEAST_PARALLAX:
+        return []
+    return [
+        f"the cameras stand too close together: seen from the scene, under {angle:.1f} degrees, and depth needs "
+        f"{LEAST_PARALLAX:g}; take photos from places apart, a step for every few of distance; turning on the spot "
+        "shows no depth"
+    ]
