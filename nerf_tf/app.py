@@ -100,7 +100,7 @@ def run(settings: Settings) -> None:
             kind = TrainingRun if settings.training else Run
             this = kind(settings, folder, scene, trainer, store, renderer, build.load_render_poses(settings, scene))
             if settings.render_only:
-                cameras = this.render_only_cameras()
+                cameras = this.view_cameras()
             elif settings.training:
                 planned = build.plan_training(settings, trainer)
                 batches = this.batches()

@@ -20,6 +20,7 @@ from nerf_tf.data.visible_space import ray_box
 from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precision
 from nerf_tf.field.query import Field
+from nerf_tf.geometry.camera import Camera
 from nerf_tf.memory import planning, prediction
 from nerf_tf.render.occupancy import Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
@@ -98,6 +99,17 @@ def read_scene(settings: Settings) -> Scene:
         cameras = tuple(camera.through_pixel_centres() for camera in scene.cameras)
         scene = dataclasses.replace(scene, cameras=cameras)
     return scene
+
+
+def view_camera(settings: Settings, camera: Camera) -> Camera:
+    """The camera of a rendered view: that of a photo at `--render_width`, or with `--render_only` at `--render_factor`.
+
+    Raises:
+        ValueError: nothing is left of an image.
+    """
+    if settings.render_width is not None:
+        return camera.resized(settings.render_width)
+    return camera.downscaled(max(settings.render_factor, 1)) if settings.render_only else camera
 
 
 def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:
@@ -215,8 +227,8 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTra
     """
     if isinstance(trainer, PackedTrainer):
         return build_hash_grid.make_renderer(settings, scene, trainer)
-    height, width = scene.images.shape[1:3]
-    planned = make_memory(settings, trainer, training=False, rays=height * width)
+    views = (scene.cameras[0], view_camera(settings, scene.cameras[0]))
+    planned = make_memory(settings, trainer, training=False, rays=max(view.height * view.width for view in views))
     rendering = render_settings(settings, scene.ndc)
 
     networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf import build
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation import report
 from nerf_tf.geometry.camera import Camera
@@ -79,13 +80,9 @@ class Run:
         """The step that comes next."""
         return int(self.trainer.step.numpy())
 
-    def render_only_cameras(self) -> list[Camera]:
-        """The photos' cameras at `--render_factor`.
-
-        Raises:
-            ValueError: nothing is left of an image.
-        """
-        return [camera.downscaled(max(self.settings.render_factor, 1)) for camera in self.scene.cameras]
+    def view_cameras(self) -> list[Camera]:
+        """The photos' cameras at the size of rendered views; see `build.view_camera`."""
+        return [build.view_camera(self.settings, camera) for camera in self.scene.cameras]
 
     def render_only(self, cameras: Sequence[Camera]) -> None:
         """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
@@ -104,11 +101,13 @@ class Run:
         logger.info("%s", folder)
 
     def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> view_files.VideoBuffer:
-        """Renders the test views from the weights of `step`; at full size also compares them with the photos."""
+        """Renders the test views from the weights of `step`; at the photos' size also compares them with these."""
         scene, save_arrays = self.scene, self.settings.save_arrays
         test_cameras = [cameras[i] for i in scene.i_test]
         images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
-        if (cameras[0].height, cameras[0].width) != scene.images.shape[1:3]:
+        size, photo = (cameras[0].height, cameras[0].width), scene.images.shape[1:3]
+        if size != photo:
+            logger.info("no PSNR: views of %dx%d are not compared with photos of %dx%d", *size[::-1], *photo[::-1])
             return view_files.write_views(folder, images, save_arrays)
         frames, result = report.write_and_score_views(folder, images, photos_of_test_views(scene), save_arrays)
         info = run_info(self.settings, step) | render_info(self.settings)
@@ -141,5 +140,5 @@ class Run:
                 logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, parsing.one_line(was))
 
     def render_test_set(self, step: int) -> None:
-        """Renders the test views at full size into `testset_{step}`."""
-        self.render_test_views(self.scene.cameras, self.folder / f"testset_{step:06d}", step)
+        """Renders the test views into `testset_{step}`."""
+        self.render_test_views(self.view_cameras(), self.folder / f"testset_{step:06d}", step)

@@ -268,7 +268,7 @@ class TrainingRun(Run):
         changes is view-dependent colour.
         """
         poses, fps = self.render_poses, self.settings.fps
-        cameras = [self.scene.cameras[0]] * len(poses)
+        cameras = [build.view_camera(self.settings, self.scene.cameras[0])] * len(poses)
         stem = f"{self.settings.expname}_spiral_{step:06d}"
         video = view_files.VideoBuffer(self.folder)
         for image in self.views(cameras, poses):

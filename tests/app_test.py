@@ -463,6 +463,28 @@ def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path
     assert "render_only = False" in (interrupted.folder / "args.txt").read_text()  # training's own, left alone
 
 
+def test_render_width_shows_the_same_in_more_pixels(tmp_path):
+    """Rays go through pixels' corners, so every second pixel of a view of twice the width is one of the photo's."""
+    base = [*LLFF, f"--basedir={tmp_path}", "--expname=t", "--N_iters=3", "--i_img=0", "--i_testset=2"]
+    trained = run(*base, "--i_video=2", "--render_width=32", "--render_frames=2")
+    assert trained.code == 0, trained.stderr
+    folder, not_scored = tmp_path / "t", "no PSNR: views of 32x24 are not compared with photos of 16x12"
+    assert imageio.mimread(folder / "t_spiral_000002_rgb.mp4")[0].shape == (24, 32, 3)
+    assert png(folder / "testset_000002" / "000.png").shape == (24, 32, 3)
+    assert not_scored in trained.stderr
+    assert not (folder / "metrics.json").exists()
+    assert run(*base, "--render_only", "--render_width=32", "--render_frames=2").code == 0
+    assert png(folder / "renderonly_path_000003" / "000.png").shape == (24, 32, 3)
+    images = []
+    for flags in ([], ["--render_width=32"]):
+        result = run(*base, "--render_only", "--render_test", *flags)
+        assert (not_scored in result.stderr) == bool(flags)
+        images.append(png(folder / "renderonly_test_000003" / "001.png").astype(int))
+    assert np.ptp(images[0]) > 5
+    assert np.abs(images[1][::2, ::2] - images[0]).max() <= 1
+    assert json.loads((folder / "metrics.json").read_text())["width"] == 16
+
+
 def keyframes_file(path: Path) -> Path:
     keys = Keyframes(np.array([0.0, 0.5, 2.0]), paths.orbit_path(3))
     path.write_text(keyframes_json(keys))

@@ -54,6 +54,18 @@ def test_a_factor_that_leaves_no_pixels_says_what_would_do(factor):
         Camera.centred(6, 9, 7.5).downscaled(factor)
 
 
+@pytest.mark.parametrize("width", [1, 17, 504, 1000, 1001])
+def test_resized_camera_sees_the_same_to_the_edges(width):
+    camera = Camera(378, 504, 407.0, 400.0, 250.0, 190.0)
+    other = camera.resized(width)
+    assert (other.width, other.height) == (width, max(1, round(378 * width / 504)))
+    # The image's corners, and where NDC puts them, are those of the photo.
+    for first, second in (("cx", "width"), ("fx", "width"), ("cy", "height"), ("fy", "height")):
+        expected = getattr(camera, first) / getattr(camera, second)
+        assert getattr(other, first) / getattr(other, second) == pytest.approx(expected)
+    assert camera.resized(504) == camera
+
+
 def test_rays_on_the_host_are_those_that_are_trained_on_and_a_point_on_one_appears_in_its_pixel():
     camera = Camera(6, 9, 7.5, 7.0, 4.1, 3.2)
     c2w = poses.look_at(np.array([3.0, 2.0, 1.0]), np.array([0.0, 0.0, 1.0]), np.array([3.0, 2.0, 1.5]))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from app_test import SCENES, run
 
+from nerf_tf import build
+from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights
 
@@ -58,6 +60,19 @@ def test_it_renders_and_evaluates_from_checkpoint_and_from_weights(through, tmp_
     again = json.loads((through / "metrics.json").read_text())
     assert metrics["psnr_8bit"] == again["psnr_8bit"]
     assert (through / "renderonly_test_000040" / "video.mp4").exists()
+
+
+def test_larger_views_show_the_same(through):
+    """Every second pixel of a view of twice the width is one of the photo's size."""
+    flags = [*BLENDER, f"--basedir={through.parent}", "--expname=run", "--render_only", "--render_width=40"]
+    settings = parsing.parse_settings(flags)
+    scene = build.load_scene(settings)
+    renderer = build.make_renderer(settings, scene, build.restored_trainer(settings, scene))
+    camera, c2w = scene.cameras[0], scene.poses[0]
+    image, larger = renderer.image(camera, c2w), renderer.image(build.view_camera(settings, camera), c2w)
+    assert larger.rgb.shape == (40, 40, 3)
+    assert np.ptp(image.rgb) > 0.02
+    np.testing.assert_allclose(larger.rgb[::2, ::2], image.rgb, atol=1e-5)
 
 
 def test_a_field_of_the_other_kind_is_refused(through):

@@ -340,7 +340,7 @@ def test_export_points_says_what_is_wrong(tool, tmp_path, capsys):
     nothing = run_on(tool, scene, lambda points, *_: tf.zeros([*points.shape[:2], 4]), 4).renderer
     collect = tool("export_points").collect_points
     with pytest.raises(ValueError, match=r"--min_acc 0\.9: lower it"):
-        collect(nothing, scene, 2, 4, 0.9, 0.03)
+        collect(nothing, scene, [camera.downscaled(4) for camera in scene.cameras], 2, 0.9, 0.03)
     words = [*octahedron(tmp_path / "model_000007.npy", 1e5, np.zeros(3)), *dataset("llff"), "--llffhold=1"]
     assert tool("export_points").main(words) == 1
     assert "all views are held out" in capsys.readouterr().err

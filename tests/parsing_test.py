@@ -74,6 +74,7 @@ NEW_DEFAULTS = {
     "eval_folder": None,
     "render_path": "auto",
     "render_frames": None,
+    "render_width": None,
     "fps": 30,
     "max_bad_steps": 20,
     "on_collapse": "warn",
@@ -389,6 +390,7 @@ MORE_THAN_0 = (
     "N_iters",
     "far",
     "fps",
+    "render_width",
     "memory_budget_mb",
 )
 OUT_OF_RANGE = (

@@ -22,6 +22,7 @@ from support import commandline
 from nerf_tf import build
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation.metrics import psnr
+from nerf_tf.geometry.camera import Camera
 from nerf_tf.output import pictures, view_files
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.settings import parsing
@@ -38,9 +39,8 @@ class _WarmedUp(Exception):
     """Ends a render after its first chunk, when the graph is traced."""
 
 
-def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Image, float, float]:
+def render(renderer: Renderer, camera: Camera, c2w: np.ndarray) -> tuple[Image, float, float]:
     """Renders a view; returns it, its seconds, and the seconds of the preparation before."""
-    camera, c2w = scene.cameras[view].downscaled(factor), scene.poses[view]
 
     def stop(rays: int) -> None:
         raise _WarmedUp
@@ -56,20 +56,19 @@ def render(renderer: Renderer, scene: Scene, view: int, factor: int) -> tuple[Im
     return image, time.perf_counter() - start, prepared
 
 
-def measure(
-    settings: Settings, scene: Scene, view: int, factor: int
-) -> tuple[list[dict[str, object]], list[np.ndarray]]:
+def measure(settings: Settings, scene: Scene, view: int) -> tuple[list[dict[str, object]], list[np.ndarray]]:
     """Renders the view with every engine and prints a line for each.
 
     Returns:
         A record of each engine, and the renders [H, W, 3].
     """
+    camera, c2w = build.view_camera(settings, scene.cameras[view]), scene.poses[view]
     records, renders = [], []
     for precision, occupancy in ENGINES:
         settings = settings.replace(mixed_precision=precision, occupancy=occupancy)
         trainer = build.trainer_for(settings, scene)
         build.load_weights(trainer, Path(settings.ft_path))
-        image, seconds, prepared = render(build.make_renderer(settings, scene, trainer), scene, view, factor)
+        image, seconds, prepared = render(build.make_renderer(settings, scene, trainer), camera, c2w)
         renders.append(image.rgb)
         record = {
             "precision": precision,
@@ -126,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--view {args.view}: there are {len(scene.i_test)} test views, counted from 0")
         view = scene.i_test[args.view]
         with tempfile.TemporaryDirectory() as folder:  # for grids, which are not kept
-            records, renders = measure(settings.replace(basedir=folder), scene, view, max(settings.render_factor, 1))
+            records, renders = measure(settings.replace(basedir=folder, render_only=True), scene, view)
         path = args.out / "view.json"
         report = {"datadir": settings.datadir, "view": args.view, "pixels": int(np.prod(scene.images.shape[1:3]))}
         atomic.write_text(path, json.dumps({**report, "engines": records}, indent=1) + "\n")

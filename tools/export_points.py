@@ -3,10 +3,11 @@
     python tools/export_points.py logs/lego_test --views 12 --render_factor 4 --out points3d.ply
 
 RUN is a run's folder, for its args.txt and newest weights, or a file of coarse weights. Every flag of the program may
-be given and means what it means there; --render_factor 4 takes every fourth pixel along either side. A point lies on a
-pixel's ray at the expected depth and has the pixel's rendered colour. Rays that meet nothing give no point, nor do
-pixels on an edge, whose mean depth lies in mid-air. Points are in the data set's own coordinates: those of
-transforms_*.json, of the pose files, or of poses_bounds.npy; what the loader did to them is undone.
+be given and means what it means there; --render_factor 4 takes every fourth pixel along either side, --render_width
+sets their number. A point lies on a pixel's ray at the expected depth and has the pixel's rendered colour. Rays that
+meet nothing give no point, nor do pixels on an edge, whose mean depth lies in mid-air. Points are in the data set's own
+coordinates: those of transforms_*.json, of the pose files, or of poses_bounds.npy; what the loader did to them is
+undone.
 
 The file is a binary PLY with the columns x y z nx ny nz red green blue, as programs expect that start from a
 points3d.ply; the normals are zero. Prints the file's path.
@@ -16,13 +17,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from support import commandline, run_loading
 
+from nerf_tf import build
 from nerf_tf.data.scene import Scene
+from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import find_surface, transform_points
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files
@@ -35,14 +39,14 @@ COLUMNS = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
 
 
 def collect_points(
-    renderer: Renderer, scene: Scene, views: int, factor: int, min_acc: float, max_jump: float
+    renderer: Renderer, scene: Scene, cameras: Sequence[Camera], views: int, min_acc: float, max_jump: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Renders evenly chosen training views, and finds the surface points of their pixels.
 
     Args:
         renderer, scene: a trained scene.
+        cameras: those of all photos, at the size to render.
         views: how many, at most.
-        factor: divides the sides of the views.
         min_acc: the least opacity of a ray that meets something.
         max_jump: see `in_mid_air`.
 
@@ -50,10 +54,10 @@ def collect_points(
         Points [P, 3] in the data set's own coordinates and colours [P, 3], 8-bit.
 
     Raises:
-        ValueError: the views are too small for `factor`, or no ray meets anything.
+        ValueError: no ray meets anything.
     """
     chosen = scene.i_train[np.unique(np.linspace(0, len(scene.i_train) - 1, views).round().astype(int))]
-    cameras = [scene.cameras[view].downscaled(factor) for view in chosen]
+    cameras = [cameras[view] for view in chosen]
     points, colours = [], []
     for view, camera, image in zip(
         chosen, cameras, renderer.path(cameras, scene.poses[chosen], description="views"), strict=True
@@ -126,8 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     args, program_flags = _arguments(argv)
     try:
         settings, scene, renderer = run_loading.load_run(program_flags)
-        factor = max(settings.render_factor, 1)
-        points, colours = collect_points(renderer, scene, args.views, factor, args.min_acc, args.max_jump)
+        cameras = [build.view_camera(settings, camera) for camera in scene.cameras]
+        points, colours = collect_points(renderer, scene, cameras, args.views, args.min_acc, args.max_jump)
         write_points(args.out, points, colours)
     except (ValueError, OSError, planning.OutOfMemory) as error:
         return commandline.fail("export_points", error)

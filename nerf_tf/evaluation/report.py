@@ -109,7 +109,7 @@ def read_views(folder: Path, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
         (height, width, channels), expected = views.shape[1:], photos[0].shape
         raise ValueError(
             f"{folder}: views of {width}x{height} with {channels} channels for photos of {expected[1]}x{expected[0]} "
-            "with 3; render again with --render_factor 0, or check --half_res and --factor"
+            "with 3; render again with --render_factor 0 and without --render_width, or check --half_res and --factor"
         )
     return [metrics.round_to_8bit(view) for view in views]
 

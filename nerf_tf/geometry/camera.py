@@ -71,6 +71,15 @@ class Camera:
         cx, cy = self.cx * width / self.width, self.cy * height / self.height
         return Camera(height, width, self.fx / factor, self.fy / factor, cx, cy)
 
+    def resized(self, width: int) -> Camera:
+        """Returns this camera with images of another width, as `--render_width` makes them; their aspect is kept.
+
+        What it sees stays the same to the edges, which NDC needs: where the height is rounded, so is fy.
+        """
+        height = max(1, round(self.height * width / self.width))
+        across, down = width / self.width, height / self.height
+        return Camera(height, width, self.fx * across, self.fy * down, self.cx * across, self.cy * down)
+
     def rays(self, c2w: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Computes rays through image positions as `geometry.rays.pixel_rays` does, but in NumPy and float64.
 

@@ -26,8 +26,8 @@ FEWEST = 6
 BLURRED = 0.25
 # Values of photos are about this root of the light. A photo with less mean light than DARKEST counts as black.
 GAMMA, DARKEST = 2.2, 1e-4
-# Points that are compared between photos, at most, and at least between two; values of colours neither dark nor clipped;
-# which photos after it each photo is compared with.
+# Most points that are compared between photos, and fewest between two; values of colours neither dark nor clipped; the
+# photos after it that a photo is compared with.
 MOST_POINTS, FEWEST_POINTS, EXPOSED, STEPS = 2000, 20, (0.02, 0.98), (*range(1, 11), 16, 32, 64, 128)
 # Rows and columns of pixels, at least, whose mean is taken.
 PIXELS_A_SIDE = 100

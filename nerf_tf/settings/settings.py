@@ -82,6 +82,13 @@ def _check_combinations(settings: Settings) -> None:
         raise ValueError("--eval_folder names views to compare, which needs --eval_only")
     if settings.eval_only and settings.render_only:
         raise ValueError("--eval_only and --render_only are two things to do: choose one")
+    if settings.render_width is not None and settings.render_factor > 1:
+        raise ValueError(
+            f"--render_width={settings.render_width} and --render_factor={settings.render_factor} both give the size "
+            "of views: take --render_width, and add --render_factor=0"
+        )
+    if settings.render_width is not None and settings.eval_only:
+        raise ValueError("--eval_only compares views with photos of the same size: add --render_width=None")
     if settings.render_path_file is not None and (settings.render_path, settings.render_frames) != ("auto", None):
         raise ValueError("--render_path_file is a path of its own: add --render_path=auto --render_frames=None")
     if settings.field == "hash_grid" and settings.mixed_precision != "float32":
