@@ -7,14 +7,15 @@ import os
 import sys
 from typing import NoReturn
 
-from nerf_tf.settings import parsing
-
 # This module is imported before TensorFlow, which would otherwise print lines about the machine.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 def fail(program: str, reason: object, code: int = 1) -> int:
     """Prints `program: reason` as one line on stderr; returns the exit code: 1 for files and their content."""
+    # Not at the top: --help is shown without the package too.
+    from nerf_tf.settings import parsing
+
     print(f"{program}: {parsing.one_line(str(reason))}", file=sys.stderr)
     return code
 
