@@ -131,6 +131,17 @@ def test_photos_are_trained_on_at_about_500_pixels(tool, tmp_path, longer, facto
     assert tool("from_photos").choose_factor(scene) == factor
 
 
+def test_the_video_is_small_unless_told_otherwise(tool, tmp_path):
+    scene = llff_scene(tmp_path / "scene", np.eye(4)[None, :3], (360, 640))
+    choose = tool("from_photos").choose_video
+    assert choose(scene, []) == ["--render_frames=60", "--fps=20", "--render_width=378"]
+    assert choose(scene, ["--fps=25"]) == ["--render_frames=60", "--render_width=378"]
+    assert choose(scene, ["--render_frames=240"]) == ["--render_width=378"]
+    assert choose(scene, ["--render_factor=2", "--render_path_file=a.json"]) == []
+    tiny = llff_scene(tmp_path / "tiny", np.eye(4)[None, :3], (36, 48))
+    assert choose(tiny, [])[-1] == "--render_width=48"
+
+
 def test_flags_of_the_program_count_for_training_or_for_the_video(tool, tmp_path):
     flags = tool("from_photos").program_flags
     training, video = flags(["--N_rand", "512", "--render_width=640", "--use_viewdirs=False", "--fps=10"])

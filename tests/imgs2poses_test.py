@@ -273,6 +273,22 @@ def test_photos_of_a_run_that_was_stopped_have_the_same_camera(tool, photos, tmp
         assert (opened.num_cameras(), opened.num_rigs()) == (1, 1)
 
 
+def test_quick_takes_the_largest_features_of_smaller_photos(tool, imgs2poses, photos, tmp_path, monkeypatch):
+    sparse_models, counts = tool("support.sparse_models"), []
+    monkeypatch.setattr(sparse_models, "QUICK_FEATURES", 150)
+    for quick in (False, True):
+        database = tmp_path / f"{quick}.db"
+        sparse_models.find_features(database, photos, names_of(COUNT)[:2], "SIMPLE_RADIAL", quick)
+        with pycolmap.Database.open(database) as opened:
+            counts.append(opened.num_keypoints_for_image(1))
+    assert 100 < counts[1] < 0.3 * counts[0]  # whole scales are kept, so some more than 150
+    assert "8 of 8" in imgs2poses(photos, tmp_path / "scene", "--quick")
+    poses, _, _ = llff.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
+    angles, offsets, _ = pose_errors(pose_maths.llff_to_opengl(poses), room_poses())
+    assert angles.max() < 1
+    assert offsets.max() < 0.02
+
+
 def test_photos_with_nothing_in_common(fail, noise, tmp_path):
     line = fail(noise, tmp_path / "scene")
     assert f"{noise}: 0 of 3 photos have a pose, fewer than 3; without: photo_00.png, photo_01.png and " in line

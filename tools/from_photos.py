@@ -20,8 +20,9 @@ configs/fast/fern.txt; what was photographed all around in contracted space, wit
 which of the two it is; --kind overrides them.
 
 All flags of the program may follow: those about paths and views (--render_width, --render_frames, --render_path,
---render_path_file, --fps) count for the video, the others for training. Photos are PNG or JPEG of one size, camera and
-zoom.
+--render_path_file, --fps) count for the video, the others for training. The video is small and short, so that it takes
+minutes: --render_width 960 --render_frames 240, given afterwards, make another one. Photos are PNG or JPEG of one size,
+camera and zoom.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from support import commandline
@@ -43,6 +44,8 @@ STAGES = ("poses", "check", "train", "video", "sheet")
 MINUTES, FRAMES = 3.0, 60
 # Pixels of the longer side of photos that are trained on, about: those of the authors' fern at an eighth.
 LONGER_SIDE = 500
+# Views of the video, their pixels and views a second, if not told otherwise: 5 million rays, some minutes on two cores.
+VIEWS, VIEW_PIXELS, FPS = 60, 80_000, 20
 CONFIGS = {"ndc": "configs/fast/fern.txt", "360": "configs/fast/360.txt"}
 # Flags of the program that this one chooses, and what to give instead; and those that concern the video alone.
 CHOSEN = {
@@ -143,6 +146,22 @@ def choose_factor(scene: Path) -> int:
     return max(1, round(max(image_reader.image_size(image_folders.list_images(scene / "images")[0])) / LONGER_SIDE))
 
 
+def choose_video(scene: Path, of_video: Iterable[str]) -> list[str]:
+    """Flags for number, size and speed of the video's views, where the flags in `of_video` leave them open."""
+    from nerf_tf.storage import image_folders, image_reader
+
+    named = {word.lstrip("-").partition("=")[0] for word in of_video}
+    flags = []
+    if not named & {"render_frames", "render_path_file"}:
+        flags.append(f"--render_frames={VIEWS}")
+        if "fps" not in named:
+            flags.append(f"--fps={FPS}")
+    if not named & {"render_width", "render_factor"}:
+        height, width = image_reader.image_size(image_folders.list_images(scene / "images")[0])
+        flags.append(f"--render_width={min(width, round((VIEW_PIXELS * width / height) ** 0.5 / 2) * 2)}")
+    return flags
+
+
 def describe_source(args: argparse.Namespace) -> dict[str, object]:
     """What the poses depend on: names, sizes and times of the photos, and flags.
 
@@ -203,7 +222,7 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
     sparse = [] if args.sparse is None else ["--sparse", args.sparse]
 
     def find_poses() -> None:
-        require_success(run_program("imgs2poses", args.photos, scene, "--frames", args.frames, *sparse))
+        require_success(run_program("imgs2poses", args.photos, scene, "--frames", args.frames, "--quick", *sparse))
 
     stages.run("poses", describe_source(args), ["scene"], find_poses)
     kind, path_flags = choose_kind(scene, args.kind)
@@ -231,11 +250,13 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
     render = [f"--config={run / 'args.txt'}", f"--basedir={out}", "--expname=run", "--render_only"]
     weights = newest(run, "model_[0-9]*.npy").name
 
+    video_flags = [*path_flags, *choose_video(scene, video_flags), *video_flags]
+
     def make_video() -> None:
-        require_success(run_program("nerf_tf", *render, *path_flags, *video_flags))
+        require_success(run_program("nerf_tf", *render, *video_flags))
         shutil.copyfile(newest(run, "renderonly_path_*") / "video.mp4", out / "video.mp4")
 
-    stages.run("video", {"weights": weights, "flags": [*path_flags, *video_flags]}, ["video.mp4"], make_video)
+    stages.run("video", {"weights": weights, "flags": video_flags}, ["video.mp4"], make_video)
 
     def make_sheet() -> None:
         require_success(run_program("nerf_tf", *render, "--render_test", "--save_arrays"))
@@ -244,7 +265,9 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
     stages.run("sheet", {"weights": weights}, ["contact_sheet.png"], make_sheet)
     viewer = [sys.executable, Path(__file__).with_name("viewer.py"), run]
     print(f"all stages: {stages.seconds() / 60:.1f} minutes")
-    print(f"video:         {out / 'video.mp4'}")
+    print(
+        f"video:         {out / 'video.mp4'}; larger or longer: the same command with --render_width, --render_frames"
+    )
     print(f"test views:    {out / 'contact_sheet.png'}; scores: {run / 'metrics.json'}")
     print(f"the scene:     {picture}")
     print(f"look around:   {' '.join(map(str, viewer))}")

@@ -75,6 +75,7 @@ def prepare_work(args: argparse.Namespace) -> Path:
         "photos": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in sources],
         "frames": None if is_folder else args.frames,
         "camera_model": args.camera_model,
+        "quick": args.quick,
     }
     work = args.scene.parent / f".{args.scene.name}.imgs2poses"
     stamp_file = work / "source.json"
@@ -107,7 +108,7 @@ def reconstruct(args: argparse.Namespace, work: Path, report: Report) -> tuple[A
     sparse_models.set_up(args.seed)
     database = work / "database.db"
     report.end_stage("photos")
-    sparse_models.find_features(database, work / "photos", list(photos), args.camera_model)
+    sparse_models.find_features(database, work / "photos", list(photos), args.camera_model, args.quick)
     report.end_stage("features")
     matching = args.matching or ("exhaustive" if args.photos.is_dir() else "sequential")
     sparse_models.match_features(database, len(photos), matching == "sequential", args.seed)
@@ -251,6 +252,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--camera_model", choices=CAMERA_MODELS, default=CAMERA_MODELS[0], help="COLMAP's kind of camera"
     )
+    parser.add_argument("--quick", action="store_true", help="fewer features, of smaller photos: several times as fast")
     parser.add_argument("--min_registered", type=int, metavar="N", help="fewest photos with a pose (half of them)")
     parser.add_argument("--seed", type=int, default=0, help="of random numbers (0)")
     args = parser.parse_args(argv)

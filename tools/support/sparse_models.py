@@ -32,6 +32,10 @@ BOUNDS_PERCENT = (0.1, 99.9)
 CERTAIN_VIEWS, ENOUGH_POINTS = 4, 50
 CERTAIN_ERROR = 2.0  # times the median
 
+# Longer side of photos in pixels, and number of features, where poses are found quickly; COLMAP has 3200 and 8192. The
+# time of poses goes with the number of features, and that of features with the pixels.
+QUICK_SIDE, QUICK_FEATURES = 1000, 2048
+
 Model = pycolmap.Reconstruction
 
 
@@ -58,9 +62,20 @@ def set_up(seed: int) -> None:
     pycolmap.set_random_seed(seed)
 
 
-def find_features(database: Path, photos: Path, names: Sequence[str], camera_model: str) -> None:
-    """Finds features of photos of one camera; those that the database has are not looked for again."""
+def find_features(database: Path, photos: Path, names: Sequence[str], camera_model: str, quick: bool = False) -> None:
+    """Finds features of photos of one camera; those that the database has are not looked for again.
+
+    Args:
+        database: file to write them to.
+        photos: folder of the photos.
+        names: of the photos.
+        camera_model: COLMAP's kind of camera.
+        quick: takes fewer, from smaller photos; see `QUICK_SIDE`.
+    """
     options = pycolmap.ImageReaderOptions(camera_model=camera_model)
+    extraction = pycolmap.FeatureExtractionOptions()
+    if quick:
+        extraction.max_image_size, extraction.sift.max_num_features = QUICK_SIDE, QUICK_FEATURES
     with pycolmap.Database.open(database) as opened:
         for camera in opened.read_all_cameras():  # one at most: that of a run that was stopped
             options.existing_camera_id = camera.camera_id
@@ -70,7 +85,7 @@ def find_features(database: Path, photos: Path, names: Sequence[str], camera_mod
             len(names),
             lambda: opened.num_images(),
             lambda token: pycolmap.extract_features(
-                database, photos, names, pycolmap.CameraMode.SINGLE, options, cancellation_token=token
+                database, photos, names, pycolmap.CameraMode.SINGLE, options, extraction, cancellation_token=token
             ),
         )
 
