@@ -107,9 +107,14 @@ def view_camera(settings: Settings, camera: Camera) -> Camera:
     Raises:
         ValueError: nothing is left of an image.
     """
+    through_centres = settings.field == "hash_grid"  # see `read_scene`
+    if through_centres:
+        camera = camera.through_pixel_corners()
     if settings.render_width is not None:
-        return camera.resized(settings.render_width)
-    return camera.downscaled(max(settings.render_factor, 1)) if settings.render_only else camera
+        camera = camera.resized(settings.render_width)
+    elif settings.render_only:
+        camera = camera.downscaled(max(settings.render_factor, 1))
+    return camera.through_pixel_centres() if through_centres else camera
 
 
 def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:

@@ -56,6 +56,10 @@ class Camera:
         """
         return dataclasses.replace(self, cx=self.cx - 0.5, cy=self.cy - 0.5)
 
+    def through_pixel_corners(self) -> Camera:
+        """Undoes `through_pixel_centres`."""
+        return dataclasses.replace(self, cx=self.cx + 0.5, cy=self.cy + 0.5)
+
     def downscaled(self, factor: int) -> Camera:
         """Returns this camera with sides divided by `factor` and rounded down, as `--render_factor` does.
 
@@ -74,7 +78,8 @@ class Camera:
     def resized(self, width: int) -> Camera:
         """Returns this camera with images of another width, as `--render_width` makes them; their aspect is kept.
 
-        What it sees stays the same to the edges, which NDC needs: where the height is rounded, so is fy.
+        For rays through pixels' corners. What it sees stays the same to the edges, which NDC needs: where the height is
+        rounded, so is fy.
         """
         height = max(1, round(self.height * width / self.width))
         across, down = width / self.width, height / self.height
