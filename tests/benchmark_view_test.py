@@ -17,8 +17,6 @@ from nerf_tf.render import occupancy
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
 # Few octaves: the density of random weights shall be smooth enough for a grid of few cells.
 FLAGS = [

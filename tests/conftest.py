@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,28 +14,22 @@ import pytest
 
 # Read by TensorFlow when it is imported: its start-up notices only bury what a failing test has to say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Read by XLA when it first compiles: few of the tests run long enough to make up for LLVM's optimisation.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
-@contextlib.contextmanager
-def quick_graphs() -> Iterator[None]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leaves out TensorFlow's optimisation of graphs, which takes a third of the time of a run of a few steps.
 
-    Results agree to rounding. Tests of goldens, speed and memory do without: they take graphs as users run them.
+    Results agree to rounding. Tests marked `optimised_graphs`, those of goldens and memory, take graphs as users do.
+    This comes before the fixtures of a module or session, which would not see what a fixture of one test sets.
     """
-    import tensorflow as tf
+    if "tensorflow" in sys.modules:
+        import tensorflow as tf
 
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    try:
-        yield
-    finally:
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-
-
-@pytest.fixture
-def quickly() -> Iterator[None]:
-    """`quick_graphs` for a whole test."""
-    with quick_graphs():
-        yield
+        quick = item.get_closest_marker("optimised_graphs") is None
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": quick})
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,6 @@ from nerf_tf.storage import atomic, lock, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.training import TrainingRun
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 PAGE = 4096
 NOISE = np.random.default_rng(0).integers(0, 256, [64, 64, 3]).astype(np.uint8)
 

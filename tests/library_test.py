@@ -17,8 +17,6 @@ from nerf_tf import build
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 ROOT = Path(__file__).parent.parent
 
 

@@ -22,8 +22,6 @@ from nerf_tf.render.passes import RenderSettings
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.storage import tf1_weights
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 trimesh = pytest.importorskip("trimesh", reason="meshes need trimesh: pip install -e '.[mesh]'")
 pytest.importorskip("skimage", reason="meshes need scikit-image: pip install -e '.[mesh]'")
 

@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import quick_graphs
 from PIL import Image
 
 from nerf_tf.field import encoding
@@ -34,7 +33,7 @@ def notebook(tmp_path_factory):
     """What its cells define on a small scene in a few steps; `shown` are its pictures."""
     shown = []
     names = {"display": lambda picture, **_: shown.append(picture)}
-    with pytest.MonkeyPatch.context() as patch, quick_graphs():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(NOTEBOOK.parent)  # where Jupyter starts it
         patch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
         for number, cell in enumerate(code_cells()):

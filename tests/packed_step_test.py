@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
@@ -72,9 +73,15 @@ def test_rays_that_do_not_fit_do_not_count():
     assert float(trainer.gradients(other, draws).loss) != float(found.loss)
 
 
-def test_it_learns_and_empties_what_is_empty():
+@pytest.fixture(scope="module")
+def learned() -> tuple[PackedTrainer, list[float]]:
+    """A trainer after 200 steps, and their PSNRs."""
     trainer = make_trainer(white_bkgd=True)
-    psnrs = [float(trainer.train_step(make_batch(step)).psnr) for step in range(200)]
+    return trainer, [float(trainer.train_step(make_batch(step)).psnr) for step in range(200)]
+
+
+def test_it_learns_and_empties_what_is_empty(learned):
+    trainer, psnrs = learned
     assert np.mean(psnrs[-10:]) > np.mean(psnrs[:10]) + 8
     cells = trainer.coarse.mlp.occupancy.numpy().reshape([GRID.cells] * 3)
     assert np.mean(cells[3:5, 3:5, 3:5]) > 2 * np.mean(cells[:2, :2, :2])
@@ -115,17 +122,16 @@ def test_draws_follow_from_seed_and_step():
     assert np.all(first != trainer.draw(8).jitter)
 
 
-def test_a_bad_step_is_skipped_and_counted():
-    trainer = make_trainer()
-    trainer.train_step(make_batch(0))
-    before = values(trainer)
+def test_a_bad_step_is_skipped_and_counted(learned):
+    trainer, _ = learned
+    step, before = int(trainer.step.numpy()), values(trainer)
     bad = make_batch(1)
     result = trainer.train_step(bad._replace(rgb=bad.rgb * np.nan))
     assert result.counts.numpy().tolist() == [1, 1, 0, 0, 0]
     after = values(trainer)
     for one, two in zip(before[:-4], after[:-4], strict=True):
         np.testing.assert_array_equal(one, two)
-    assert int(trainer.step.numpy()) == 2
+    assert int(trainer.step.numpy()) == step + 1
     assert trainer.train_step(make_batch(2)).counts.numpy().tolist() == [0, 1, 0, 0, 0]
 
 

@@ -23,8 +23,6 @@ from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 from nerf_tf.storage.run_folder import summaries_folder
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"

@@ -266,6 +266,7 @@ def test_a_network_without_view_directions_ignores_them(batch):
     np.testing.assert_array_equal(field(points, viewdirs), field(points, -viewdirs))
 
 
+@pytest.mark.optimised_graphs
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_netchunk_bounds_memory(peak_memory, backward):
     rng = np.random.default_rng(0)

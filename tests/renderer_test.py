@@ -592,6 +592,7 @@ def test_memory_that_runs_out_is_an_error_when_nothing_gives_way():
         render(Camera.centred(2, 2, 6.0), POSE, BOTH, greedy)
 
 
+@pytest.mark.optimised_graphs
 def test_memory_does_not_grow_with_the_image(peak_memory):
     renderer = Renderer(fog, None, RenderSettings(16, 16, chunk=1024), NEAR, FAR, False)
     peaks = {}

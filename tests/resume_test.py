@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import random
 import re
 import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -56,18 +56,20 @@ class Case:
 
 
 CASES = [Case(kind, batching) for kind in KINDS for batching in (True, False)]
-# Twenty, so that each kind of scene dies within each kind of file and within a step.
-BY_DEFAULT = dict(
-    zip(
-        CASES,
-        (
-            *(("checkpoint", "weights", "scalars", "step"), ("image", "video", "fsync", "rename")),
-            *(("image", "step", "video"), ("scalars", "weights", "checkpoint")),
-            *(("weights", "scalars", "checkpoint"), ("video", "image", "step")),
-        ),
-        strict=True,
-    )
-)
+# Each kind of scene and of batch, with a fine network and without; a death within each kind of file, and within steps.
+BY_DEFAULT = {
+    Case("blender", batching=False): [
+        *(Death("checkpoint", 1, "torn"), Death("weights", 1, "after"), Death("scalars", 2, "torn")),
+        Death("step", 2, delay=0.05),
+    ],
+    Case("llff", batching=True): [Death("image", 1, "torn"), Death("fsync", 9, "before"), Death("step", 4, delay=0.2)],
+    Case("deepvoxels", batching=True): [
+        Death("video", 4, "after"),
+        Death("checkpoint", 0, "before"),
+        Death("rename", 1),
+    ],
+}
+BLENDER = next(iter(BY_DEFAULT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +106,13 @@ def deaths(case: Case, places: Sequence[str]) -> list[Death]:
     return chosen
 
 
-def live_through(case: Case, places: Sequence[str], basedir: Path, launcher: Launcher) -> History:
-    """One run without harm, and one that dies in all those places."""
-    steps = max(STEPS, STEPS_A_LIFE * len(places))
+def live_through(case: Case, ends: Sequence[Death], basedir: Path, launcher: Launcher) -> History:
+    """One run without harm, and one that dies all those deaths."""
+    steps = max(STEPS, STEPS_A_LIFE * len(ends))
     straight, killed = (case.arguments(basedir, name, f"--N_iters={steps}") for name in ("straight", "killed"))
     assert launcher.live(*straight, log=basedir / "straight.log") == 0
     codes, torn = [], []
-    for death in [*deaths(case, places), None]:
+    for death in [*ends, None]:
         # Once there is a checkpoint, the seed is in it.
         if not case.batching and any((basedir / "killed" / "checkpoints").glob("ckpt-*")):
             killed = [argument for argument in killed if argument != SEED]
@@ -201,48 +203,22 @@ def check(case: Case, history: History, kills: int) -> None:
             assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
 
 
-def live_side_by_side(
-    places: dict[Case, Sequence[str]], folder: Path, launchers: list[Launcher]
-) -> dict[Case, History]:
-    """The histories of all cases, on two processors."""
-
-    def share(i: int) -> dict[Case, History]:
-        histories = {}
-        for case in CASES[i::2]:
-            basedir = folder / f"{case.kind}_{case.batching}"
-            basedir.mkdir()
-            histories[case] = live_through(case, places[case], basedir, launchers[i])
-        return histories
-
-    with ThreadPoolExecutor(2) as pool:
-        shares = list(pool.map(share, range(2)))
-    return shares[0] | shares[1]
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory) -> Iterator[Launcher]:
+    launcher = Launcher(tmp_path_factory.mktemp("temporary"))
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture(scope="module")
-def launchers(tmp_path_factory) -> Iterator[list[Launcher]]:
-    """Two, so that two lives can be lived at once."""
-    both = [Launcher(tmp_path_factory.mktemp("temporary")) for _ in range(2)]
-    yield both
-    for launcher in both:
-        launcher.close()
+def histories(tmp_path_factory, launcher) -> Callable[[Case], History]:
+    """Runs that together die ten times, each lived when it is first asked for."""
+    return functools.cache(lambda case: live_through(case, BY_DEFAULT[case], tmp_path_factory.mktemp("life"), launcher))
 
 
-@pytest.fixture(scope="module")
-def launcher(launchers) -> Launcher:
-    """One of them."""
-    return launchers[0]
-
-
-@pytest.fixture(scope="module")
-def histories(tmp_path_factory, launchers) -> dict[Case, History]:
-    """Runs of all kinds that together die 20 times."""
-    return live_side_by_side(BY_DEFAULT, tmp_path_factory.mktemp("killed"), launchers)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", BY_DEFAULT, ids=str)
 def test_a_run_that_dies_is_the_run_that_does_not(histories, case):
-    check(case, histories[case], len(BY_DEFAULT[case]))
+    check(case, histories(case), len(BY_DEFAULT[case]))
 
 
 def run_lock(basedir: Path) -> Path:
@@ -251,8 +227,8 @@ def run_lock(basedir: Path) -> Path:
 
 def test_whoever_stops_a_run_loses_nothing(histories, launcher):
     """Ctrl-C within a step, SIGTERM within a video, twice at once, and once more within the save that it waits for."""
-    case = CASES[0]
-    basedir = histories[case].basedir
+    case = BLENDER
+    basedir = histories(case).basedir
     straight, stopped, log = basedir / "straight", basedir / "stopped", basedir / "stopped.log"
 
     def live(death: Death | None, then: Death | None = None) -> int:
@@ -301,8 +277,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_runs_do_not_share_a_folder_but_rendering_may(histories, launcher):
-    case = CASES[0]
-    basedir = histories[case].basedir
+    case = BLENDER
+    basedir = histories(case).basedir
     log = basedir / "second.log"
     with lock.lock_run(basedir / "straight"):
         folders = basedir / "straight", basedir / "summaries"
@@ -319,8 +295,8 @@ def test_two_runs_do_not_share_a_folder_but_rendering_may(histories, launcher):
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_a_run_and_other_files_do_not(histories, launcher, tmp_path):
-    case = CASES[0]
-    straight = histories[case].basedir / "straight"
+    case = BLENDER
+    straight = histories(case).basedir / "straight"
     largest = max(file.stat().st_size for file in straight.rglob("ckpt-*/*"))
     log = tmp_path / "log"
     arguments = case.arguments(tmp_path, "full", "--i_video=0")
@@ -339,8 +315,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_a_run_and_other_files_do_not(
 
 
 @pytest.mark.long
-def test_every_kind_of_scene_survives_twenty_deaths(tmp_path, launchers):
-    # Each case, so forty of a kind: in all of the places, and in some twice.
-    places = dict.fromkeys(CASES, (PLACES * 2)[:20])
-    for case, history in live_side_by_side(places, tmp_path, launchers).items():
-        check(case, history, 20)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_run_survives_twenty_deaths(tmp_path, launcher, case):
+    # In all of the places, and in some twice.
+    check(case, live_through(case, deaths(case, (PLACES * 2)[:20]), tmp_path, launcher), 20)

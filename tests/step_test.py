@@ -241,6 +241,7 @@ def test_a_trainer_can_be_resized_on_the_way(at_once):
     ]
 
 
+@pytest.mark.optimised_graphs
 @pytest.mark.parametrize(("chunk", "netchunk"), [(32768, 4096), (64, 65536)], ids=["netchunk", "chunk"])
 def test_memory_is_flat_in_N_rand_beyond_what_is_processed_at_once(peak_memory, chunk, netchunk):
     mlp = FieldSettings(depth=3, width=64, multires=4, multires_views=2, use_viewdirs=True)

@@ -34,8 +34,6 @@ from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 pytest.importorskip("viser", reason="the viewer needs viser: pip install -e '.[viewer]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
@@ -301,7 +299,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) 
         time.sleep(0.05)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser():
     """A headless browser."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
