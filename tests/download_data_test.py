@@ -73,9 +73,10 @@ class Server:
         if self.length:
             handler.send_header("Content-Length", str(whole - first))
         handler.send_header("Content-Type", self.kind)
-        handler.end_headers()
-        # A request without a range before one with it is only asked for its headers.
+        # A request without a range before one with it is only asked for its headers; when they have gone, the next
+        # request may come.
         cut = self.cuts.pop(0) if self.cuts else whole
+        handler.end_headers()
         with contextlib.suppress(ConnectionError):
             handler.wfile.write(content[first : first + cut])
             handler.wfile.flush()
