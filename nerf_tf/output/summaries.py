@@ -59,13 +59,16 @@ class Summaries:
 
         TensorBoard takes the first such event for the start of the run, so a new run writes one, too.
         """
+        # TensorBoard reads files by name: this one comes after the killed run's and before this run's. Names count in
+        # whole seconds, so a run that goes on within the second of the other's death waits for the next.
+        while list(self._folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.1)
         now = time.time()
         started = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         events = [
             tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2"),
             tf.compat.v1.Event(wall_time=now, step=self._first_step, session_log=started),
         ]
-        # TensorBoard reads files by name: this one comes after the killed run's and before this run's.
         with (
             complete_file(self._folder / f"events.out.tfevents.{int(now):010d}.0.start") as temporary,
             tf.io.TFRecordWriter(str(temporary)) as writer,
