@@ -9,6 +9,9 @@ from typing import Any
 
 # Keras reads this when it is first imported; another backend, set for other projects, could not run a tf.function.
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# TensorFlow reads this when it is first imported. Its default depends on the processor; with it on, products are no
+# slower, and the memory of a CPU is counted.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.3.0"
 

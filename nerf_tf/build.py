@@ -245,7 +245,9 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTra
         return [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]
 
     def sized(plan: prediction.Plan) -> tuple[FieldFunction, FieldFunction | None, RenderSettings]:
-        fields = in_tiles(plan) if occupancy is None else occupancy.restrict(in_tiles(plan))
+        fields, compiled = in_tiles(plan), trainer.coarse.compiled
+        if occupancy is not None:
+            fields = occupancy.restrict(fields, plan.netchunk if compiled else None)
         return fields[0], fields[1] if len(fields) > 1 else None, dataclasses.replace(rendering, chunk=plan.chunk)
 
     def prepare() -> None:
@@ -259,6 +261,7 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTra
         lambda error: sized(planned.on_out_of_memory(error)),
         prepare if settings.occupancy else None,
         scene.unit,
+        trainer.coarse.compiled,
     )
 
 

@@ -14,6 +14,8 @@ import pytest
 
 # Read by TensorFlow when it is imported: its start-up notices only bury what a failing test has to say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# As the program has it: with it the CPU's memory is counted.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # Read by XLA when it first compiles: few of the tests run long enough to make up for LLVM's optimisation.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 

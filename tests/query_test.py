@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nerf_tf.compaction import compact
 from nerf_tf.data import blender, llff
 from nerf_tf.data.images import composite_white
 from nerf_tf.data.pipeline import RayBatch
@@ -18,7 +19,7 @@ from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass
+from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass, make_draws
 from nerf_tf.storage import tf1_weights
 from nerf_tf.storage.image_reader import read_images
 
@@ -303,21 +304,30 @@ def test_half_size_values_stay_inside(netchunk, compiled, precision, relative):
     assert np.linalg.norm(raw - expected_raw) > 1e-4 * np.linalg.norm(expected_raw), "computed in float32"
 
 
-@pytest.mark.parametrize(("netchunk", "graph"), [(17, False), (10**9, True)])
-def test_compiled_tiles_change_nothing_and_have_one_size(field, batch, netchunk, graph, tile_sizes):
-    expected = [expected_of(field, *batch), expected_of(field, *batch[:2], batch[2][..., ::-1] ** 2)]
-    expected.append((expected[0][0], [tf.zeros_like(gradient) for gradient in expected[0][1]]))
-    upstreams = [batch[2], batch[2][..., ::-1] ** 2, tf.zeros_like(batch[2])]
-    tiled = dataclasses.replace(field, netchunk=netchunk, compiled=True)
-    run = tf.function(evaluate) if graph else evaluate
-    # However many rows have a gradient.
-    for upstream, (expected_raw, expected_gradients) in zip(upstreams, expected, strict=True):
-        raw, gradients = run(tiled, tiled, *batch[:2], upstream)
-        assert raw.shape == (RAYS, SAMPLES, 4)
-        assert_close([raw, *gradients], [expected_raw, *expected_gradients])
-    for function in (tiled._compiled_forward, tiled._compiled_gradients):
-        assert function.experimental_get_tracing_count() == 1
-    assert set(tile_sizes) == {min(netchunk, RAYS * SAMPLES)}
+@pytest.mark.parametrize("netchunk", [17, 10**9], ids=["tiles", "one tile"])
+def test_a_compiled_program_computes_the_same_for_all_upstreams(field, batch, netchunk):
+    compiled = dataclasses.replace(field, netchunk=netchunk, compiled=True)
+    run = tf.function(evaluate, jit_compile=True, autograph=False)
+    one_point = np.zeros(batch[2].shape, np.float32)
+    one_point[3, 2] = 1.0
+    # However many points have a gradient.
+    for upstream in (batch[2], batch[2][..., ::-1] ** 2, tf.constant(one_point), tf.zeros_like(batch[2])):
+        expected_raw, expected_gradients = expected_of(field, *batch[:2], upstream)
+        raw, gradients = run(compiled, compiled, *batch[:2], upstream)
+        assert_close([raw], [expected_raw])
+        if np.any(upstream):
+            assert_close(gradients, expected_gradients)
+        else:
+            assert all(np.all(gradient == 0.0) for gradient in gradients)
+    assert run.experimental_get_tracing_count() == 1
+
+
+def test_compact_lists_what_is_true():
+    for flags in ([True, False, True, True, False], [False] * 4, [True] * 3):
+        rows, count = tf.function(compact, jit_compile=True)(tf.constant(flags))
+        expected = np.flatnonzero(flags)
+        np.testing.assert_array_equal(rows, np.pad(expected, (0, len(flags) - len(expected))))
+        assert count == len(expected)
 
 
 # Weights that know something
@@ -354,18 +364,18 @@ def load_field(path: Path) -> Field:
 
 def assert_gradients_are_exact(fields: list[Field], batch: RayBatch, settings: RenderSettings, netchunks) -> None:
     """Both passes' parameter gradients are those of one tape over the plain networks, whatever netchunk is."""
-    seed = tf.constant([1, 2])
+    draws = make_draws(settings, tf.constant([1, 2]), batch.rgb.shape[0])
 
     def gradients(function, field, first) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             if first is None:
-                result = coarse_pass(function, batch.rays, settings, seed)
+                result = coarse_pass(function, batch.rays, settings, draws.coarse)
             else:
-                result, _ = fine_pass(function, batch.rays, first, settings, seed)
+                result, _ = fine_pass(function, batch.rays, first, settings, draws.fine)
             loss = tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb))
         return tape.gradient(loss, [v.value for v in field.mlp.trainable_variables])
 
-    first = coarse_pass(fields[0], batch.rays, settings, seed)
+    first = coarse_pass(fields[0], batch.rays, settings, draws.coarse)
     for field, coarse in zip(fields, (None, first), strict=True):
         expected = gradients(lambda points, viewdirs, _, field=field: dense(field, points, viewdirs), field, coarse)
         assert all(np.linalg.norm(gradient) > 0 for gradient in expected)

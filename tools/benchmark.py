@@ -4,9 +4,11 @@
     python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --race 15
 
 Every flag of the program may be given and means what it means there. The engines are
-  dense     plain TensorFlow: all points at once under one gradient tape, in one graph
-  float32   the program's own
-  bfloat16  the program's own with --mixed_precision bfloat16
+  dense         plain TensorFlow: all points at once under one gradient tape, in one graph
+  dense_xla     the same, compiled by XLA
+  float32       the program's own with --jit_compile false
+  xla           the program's own with --jit_compile true
+and those with bfloat16: dense_xla_bfloat16, bfloat16, xla_bfloat16. On a CPU those of XLA must be asked for.
 Steps are measured at random weights, and at those of --ft_path if it is given; the weights do not change. The engines
 take turns, so that a slow phase of the machine slows all of them. --race trains each engine from the same random
 weights for so many minutes, also in turns; bfloat16 takes as many steps as float32. It draws PSNR of validation rays
@@ -37,9 +39,9 @@ from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
-from nerf_tf.memory import meter
+from nerf_tf.memory import meter, planning
 from nerf_tf.output import figures
-from nerf_tf.render.passes import Pass, coarse_pass, fine_pass, render_rays
+from nerf_tf.render.passes import Draws, Pass, coarse_pass, fine_pass, make_draws, render_rays
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic, tf1_weights
@@ -47,11 +49,35 @@ from nerf_tf.train.counts import opacities
 from nerf_tf.train.gradients import StepGradients
 from nerf_tf.train.step import Trainer
 
-ENGINES = ("dense", "float32", "bfloat16")
+
+class Engine(NamedTuple):
+    """A way to compute.
+
+    Attributes:
+        precision: what networks compute in.
+        dense: plain TensorFlow instead of the program's own.
+        compiled: whether XLA compiles all of it.
+        colour: in pictures.
+    """
+
+    precision: str
+    dense: bool
+    compiled: bool
+    colour: str
+
+
+ENGINES = {
+    "dense": Engine("float32", dense=True, compiled=False, colour=figures.PALE),
+    "float32": Engine("float32", dense=False, compiled=False, colour=figures.BLUE),
+    "bfloat16": Engine("bfloat16", dense=False, compiled=False, colour=figures.ORANGE),
+    "dense_xla": Engine("float32", dense=True, compiled=True, colour="#8a8a8a"),
+    "dense_xla_bfloat16": Engine("bfloat16", dense=True, compiled=True, colour="#555555"),
+    "xla": Engine("float32", dense=False, compiled=True, colour="#4aa3a2"),
+    "xla_bfloat16": Engine("bfloat16", dense=False, compiled=True, colour="#8f5aa8"),
+}
 # Rays of validation views that show progress, how many are rendered at once, and how often.
 HELD_OUT_RAYS, EVALUATED_AT_ONCE, SECONDS_BETWEEN_EVALUATIONS = 2048, 512, 60.0
 BATCHES = 100  # made in a row to time one
-COLOURS = dict(zip(ENGINES, (figures.PALE, figures.BLUE, figures.ORANGE), strict=True))
 
 
 class DenseField(Field):
@@ -62,18 +88,19 @@ class DenseField(Field):
         if self.settings.use_viewdirs:
             each = tf.repeat(viewdirs, points.shape[1], axis=0)
             inputs.append(positional_encoding(each, self.settings.multires_views))
-        return tf.reshape(self.mlp(inputs), [*points.shape[:2], 4])
+        return tf.reshape(tf.cast(self.mlp(inputs), tf.float32), [*points.shape[:2], 4])
 
 
 class DenseTrainer(Trainer):
     """Takes a step on all rays, with both passes under one tape."""
 
-    def gradients(self, batch: RayBatch) -> StepGradients:
-        count, seed = batch.rgb.shape[0], self.step_seed()
+    def gradients(self, batch: RayBatch, draws: Draws | None = None) -> StepGradients:
+        count = batch.rgb.shape[0]
+        draws = draws or self.draw(count)
         with tf.GradientTape() as tape:
-            passes = [coarse_pass(self.coarse, batch.rays, self.rendering, seed)]
+            passes = [coarse_pass(self.coarse, batch.rays, self.rendering, draws.coarse)]
             if self.fine is not None:
-                passes.append(fine_pass(self.fine, batch.rays, passes[0], self.rendering, seed)[0])
+                passes.append(fine_pass(self.fine, batch.rays, passes[0], self.rendering, draws.fine)[0])
             losses = [tf.reduce_mean(tf.square(result.rendering.rgb - batch.rgb)) for result in passes]
             loss = tf.add_n(losses)
         gradients = tape.gradient(loss, [variable.value for variable in self._variables])
@@ -83,12 +110,14 @@ class DenseTrainer(Trainer):
 
 def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:
     """The program's trainer with the given engine."""
-    settings = settings.replace(mixed_precision="float32" if engine == "dense" else engine)
+    _, is_dense, compiled, _ = ENGINES[engine]
+    settings = settings.replace(mixed_precision=ENGINES[engine].precision, jit_compile="true" if compiled else "false")
     trainer = build.make_trainer(settings, ndc)
-    if engine != "dense":
+    if not is_dense:
         build.plan_training(settings, trainer)
         return trainer
-    fields = [f and DenseField(f.mlp, f.settings, f.netchunk) for f in (trainer.coarse, trainer.fine)]
+    networks = (trainer.coarse, trainer.fine)
+    fields = [f and DenseField(f.mlp, f.settings, f.netchunk, compiled=compiled) for f in networks]
     return DenseTrainer(
         *fields, build.render_settings(settings, ndc), build.train_settings(settings), settings.random_seed
     )
@@ -178,7 +207,7 @@ def draw_race(records: dict):
     for engine, record in records.items():
         minutes = np.array(record["seconds"]) / 60.0
         label = f"{engine}: {record['step'][-1]} steps in {minutes[-1]:.0f} min"
-        axes.plot(minutes, record["psnr"], "o-", color=COLOURS[engine], ms=3.5, lw=1.8, label=label)
+        axes.plot(minutes, record["psnr"], "o-", color=ENGINES[engine].colour, ms=3.5, lw=1.8, label=label)
     axes.grid(lw=0.6)
     axes.set_xlabel("minutes of training")
     axes.legend(loc="lower right", frameon=False)
@@ -228,10 +257,11 @@ def count_work(trainer: Trainer, batch: RayBatch) -> list[dict[str, float]]:
     seed, counts = tf.constant([0, 0]), []
     for first in range(0, batch.rgb.shape[0], EVALUATED_AT_ONCE):
         part = tf.nest.map_structure(lambda x, first=first: x[first : first + EVALUATED_AT_ONCE], batch)
+        draws = make_draws(trainer.rendering, seed, part.rgb.shape[0], first)
         with tf.GradientTape() as tape:
-            passes = [coarse_pass(trainer.coarse, part.rays, trainer.rendering, seed, first)]
+            passes = [coarse_pass(trainer.coarse, part.rays, trainer.rendering, draws.coarse)]
             if trainer.fine is not None:
-                passes.append(fine_pass(trainer.fine, part.rays, passes[0], trainer.rendering, seed, first)[0])
+                passes.append(fine_pass(trainer.fine, part.rays, passes[0], trainer.rendering, draws.fine)[0])
             loss = tf.add_n([tf.reduce_mean(tf.square(result.rendering.rgb - part.rgb)) for result in passes])
         sizes = [np.abs(gradient).max(-1) for gradient in tape.gradient(loss, [result.raw for result in passes])]
         # Points without a colour have zeros.
@@ -288,9 +318,10 @@ def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, 
     sums = dict.fromkeys(trainers, 0.0)
     for i, part in enumerate(_split(batch, EVALUATED_AT_ONCE)):
         dense = trainers["dense"]
-        first = coarse_pass(dense.coarse, part.rays, dense.rendering, tf.constant([0, i]))
+        draws = make_draws(dense.rendering, tf.constant([0, i]), part.rgb.shape[0])
+        first = coarse_pass(dense.coarse, part.rays, dense.rendering, draws.coarse)
         for engine, trainer in trainers.items():
-            found = np.array(_pass_gradients(trainer, part, first, tf.constant([0, i])), object)
+            found = np.array(_pass_gradients(trainer, part, first, draws), object)
             sums[engine] = sums[engine] + found
 
     def error(gradients: np.ndarray) -> float:
@@ -300,15 +331,15 @@ def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, 
     return {engine: error(gradients) for engine, gradients in sums.items() if engine != "dense"}
 
 
-def _pass_gradients(trainer: Trainer, batch: RayBatch, first: Pass, seed: tf.Tensor) -> list[np.ndarray]:
+def _pass_gradients(trainer: Trainer, batch: RayBatch, first: Pass, draws: Draws) -> list[np.ndarray]:
     """Gradients of the coarse pass's error, and of the fine pass's with the samples that `first` gives."""
     gradients = []
     for field in filter(None, (trainer.coarse, trainer.fine)):
         with tf.GradientTape() as tape:
             if field is trainer.coarse:
-                result = coarse_pass(field, batch.rays, trainer.rendering, seed)
+                result = coarse_pass(field, batch.rays, trainer.rendering, draws.coarse)
             else:
-                result, _ = fine_pass(field, batch.rays, first, trainer.rendering, seed)
+                result, _ = fine_pass(field, batch.rays, first, trainer.rendering, draws.fine)
             loss = tf.reduce_sum(tf.square(result.rendering.rgb - batch.rgb))
         gradients += tape.gradient(loss, [variable.value for variable in field.mlp.trainable_variables])
     return [gradient.numpy() for gradient in gradients]
@@ -326,7 +357,10 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
         if weights is not None:
             build.load_weights(trainer, Path(weights))
         still = trainer.rendering.deterministic()
-        render = tf.function(lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb)
+        render = tf.function(
+            lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb,
+            jit_compile=ENGINES[engine].compiled,
+        )
         runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
         runs[engine, "render"] = lambda render=render: render(batch.rays)
     errors = gradient_errors(trainers, batch) if "dense" in trainers else None
@@ -345,7 +379,7 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
         result["gradient_error"] = errors
     for (engine, kind), seconds in times.items():
         median = statistics.median(seconds)
-        flops = gigaflops(trainers[engine], works[engine], engine == "dense", kind == "train")
+        flops = gigaflops(trainers[engine], works[engine], ENGINES[engine].dense, kind == "train")
         result["engines"].setdefault(engine, {})[kind] = {
             "seconds": seconds,
             "median_seconds": median,
@@ -364,8 +398,8 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
 
 def measure_all(args: argparse.Namespace, settings: Settings, scene: Scene) -> dict:
     """Measures everything that the JSON file holds."""
-    precisions = {"dense": "float32", "float32": "float32", "bfloat16": "bfloat16"}
-    limits = {name: matmul_limit(name, args.repeats) for name in sorted({precisions[e] for e in args.engines})}
+    precisions = sorted({ENGINES[engine].precision for engine in args.engines})
+    limits = {name: matmul_limit(name, args.repeats) for name in precisions}
     cases = {"random weights": None}
     if settings.ft_path is not None:
         cases["trained weights"] = settings.ft_path
@@ -382,7 +416,7 @@ def measure_all(args: argparse.Namespace, settings: Settings, scene: Scene) -> d
     for case in report["cases"].values():
         for engine, kinds in case["engines"].items():
             for kind, record in kinds.items():
-                record["share_of_matmul_limit"] = record["gflops_per_second"] / limits[precisions[engine]]
+                record["share_of_matmul_limit"] = record["gflops_per_second"] / limits[ENGINES[engine].precision]
                 if "dense" in case["engines"]:
                     dense = case["engines"]["dense"][kind]["median_seconds"]
                     record["times_faster_than_dense"] = dense / record["median_seconds"]
@@ -403,12 +437,12 @@ def table(report: dict) -> str:
             )
         for engine, error in case.get("gradient_error", {}).items():
             lines.append(f"gradients of {engine} against dense, worst tensor: {error:.1e} of its norm")
-        lines.append(f"{'':17}{'s':>8}{'rays/s':>10}{'GFLOP/s':>9}{'of limit':>9}{'peak MB':>9}{'vs dense':>9}")
+        lines.append(f"{'':26}{'s':>8}{'rays/s':>10}{'GFLOP/s':>9}{'of limit':>9}{'peak MB':>9}{'vs dense':>9}")
         for engine, kinds in case["engines"].items():
             for kind, r in kinds.items():
                 faster = f"{r['times_faster_than_dense']:.2f}x" if "times_faster_than_dense" in r else ""
                 lines.append(
-                    f"{engine:10}{kind:7}{r['median_seconds']:8.3f}{r['rays_per_second']:10,.0f}"
+                    f"{engine:19}{kind:7}{r['median_seconds']:8.3f}{r['rays_per_second']:10,.0f}"
                     f"{r['gflops_per_second']:9.0f}{r['share_of_matmul_limit']:9.0%}{r['peak_mb']:9.0f}{faster:>9}"
                 )
     return "\n".join(lines)
@@ -423,8 +457,8 @@ def draw(report: dict):
         for i, case in enumerate(cases.values()):
             engines = case["engines"]
             for j, (engine, kinds) in enumerate(engines.items()):
-                rate, x = kinds[kind]["rays_per_second"], i + (j - (len(engines) - 1) / 2) * 0.27
-                axes.bar(x, rate, 0.25, color=COLOURS[engine], label=None if i else engine)
+                rate, x = kinds[kind]["rays_per_second"], i + ((j + 0.5) / len(engines) - 0.5) * 0.8
+                axes.bar(x, rate, 0.75 / len(engines), color=ENGINES[engine].colour, label=None if i else engine)
                 text = f"{rate:,.0f}\n{kinds[kind]['peak_mb']:,.0f} MB"
                 axes.annotate(text, (x, rate), (0, 3), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xticks(range(len(cases)), list(cases))
@@ -436,7 +470,11 @@ def draw(report: dict):
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = commandline.Parser("benchmark", __doc__, "%(prog)s [options] [flags of the program]")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="which, separated by commas (default: all)")
+    parser.add_argument(
+        "--engines",
+        default=",".join(name for name, engine in ENGINES.items() if planning.has_gpu() or not engine.compiled),
+        help="which, separated by commas (default: all; without a GPU those that XLA does not compile)",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="times that each is measured (default: 5)")
     parser.add_argument("--race", type=float, metavar="MINUTES", help="train for so long instead")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")

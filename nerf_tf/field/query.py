@@ -3,7 +3,8 @@
 This module alone determines how much memory a network takes. The original encodes all points of a chunk before it
 splits them into pieces of netchunk, and its gradient tape keeps all activations. Here points are encoded inside a tile,
 and only points that the loss depends on have a backward pass: from the kept activations if all points fit into one
-tile, otherwise tile by tile, evaluated again.
+tile, otherwise tile by tile, evaluated again. Within a program that XLA compiles all shapes are static, so there a
+single tile computes all colours, and gradients from all points.
 
 In private functions: points [B, 3]; rays [B], the row of each in encoded_viewdirs [R, ...]; upstream [B, 4], the
 gradient of raw; variables and gradients in the order of `mlp.trainable_variables`; gather_points(numbers of points)
@@ -13,12 +14,11 @@ returns points, encoded_viewdirs and rays.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
+from nerf_tf.compaction import compact
 from nerf_tf.field.backprop import Activations, backward, forward
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings, group_by_layer, precision
@@ -27,6 +27,8 @@ from nerf_tf.field.mlp import FieldSettings, group_by_layer, precision
 # stay within 1e-5 of the exact ones, mostly within 3e-6; 16 bits round to 4e-3, and in a trained lego the points left
 # out make up 1e-4 of the whole.
 ROW_TOLERANCE = {"float32": 1e-8, "bfloat16": 1e-5, "float16": 1e-5}
+# Tiles of a compiled backward pass hold this part of netchunk.
+COMPILED_BACKWARD_TILES = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +41,7 @@ class Field:
         netchunk: largest number of points to evaluate at once.
         row_tolerance: points whose gradient is smaller than this part of the largest one have no backward pass; 0: only
             those whose gradient is exactly zero; None: `ROW_TOLERANCE` of the network's precision.
-        compiled: whether XLA compiles the work on a tile. All tiles then have exactly `netchunk` points, the last one
-            padded, and are evaluated again for the backward pass.
+        compiled: whether it is part of a program that XLA compiles.
     """
 
     mlp: keras.Model
@@ -64,12 +65,14 @@ class Field:
             [R, S, 4] colour before the sigmoid, density before the ReLU.
         """
         count, samples = points.shape[0], points.shape[1]
+        if self.compiled:
+            visible_above = None
         encoded_viewdirs = positional_encoding(viewdirs, self.settings.multires_views)  # once per ray
         if visible_above is not None:
             visible_above = tf.reshape(tf.broadcast_to(visible_above, tf.shape(points)[:2]), [-1])
         variables = [tf.convert_to_tensor(variable.value) for variable in self.mlp.trainable_variables]
         max_tile = self.netchunk if count is None else min(self.netchunk, count * samples)
-        one_tile = count is not None and count * samples <= max_tile and not self.compiled
+        one_tile = count is not None and count * samples <= max_tile
 
         @tf.custom_gradient
         def evaluate(points: tf.Tensor, *variables: tf.Tensor):
@@ -82,16 +85,13 @@ class Field:
                 rays = tf.range(count * samples) // samples
                 raw, activations = self._forward(variables, points, encoded_viewdirs, rays, visible_above)
             else:
-                raw = self._forward_in_tiles(variables, gather_points, tf.shape(points)[0], max_tile, visible_above)
+                raw = self._forward_in_tiles(variables, gather_points, _rows_in(points), max_tile, visible_above)
 
             def gradient(upstream: tf.Tensor):
-                active = self._find_active(upstream)
                 if one_tile:
-                    gradients = self._backward(variables, activations, upstream, active)
-                else:
-                    rows = tf.where(active)[:, 0]
-                    gradients = self._backward_in_tiles(variables, gather_points, upstream, rows, max_tile)
-                return None, *gradients
+                    active = None if self.compiled else self._find_active(upstream)
+                    return None, *self._backward(variables, activations, upstream, active)
+                return None, *self._backward_in_tiles(variables, gather_points, upstream, max_tile)
 
             return raw, gradient
 
@@ -123,29 +123,37 @@ class Field:
         return tf.logical_or(size > threshold, tf.logical_not(tf.math.is_finite(size)))
 
     def _forward_in_tiles(self, variables, gather_points, count, max_tile, visible_above) -> tf.Tensor:
-        tiles, size = self._number_and_size_of_tiles(count, max_tile)
+        tiles = -(-count // max_tile)
+        size = _even_size(count, tiles)
 
         def evaluate_tile(i, raw):
             rows = tf.minimum(i * size + tf.range(size), count - 1)
-            if self.compiled:
-                return i + 1, raw.write(i, self._compiled_forward(variables, *gather_points(rows)))
             above = None if visible_above is None else tf.gather(visible_above, rows)
             return i + 1, raw.write(i, self._forward(variables, *gather_points(rows), above)[0])
 
-        raw = tf.TensorArray(tf.float32, tiles, element_shape=[None, 4])
+        is_static = isinstance(size, int)
+        raw = tf.TensorArray(tf.float32, tiles, element_shape=[size if is_static else None, 4])
         _, raw = tf.while_loop(lambda i, _: i < tiles, evaluate_tile, (0, raw), parallel_iterations=1)
-        return raw.concat()[:count]
+        return (tf.reshape(raw.stack(), [-1, 4]) if is_static else raw.concat())[:count]
 
-    def _backward_in_tiles(self, variables, gather_points, upstream, active_rows, max_tile) -> list[tf.Tensor]:
-        count = tf.shape(active_rows)[0]
-        tiles, size = self._number_and_size_of_tiles(count, max_tile)
-        tile_gradients = self._compiled_gradients if self.compiled else self._tile_gradients
+    def _backward_in_tiles(self, variables, gather_points, upstream, max_tile) -> list[tf.Tensor]:
+        active = self._find_active(upstream)
+        if self.compiled:
+            # The number of tiles varies, their size does not: small ones, so that the last is not mostly padding.
+            active_rows, count = compact(active)
+            size = -(-max_tile // COMPILED_BACKWARD_TILES)
+            tiles = -(-count // size)
+        else:
+            active_rows = tf.where(active)[:, 0]
+            count = _rows_in(active_rows)
+            tiles = -(-count // max_tile)
+            size = _even_size(count, tiles)
 
         def add_tile(i, sums):
             numbers = i * size + tf.range(size)
             rows = tf.gather(active_rows, tf.minimum(numbers, count - 1))
             is_point = tf.cast(numbers < count, tf.float32)[:, None]  # 0 for padding
-            gradients = tile_gradients(variables, *gather_points(rows), tf.gather(upstream, rows) * is_point)
+            gradients = self._tile_gradients(variables, *gather_points(rows), tf.gather(upstream, rows) * is_point)
             return i + 1, [a + b for a, b in zip(sums, gradients, strict=True)]
 
         zeros = [tf.zeros_like(variable, tf.float32) for variable in variables]
@@ -155,26 +163,23 @@ class Field:
         _, activations = self._forward(variables, points, encoded_viewdirs, rays)
         return self._backward(variables, activations, upstream)
 
-    @functools.cached_property
-    def _compiled_forward(self) -> Callable[..., tf.Tensor]:
-        return tf.function(lambda *args: self._forward(*args)[0], jit_compile=True, autograph=False)
 
-    @functools.cached_property
-    def _compiled_gradients(self) -> Callable[..., list[tf.Tensor]]:
-        return tf.function(self._tile_gradients, jit_compile=True, autograph=False)
+def _rows_in(tensor: tf.Tensor) -> tf.Tensor | int:
+    """The first dimension, as a number if it is known when the graph is made."""
+    return tf.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
 
-    def _number_and_size_of_tiles(self, count: tf.Tensor, max_tile: int) -> tuple[tf.Tensor, tf.Tensor | int]:
-        """Splits `count` points into tiles of at most `max_tile` points, as even as possible."""
-        tiles = -(-count // max_tile)
-        # XLA compiles a program for each size, so there is only one.
-        return tiles, max_tile if self.compiled else -(-count // tf.maximum(tiles, 1))
+
+def _even_size(count: tf.Tensor | int, tiles: tf.Tensor | int) -> tf.Tensor | int:
+    """The size of so many tiles that hold `count` points, as even as possible."""
+    return -(-count // max(tiles, 1)) if isinstance(tiles, int) else -(-count // tf.maximum(tiles, 1))
 
 
 def rays_at_once(rays: int, samples: int, chunk: int, netchunk: int, training: bool, compiled: bool) -> int:
     """Returns how many of a step's or a view's rays are worked on together.
 
     A training step takes as many as fit into one tile with all their samples, because that tile's activations also
-    serve the backward pass. XLA's tiles are evaluated again anyway, and so are tiles too small for one ray.
+    serve the backward pass. Tiles too small for one ray are evaluated again anyway, and so are those of a compiled
+    program, which is either one tile or many.
     """
     limit = min(rays, chunk)
     if training and not compiled and samples <= netchunk:

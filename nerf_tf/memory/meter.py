@@ -46,7 +46,10 @@ def measure(work: Callable[[], object]) -> tuple[float, float]:
 
 def _reset_peak() -> int:
     """Restarts the peak from the bytes in use, and returns these."""
-    tf.config.experimental.reset_memory_stats(device())
+    try:
+        tf.config.experimental.reset_memory_stats(device())
+    except ValueError as error:
+        raise ValueError(f"{device()}: TensorFlow keeps no memory statistics; set TF_ENABLE_ONEDNN_OPTS=1") from error
     return tf.config.experimental.get_memory_info(device())["current"]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nerf_tf.compaction import compact
 from nerf_tf.geometry.box import Box
 from nerf_tf.render.passes import FieldFunction
 from nerf_tf.storage import readers
@@ -104,10 +105,11 @@ class OccupiedField:
     Attributes:
         field: the network.
         occupied: bool variable [FINE_CELLS ** 3 + 1]: the cells, and one element for everything outside.
+        tile: in a program that XLA compiles, how many samples are evaluated at once; None: not in such a program.
     """
 
-    def __init__(self, field: FieldFunction, box: Box, occupied: tf.Variable):
-        self.field, self.occupied = field, occupied
+    def __init__(self, field: FieldFunction, box: Box, occupied: tf.Variable, tile: int | None = None):
+        self.field, self.occupied, self.tile = field, occupied, tile
         self._lower = tf.constant(box.lower)
         self._cells_per_length = tf.constant(FINE_CELLS / (box.upper - box.lower))
 
@@ -148,9 +150,29 @@ class OccupiedField:
 
     def _evaluate_where(self, wanted: tf.Tensor, points: tf.Tensor, viewdirs: tf.Tensor, visible_above) -> tf.Tensor:
         """Evaluates raw [R, S, 4] where `wanted` [R, S]; 0 elsewhere."""
+        if self.tile is not None:
+            return self._evaluate_in_tiles(wanted, points, viewdirs)
         rows = tf.where(wanted)
         raw = self.field(tf.gather_nd(points, rows)[:, None], tf.gather(viewdirs, rows[:, 0]), visible_above)
         return tf.scatter_nd(rows, raw[:, 0], tf.concat([tf.shape(points, tf.int64)[:2], [4]], axis=0))
+
+    def _evaluate_in_tiles(self, wanted: tf.Tensor, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
+        """What `_evaluate_where` does, with static shapes: as many tiles as it takes, the last one padded."""
+        samples, total = wanted.shape[1], wanted.shape[0] * wanted.shape[1]
+        rows, count = compact(tf.reshape(wanted, [-1]))
+        points, size = tf.reshape(points, [-1, 3]), min(self.tile, total)
+
+        def evaluate_tile(i: tf.Tensor, raw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            numbers = i * size + tf.range(size)
+            row = tf.gather(rows, tf.minimum(numbers, count - 1))
+            found = self.field(tf.gather(points, row)[:, None], tf.gather(viewdirs, row // samples), None)
+            # Padding is written to a place behind the samples.
+            place = tf.where(numbers < count, row, total)
+            return i + 1, tf.tensor_scatter_nd_update(raw, place[:, None], found[:, 0])
+
+        start = (0, tf.zeros([total + 1, 4]))
+        _, raw = tf.while_loop(lambda i, _: i * size < count, evaluate_tile, start, parallel_iterations=1)
+        return tf.reshape(raw[:total], [-1, samples, 4])
 
 
 class Occupancy:
@@ -171,9 +193,9 @@ class Occupancy:
         self.box, self._path, self._key = box, path, ""
         self._grids = [tf.Variable(tf.ones([FINE_CELLS**3 + 1], tf.bool), trainable=False) for _ in range(networks)]
 
-    def restrict(self, fields: Sequence[FieldFunction]) -> list[FieldFunction]:
-        """Returns the networks as `OccupiedField`s."""
-        return [OccupiedField(field, self.box, grid) for field, grid in zip(fields, self._grids, strict=True)]
+    def restrict(self, fields: Sequence[FieldFunction], tile: int | None = None) -> list[FieldFunction]:
+        """Returns the networks as `OccupiedField`s; `tile` is as there."""
+        return [OccupiedField(field, self.box, grid, tile) for field, grid in zip(fields, self._grids, strict=True)]
 
     def update(self, fields: Sequence[FieldFunction], weights: Sequence[Sequence[np.ndarray]]) -> None:
         """Updates the grids for new weights, from the file if it fits, otherwise from the networks.

@@ -58,6 +58,29 @@ class RenderSettings:
         return dataclasses.replace(self, perturb=0.0, raw_noise_std=0.0)
 
 
+class PassDraws(NamedTuple):
+    """What is random in one pass over R rays.
+
+    Attributes:
+        u: [R, N] in [0, 1), positions within the strata of the coarse pass, or quantiles of the fine one; None: evenly
+            spaced.
+        noise: [R, S] standard normal, for the noise added to density before the ReLU; None: no noise.
+    """
+
+    u: tf.Tensor | None = None
+    noise: tf.Tensor | None = None
+
+
+NO_DRAWS = PassDraws()
+
+
+class Draws(NamedTuple):
+    """What is random in both passes."""
+
+    coarse: PassDraws
+    fine: PassDraws
+
+
 class Pass(NamedTuple):
     """The result of one pass over R rays.
 
@@ -109,40 +132,67 @@ def render_rays(
     Raises:
         ValueError: the settings ask for randomness and there is no seed.
     """
-    first = coarse_pass(coarse, rays, settings, seed, all_colours=keep_raw and settings.N_importance == 0)
+    draws = make_draws(settings, seed, _number_of(rays))
+    first = coarse_pass(coarse, rays, settings, draws.coarse, all_colours=keep_raw and settings.N_importance == 0)
     if settings.N_importance == 0:
         return RayRenderings(first.rendering, None, None, first.raw if keep_raw else None)
-    final, z_std = fine_pass(fine or coarse, rays, first, settings, seed, all_colours=keep_raw)
+    final, z_std = fine_pass(fine or coarse, rays, first, settings, draws.fine, all_colours=keep_raw)
     return RayRenderings(final.rendering, first.rendering, z_std, final.raw if keep_raw else None)
 
 
-def coarse_pass(
-    field: FieldFunction,
-    rays: Rays,
-    settings: RenderSettings,
-    seed: tf.Tensor | None = None,
-    first_ray: tf.Tensor | int = 0,
-    all_colours: bool = False,
-) -> Pass:
-    """Renders rays from stratified samples.
+def make_draws(
+    settings: RenderSettings, seed: tf.Tensor | None, rays: tf.Tensor | int, first_ray: tf.Tensor | int = 0
+) -> Draws:
+    """Makes the random draws of both passes.
+
+    Not for code that XLA compiles, where the same operations draw other numbers.
 
     Args:
-        field: the network.
-        rays, settings, seed: as in `render_rays`.
-        first_ray: number of the first of these rays in its batch: a ray's random draws do not depend on how the batch
-            is split into chunks.
-        all_colours: whether `raw` must have the colours that cannot be seen.
+        settings: what is random.
+        seed: [2] int32, determines the draws; may be None if the settings are deterministic.
+        rays: number R of rays.
+        first_ray: number of the first of these rays in its batch: a ray's draws do not depend on how the batch is split
+            into chunks.
 
     Raises:
         ValueError: the settings ask for randomness and there is no seed.
     """
     if seed is None and (settings.perturb > 0 or settings.raw_noise_std > 0):
         raise ValueError("perturb or raw_noise_std without a seed: give a seed, or use settings.deterministic()")
-    u = None
-    if settings.perturb > 0:
-        u = _draw_random(UNIFORM, seed, JITTER, first_ray, _number_of(rays), settings.N_samples)
-    t_vals = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp, u)
-    return _render_pass(field, rays, t_vals, settings, seed, COARSE_NOISE, first_ray, all_colours)
+
+    def draw_pass(purpose: int, numbers: int, noise_purpose: int, samples: int) -> PassDraws:
+        """The draws of a pass of so many samples, of which so many are drawn."""
+        u = noise = None
+        if settings.perturb > 0:
+            u = _draw_random(UNIFORM, seed, purpose, first_ray, rays, numbers)
+        if settings.raw_noise_std > 0:
+            noise = _draw_random(NORMAL, seed, noise_purpose, first_ray, rays, samples)
+        return PassDraws(u, noise)
+
+    coarse = draw_pass(JITTER, settings.N_samples, COARSE_NOISE, settings.N_samples)
+    if settings.N_importance == 0:
+        return Draws(coarse, NO_DRAWS)
+    samples = settings.N_samples + settings.N_importance
+    return Draws(coarse, draw_pass(IMPORTANCE, settings.N_importance, FINE_NOISE, samples))
+
+
+def coarse_pass(
+    field: FieldFunction,
+    rays: Rays,
+    settings: RenderSettings,
+    draws: PassDraws = NO_DRAWS,
+    all_colours: bool = False,
+) -> Pass:
+    """Renders rays from stratified samples.
+
+    Args:
+        field: the network.
+        rays, settings: as in `render_rays`.
+        draws: what is random in this pass.
+        all_colours: whether `raw` must have the colours that cannot be seen.
+    """
+    t_vals = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp, draws.u)
+    return _render_pass(field, rays, t_vals, settings, draws.noise, all_colours)
 
 
 def fine_pass(
@@ -150,25 +200,23 @@ def fine_pass(
     rays: Rays,
     first: Pass,
     settings: RenderSettings,
-    seed: tf.Tensor | None = None,
-    first_ray: tf.Tensor | int = 0,
+    draws: PassDraws = NO_DRAWS,
     all_colours: bool = False,
 ) -> tuple[Pass, tf.Tensor]:
     """Renders rays from the coarse pass's samples and additional ones where its weights are.
 
     Args:
-        field, rays, settings, seed, first_ray, all_colours: as in `coarse_pass`.
+        field, rays, settings, draws, all_colours: as in `coarse_pass`.
         first: the result of the coarse pass. No gradient flows back to it.
 
     Returns:
         The result, and the standard deviation [R] of the t of the additional samples.
     """
-    if settings.perturb > 0:
-        u = _draw_random(UNIFORM, seed, IMPORTANCE, first_ray, _number_of(rays), settings.N_importance)
-    else:
+    u = draws.u
+    if u is None:
         u = tf.broadcast_to(tf.linspace(0.0, 1.0, settings.N_importance), [_number_of(rays), settings.N_importance])
     t_vals, new_t_vals = add_fine_samples(first.t_vals, first.rendering.weights, u)
-    final = _render_pass(field, rays, t_vals, settings, seed, FINE_NOISE, first_ray, all_colours)
+    final = _render_pass(field, rays, t_vals, settings, draws.noise, all_colours)
     return final, tf.math.reduce_std(new_t_vals, axis=-1)
 
 
@@ -177,18 +225,13 @@ def _render_pass(
     rays: Rays,
     t_vals: tf.Tensor,
     settings: RenderSettings,
-    seed: tf.Tensor | None,
-    noise_purpose: int,
-    first_ray: tf.Tensor | int,
+    noise: tf.Tensor | None,
     all_colours: bool,
 ) -> Pass:
     """Evaluates the network at samples `t_vals` [R, S] and composites them."""
+    noise = None if noise is None else settings.raw_noise_std * noise
     points = rays.origins[:, None, :] + rays.directions[:, None, :] * t_vals[..., None]  # [R, S, 3]
-    noise, visible_above = None, tf.constant(0.0)
-    if settings.raw_noise_std > 0:
-        noise = _draw_random(NORMAL, seed, noise_purpose, first_ray, _number_of(rays), t_vals.shape[-1])
-        noise = settings.raw_noise_std * noise
-        visible_above = -noise
+    visible_above = tf.constant(0.0) if noise is None else -noise
     raw = field(points, rays.viewdirs, None if all_colours else visible_above)
     return Pass(volume_render(raw, t_vals, rays.directions, noise, settings.white_bkgd), t_vals, raw)
 
@@ -201,6 +244,8 @@ def _draw_random(op: Callable[..., tf.Tensor], seed, purpose: int, first_ray, ra
     """Draws random numbers [rays, samples] for the rays first_ray, first_ray + 1, ... of a batch."""
     # Philox makes four numbers per counter value. Each ray gets whole blocks of four, so drawing can start at any ray.
     blocks = -(-samples // 4)
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.random.fold_in(seed, purpose))
-    counter += tf.cast(tf.stack([first_ray * blocks, 0]), tf.uint64)
-    return op(shape=[rays, 4 * blocks], key=key, counter=counter, alg=PHILOX)[:, :samples]
+    with tf.device("CPU:0"):  # a few numbers that the draw itself, wherever it is made, takes from the host
+        key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.random.fold_in(seed, purpose))
+        counter += tf.cast(tf.stack([first_ray * blocks, 0]), tf.uint64)
+    numbers = op(shape=[rays, 4 * blocks], key=key, counter=counter, alg=PHILOX)
+    return numbers if samples == 4 * blocks else numbers[:, :samples]

@@ -56,6 +56,7 @@ class Renderer:
         on_out_of_memory: returns networks and settings that need less memory; it may raise instead.
         prepare: called before each view; updates what the networks depend on besides their weights.
         unit: length of the world's unit in the data set's units, as in `Scene`.
+        compiled: whether XLA compiles what is done with a chunk into one program.
     """
 
     coarse: FieldFunction
@@ -67,12 +68,13 @@ class Renderer:
     on_out_of_memory: OnOutOfMemory | None = None
     prepare: Callable[[], None] | None = None
     unit: float = 1.0
+    compiled: bool = False
 
     @functools.cached_property
     def _render_chunk(self) -> Callable[[Rays], list[tf.Tensor]]:
         settings = self.settings.deterministic()
 
-        @tf.function(autograph=False)
+        @tf.function(autograph=False, jit_compile=self.compiled)
         def render_chunk(rays: Rays) -> list[tf.Tensor]:
             fine, coarse, z_std, _ = render_rays(self.coarse, self.fine, rays, settings)
             kept = [fine.rgb, fine.disp, fine.acc, fine.depth]
@@ -100,7 +102,16 @@ class Renderer:
             progress: called with the number of rays after each chunk.
         """
         count = camera.height * camera.width
-        buffers, first = None, 0
+        buffers, first, waiting = [], 0, None
+
+        def store(first: int, kept: int, results: list[tf.Tensor]) -> None:
+            """Waits for a chunk's results and copies them to their places."""
+            if not buffers:
+                buffers.extend(np.empty([count, *result.shape[1:]], np.float32) for result in results)
+            for buffer, result in zip(buffers, results, strict=True):
+                buffer[first : first + kept] = result[:kept]
+            progress(kept)
+
         while first < count:
             chunks = -(-count // self.settings.chunk)
             # All chunks have one size, so that there is one trace; the last one is filled up with the last pixel.
@@ -117,13 +128,12 @@ class Renderer:
                 self.coarse, self.fine, self.settings = self.on_out_of_memory(error)
                 self.__dict__.pop("_render_chunk", None)  # its trace holds the former networks
                 continue
-            if buffers is None:
-                buffers = [np.empty([count, *result.shape[1:]], np.float32) for result in results]
+            if waiting is not None:
+                store(*waiting)  # while a GPU works on the next
             kept = min(size, count - first)
-            for buffer, result in zip(buffers, results, strict=True):
-                buffer[first : first + kept] = result[:kept]
-            progress(kept)
+            waiting = first, kept, results
             first += kept
+        store(*waiting)
         image = Image(*(buffer.reshape(camera.height, camera.width, *buffer.shape[1:]) for buffer in buffers))
         surface = find_surface(camera, c2w, image.depth, image.acc, self.ndc)
         along_ray, along_z = (np.float32(self.unit * distance) for distance in (surface.along_ray, surface.along_z))

@@ -37,7 +37,7 @@ def replay_step(trainer: Trainer | PackedTrainer, batch: RayBatch) -> Iterator[t
         for variable, gradient in zip(variables, found.gradients, strict=True):
             yield f"hash grid gradient of {variable.path}", gradient
         return
-    shares, seed = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]), trainer.step_seed()
+    shares, draws = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]), trainer.draw(batch.rgb.shape[0])
     coarse_result = None
     for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)):
         if field is None:
@@ -46,9 +46,9 @@ def replay_step(trainer: Trainer | PackedTrainer, batch: RayBatch) -> Iterator[t
         yield from ((f"{name} {variable.path}", variable.value) for variable in variables)
         with tf.GradientTape() as tape:
             if coarse_result is None:
-                result = coarse_result = coarse_pass(field, batch.rays, trainer.rendering, seed)
+                result = coarse_result = coarse_pass(field, batch.rays, trainer.rendering, draws.coarse)
             else:
-                result, _ = fine_pass(field, batch.rays, coarse_result, trainer.rendering, seed)
+                result, _ = fine_pass(field, batch.rays, coarse_result, trainer.rendering, draws.fine)
             loss = mean_squared_error(result.rendering.rgb, batch.rgb, shares)
             scaled_loss = trainer.optimizer.scale_loss(loss)
         yield f"{name} t_vals", result.t_vals

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.query import Field, rays_at_once
-from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass
+from nerf_tf.render.passes import Draws, RenderSettings, coarse_pass, fine_pass
 from nerf_tf.train.counts import opacities
 
 
@@ -38,7 +38,7 @@ def batch_gradients(
     fine: Field | None,
     rendering: RenderSettings,
     scale_loss: Callable[[tf.Tensor], tf.Tensor],
-    seed: tf.Tensor,
+    draw_chunk: Callable[[tf.Tensor | int, int], Draws],
     batch: RayBatch,
 ) -> StepGradients:
     """Computes the gradients of a batch, in chunks of rays if it does not fit into memory at once.
@@ -47,7 +47,7 @@ def batch_gradients(
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         rendering: how rays become colours.
         scale_loss: multiplies a loss by the factor that its gradient shall have.
-        seed: [2] int32, determines the batch's random draws.
+        draw_chunk: (number of the first ray, number of rays) -> the random draws of these rays of the batch.
         batch: R rays and their colours.
     """
     count, samples = batch.rgb.shape[0], rendering.N_samples + rendering.N_importance
@@ -56,15 +56,15 @@ def batch_gradients(
     chunks = -(-count // at_once)
     size = -(-count // chunks)  # as even as possible
 
-    gradients_of = functools.partial(chunk_gradients, coarse, fine, rendering, scale_loss, seed)
+    gradients_of = functools.partial(chunk_gradients, coarse, fine, rendering, scale_loss)
     if chunks == 1:
-        return gradients_of(batch, tf.fill([count], 1.0 / count), 0)
+        return gradients_of(batch, draw_chunk(0, count), tf.fill([count], 1.0 / count))
 
     def add_chunk(i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
         rows = i * size + tf.range(size)
         # The last chunk is filled up with the last ray, at no weight.
         chunk = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
-        found = gradients_of(chunk, tf.where(rows < count, 1.0 / count, 0.0), i * size)
+        found = gradients_of(chunk, draw_chunk(i * size, size), tf.where(rows < count, 1.0 / count, 0.0))
         sums = tf.nest.map_structure(tf.add, sums[:3], found[:3])  # all but sigma
         return i + 1, StepGradients(*sums, tf.ensure_shape(found.sigma, [size, samples]))
 
@@ -83,21 +83,20 @@ def chunk_gradients(
     fine: Field | None,
     rendering: RenderSettings,
     scale_loss: Callable[[tf.Tensor], tf.Tensor],
-    seed: tf.Tensor,
     chunk: RayBatch,
+    draws: Draws,
     shares: tf.Tensor,
-    first_ray: tf.Tensor | int,
 ) -> StepGradients:
     """Computes the gradients of a part of a batch that fits into memory at once.
 
     Args:
-        coarse, fine, rendering, scale_loss, seed: as in `batch_gradients`.
+        coarse, fine, rendering, scale_loss: as in `batch_gradients`.
         chunk: R rays of the batch and their colours.
+        draws: their random draws.
         shares: [R] the weight of each ray in the batch's loss.
-        first_ray: number of the first ray in the batch.
     """
     with tf.GradientTape() as tape:
-        coarse_result = coarse_pass(coarse, chunk.rays, rendering, seed, first_ray)
+        coarse_result = coarse_pass(coarse, chunk.rays, rendering, draws.coarse)
         loss = mean_squared_error(coarse_result.rendering.rgb, chunk.rgb, shares)
         scaled_loss = scale_loss(loss)
     losses, gradients, result = [loss], tape.gradient(scaled_loss, _values(coarse)), coarse_result
@@ -106,7 +105,7 @@ def chunk_gradients(
         # the first has ended, because both together need the memory of two tiles.
         with tf.control_dependencies(gradients), tf.GradientTape() as tape:
             coarse_result = tf.nest.map_structure(tf.identity, coarse_result)
-            result, _ = fine_pass(fine, chunk.rays, coarse_result, rendering, seed, first_ray)
+            result, _ = fine_pass(fine, chunk.rays, coarse_result, rendering, draws.fine)
             loss = mean_squared_error(result.rendering.rgb, chunk.rgb, shares)
             scaled_loss = scale_loss(loss)
         losses, gradients = [*losses, loss], gradients + tape.gradient(scaled_loss, _values(fine))

@@ -2,8 +2,9 @@
 
     batch -> gradients -> StepGradients -> apply -> StepResult
 
-Whatever returns `StepGradients` can take the place of `Trainer.gradients`: a compiled step, another kind of field, the
-sum over several replicas. `apply` moves the weights and counts.
+Whatever returns `StepGradients` can take the place of `Trainer.gradients`: another kind of field, the sum over several
+replicas. `apply` moves the weights and counts. Where the networks say that XLA compiles them, both are one program of
+static shapes, and only the random draws are made before it, because XLA would draw other numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tensorflow as tf
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
-from nerf_tf.render.passes import RenderSettings
+from nerf_tf.render.passes import Draws, RenderSettings, make_draws
 from nerf_tf.train.counts import Counts, update_counts
 from nerf_tf.train.gradients import StepGradients, batch_gradients
 
@@ -68,8 +69,8 @@ class Trainer:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         rendering: how rays become colours.
         optimizer: Adam with the original's constants; for float16 networks with a dynamic loss scale.
-        step: int64 variable, number of the next step.
-        seed: int64 variable; with the step it determines every random draw.
+        step: int64 variable, number of the next step, in the host's memory.
+        seed: int64 variable, there, too; with the step it determines every random draw.
         counts: int64 variable [5], `Counts`.
         train_step: `RayBatch` -> `StepResult`: takes a step, as a `tf.function`.
     """
@@ -81,22 +82,28 @@ class Trainer:
     ):
         self.coarse, self.fine = coarse, fine
         self.rendering, self._training = rendering, training
-        self.step = tf.Variable(0, dtype=tf.int64, name="step")
-        self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
+        with tf.device("CPU:0"):  # what draws are keyed by is computed there, while a GPU works
+            self.step = tf.Variable(0, dtype=tf.int64, name="step")
+            self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
         self.counts = tf.Variable(Counts(0, 0, 0, 0, 0), dtype=tf.int64, name="counts")
         self.optimizer = keras.optimizers.Adam(training.lrate, beta_1=0.9, beta_2=0.999, epsilon=1e-7)
         if precision(coarse.mlp) == "float16":  # small gradients would underflow
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self._variables)
+        self._make_functions()
+
+    def _make_functions(self) -> None:
+        """Makes the graphs of a step, anew after what they depend on has changed."""
         # Without AutoGraph, which has nothing to convert here and takes seconds to find that out.
         self.train_step = tf.function(self._train_step, autograph=False)
+        self._compiled_step = tf.function(self._gradients_and_apply, jit_compile=True, autograph=False)
 
     def resize(self, chunk: int, netchunk: int) -> None:
         """Changes chunk and netchunk from the next step on; memory changes, results do not."""
         self.rendering = dataclasses.replace(self.rendering, chunk=chunk)
         self.coarse = dataclasses.replace(self.coarse, netchunk=netchunk)
         self.fine = self.fine and dataclasses.replace(self.fine, netchunk=netchunk)
-        self.train_step = tf.function(self._train_step, autograph=False)
+        self._make_functions()
 
     def copy_state_from(self, other: Trainer, restarts: int) -> None:
         """Copies weights, optimizer state, step and seed from a trainer with equal networks; resets counts.
@@ -130,30 +137,59 @@ class Trainer:
         return [v for field in (self.coarse, self.fine) if field for v in field.mlp.trainable_variables]
 
     def _train_step(self, batch: RayBatch) -> StepResult:
-        return self.apply(self.gradients(batch), batch.rgb)
+        if self.coarse.compiled:
+            result = self._compiled_step(batch, self.draw(batch.rgb.shape[0]), self.step.read_value())
+        else:
+            result = self._gradients_and_apply(batch, None, self.step.read_value())
+        with tf.control_dependencies([result.counts]):  # not before memory can run out: then the step is taken again
+            self.step.assign_add(1)
+        return result
 
-    def gradients(self, batch: RayBatch) -> StepGradients:
-        """Computes the next step's losses and gradients; changes nothing."""
-        scale_loss, seed = self.optimizer.scale_loss, self.step_seed()
-        return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, seed, batch)
+    def _gradients_and_apply(self, batch: RayBatch, draws: Draws | None, step: tf.Tensor) -> StepResult:
+        return self.apply(self.gradients(batch, draws), batch.rgb, step)
 
-    def apply(self, found: StepGradients, rgb: tf.Tensor) -> StepResult:
-        """Moves the weights, unless the step is bad, and counts the step.
+    def draw(self, rays: int) -> Draws:
+        """Makes the random draws of the next step, for so many rays."""
+        return make_draws(self.rendering, self.step_seed(), rays)
+
+    def gradients(self, batch: RayBatch, draws: Draws | None = None) -> StepGradients:
+        """Computes the next step's losses and gradients; changes nothing.
+
+        Args:
+            batch: the rays.
+            draws: what `draw` returned; None: the draws are made here, when they are needed.
+        """
+
+        def draw_chunk(first_ray: tf.Tensor | int, rays: int) -> Draws:
+            """The random draws of some rays of the batch; past its end those of the last ray."""
+            if draws is None:
+                return make_draws(self.rendering, self.step_seed(), rays, first_ray)
+            rows = tf.minimum(first_ray + tf.range(rays), batch.rgb.shape[0] - 1)
+            return tf.nest.map_structure(lambda x: None if x is None else tf.gather(x, rows), draws)
+
+        return batch_gradients(self.coarse, self.fine, self.rendering, self.optimizer.scale_loss, draw_chunk, batch)
+
+    def apply(self, found: StepGradients, rgb: tf.Tensor, step: tf.Tensor) -> StepResult:
+        """Moves the weights, unless the step is bad, and counts it.
 
         Args:
             found: what `gradients` returned.
             rgb: [R, 3] the batch's colours.
+            step: the step's number.
         """
-        loss, learning_rate = tf.add_n(found.losses), self._training.learning_rate(self.step)
+        loss, learning_rate = tf.add_n(found.losses), self._training.learning_rate(step)
         is_bad = self._is_bad(loss, found.gradients)
-        tf.cond(is_bad, lambda: None, lambda: self._move_weights(found.gradients, learning_rate))
-        counts = self._count_step(is_bad, found, rgb)
+        self._move_weights(found.gradients, learning_rate, is_bad)
+        with tf.control_dependencies([is_bad]):  # not before memory can run out
+            self.counts.assign(update_counts(self.counts, is_bad, found.losses[-1], found.opacity, rgb))
         psnr0 = mse_to_psnr(found.losses[0]) if len(found.losses) > 1 else None
-        return StepResult(loss, mse_to_psnr(found.losses[-1]), psnr0, learning_rate, found.sigma, counts)
+        psnr = mse_to_psnr(found.losses[-1])
+        return StepResult(loss, psnr, psnr0, learning_rate, found.sigma, tf.identity(self.counts))
 
     def step_seed(self) -> tf.Tensor:
         """Returns the seed [2] of the next step's random draws."""
-        return tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
+        with tf.device("CPU:0"):
+            return tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
 
     def _is_bad(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tf.Tensor:
         """Whether the weights must not move: loss, gradients or their squares are not finite."""
@@ -164,16 +200,22 @@ class Trainer:
             finite |= self.optimizer.dynamic_scale > 1.0
         return ~(tf.math.is_finite(loss) & finite)
 
-    def _move_weights(self, gradients: list[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        self.optimizer.learning_rate.assign(learning_rate)
-        self.optimizer.apply(gradients, self._variables)
+    def _move_weights(self, gradients: list[tf.Tensor], learning_rate: tf.Tensor, is_bad: tf.Tensor) -> None:
+        """Moves the weights by the optimizer's rule, unless the step is bad."""
 
-    def _count_step(self, is_bad: tf.Tensor, found: StepGradients, rgb: tf.Tensor) -> tf.Tensor:
-        """Advances the step and the counts; returns the counts [5]."""
-        with tf.control_dependencies([is_bad]):  # not before memory can run out: then the step is taken again
-            self.step.assign_add(1)
-            self.counts.assign(update_counts(self.counts, is_bad, found.losses[-1], found.opacity, rgb))
-        return tf.identity(self.counts)
+        def move() -> None:
+            self.optimizer.learning_rate.assign(learning_rate)
+            self.optimizer.apply(gradients, self._variables)
+
+        if not self.coarse.compiled:
+            tf.cond(is_bad, lambda: None, move)
+            return
+        # A GPU would have to wait until the host has chosen a branch.
+        variables = [*self._variables, *self.optimizer.variables]
+        before = [tf.identity(variable.value) for variable in variables]
+        move()
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(tf.where(is_bad, value, variable.value))
 
 
 def mse_to_psnr(error: tf.Tensor) -> tf.Tensor:
