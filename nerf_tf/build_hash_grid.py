@@ -8,6 +8,7 @@ import numpy as np
 
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.visible_space import ray_box, seen_box, seen_cells
+from nerf_tf.field import tensor_float
 from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.box import Box
@@ -36,6 +37,7 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
     Raises:
         ValueError: near is 0 in a scene without NDC and bounds.
     """
+    tensor_float.use(False)  # a trainer of networks may have turned it on before
     space, own = grid_space(settings, scene), hash_grid_settings(settings)
     training = PackedTrainSettings(
         slots=settings.grid_slots,

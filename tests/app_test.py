@@ -748,7 +748,7 @@ def losses_of(result: Result) -> list[float]:
     return [float(x) for x in re.findall(r"loss (\d+\.\d{6})", result.stderr)]
 
 
-@pytest.mark.parametrize("flag", ["--mixed_precision=bfloat16", "--mixed_precision=float16"])
+@pytest.mark.parametrize("flag", [f"--mixed_precision={name}" for name in ("tf32", "bfloat16", "float16")])
 def test_precision(float32_losses, tmp_path, flag):
     arguments = [*PRECISE, f"--basedir={tmp_path}"]
     losses = losses_of(run(*arguments, flag, "--expname=b"))

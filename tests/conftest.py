@@ -20,9 +20,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leaves out TensorFlow's optimisation of graphs, which takes a third of the time of a run of a few steps.
+    """Leaves out TensorFlow's optimisation of graphs, and TensorFloat-32.
 
-    Results agree to rounding. Tests marked `optimised_graphs`, those of goldens and memory, take graphs as users do.
+    The optimisation takes a third of the time of a run of a few steps. Results agree to rounding. Tests marked
+    `optimised_graphs`, those of goldens and memory, take graphs as users do.
     This comes before the fixtures of a module or session, which would not see what a fixture of one test sets.
     """
     if "tensorflow" in sys.modules:
@@ -30,6 +31,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         quick = item.get_closest_marker("optimised_graphs") is None
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": quick})
+        # A test with a trainer in tf32 leaves that on.
+        from nerf_tf.field import tensor_float
+
+        tensor_float.use(False)
 
 
 @pytest.fixture(scope="session")
