@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -38,10 +39,11 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def set_up_tensorflow() -> None:
-    """Sets how TensorFlow uses a GPU, before anything runs on it."""
+    """Sets how TensorFlow uses a GPU; in a program that has computed something before, that stays as it is."""
     for gpu in tf.config.list_physical_devices("GPU"):
         # By default TensorFlow takes the whole GPU at once, and leaves nothing to measure.
-        tf.config.experimental.set_memory_growth(gpu, True)
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def load_scene(settings: Settings) -> Scene:

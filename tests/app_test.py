@@ -70,7 +70,7 @@ def command(*arguments: object) -> Result:
     words = [sys.executable, "-m", "nerf_tf", *map(str, arguments)]
     # What other projects of the user may have set must not matter.
     environment = os.environ | {"KERAS_BACKEND": "jax"}
-    environment.pop("XLA_FLAGS")  # from conftest.py
+    environment.pop("XLA_FLAGS", None)  # from conftest.py
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == ""
     return Result(done.returncode, done.stderr)
@@ -704,6 +704,7 @@ def run_short_of_memory(megabytes: int, *arguments: object) -> Result:
     return Result(done.returncode, done.stderr)
 
 
+@pytest.mark.on_cpu
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
 def test_running_out_of_memory_says_what_would_fit(tmp_path):
     result = run_short_of_memory(950, *BLENDER, *MANY, f"--basedir={tmp_path}", "--expname=x")
@@ -712,6 +713,7 @@ def test_running_out_of_memory_says_what_would_fit(tmp_path):
     assert_one_line(result, 1, in_force + proposal)
 
 
+@pytest.mark.on_cpu
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
 def test_auto_takes_half_when_memory_runs_out_and_goes_on(tmp_path):
     arguments = ["--chunk=auto", "--memory_budget_mb=100000", f"--basedir={tmp_path}", "--expname=x"]
