@@ -5,6 +5,7 @@ The names below are the package's public surface; docs/library.md describes them
 
 import importlib
 import os
+import sys
 from typing import Any
 
 # Keras reads this when it is first imported; another backend, set for other projects, could not run a tf.function.
@@ -36,4 +37,7 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    module = importlib.import_module(f"{__name__}.{_PUBLIC[name]}")
+    if "tensorflow" in sys.modules:  # `render_rays` with a network of the user's own: products in full float32, too
+        importlib.import_module(f"{__name__}.field")
+    return getattr(module, name)

@@ -54,7 +54,12 @@ def main(settings: Settings, verbosity: int | None = None) -> int:
     tf.get_logger().setLevel(logging.ERROR)  # its warnings are for those who change the code
     build.set_up_tensorflow()
     if settings.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        tf.config.experimental.enable_op_determinism()  # of what XLA compiles, too
+        if settings.field == "hash_grid" and planning.has_gpu():
+            logger.warning(
+                "--deterministic: on a GPU XLA then adds up a hash grid's gradients one by one, which may take seconds "
+                "a step; leave it out unless two runs must be equal to the last bit"
+            )
     code, reason = end_of_run(settings)
     if reason is not None:
         logger.error("nerf_tf: %s", reason)

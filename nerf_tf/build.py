@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -17,6 +18,7 @@ from nerf_tf.data import blender, deepvoxels, llff, transforms
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.visible_space import ray_box
+from nerf_tf.field import tensor_float
 from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precision
 from nerf_tf.field.query import Field
@@ -37,12 +39,11 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def set_up_tensorflow() -> None:
-    """Sets how TensorFlow uses a GPU, before anything runs on it."""
+    """Sets how TensorFlow uses a GPU; in a program that has computed something before, that stays as it is."""
     for gpu in tf.config.list_physical_devices("GPU"):
         # By default TensorFlow takes the whole GPU at once, and leaves nothing to measure.
-        tf.config.experimental.set_memory_growth(gpu, True)
-    # TensorFloat-32 keeps 10 bits of float32 products: renders would miss the original's by far.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+        with contextlib.suppress(RuntimeError):
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def load_scene(settings: Settings) -> Scene:
@@ -144,18 +145,22 @@ def trainer_for(settings: Settings, scene: Scene, seed: int | None = None) -> Tr
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
     """Builds networks with fresh weights and their optimizer; `seed` defaults to `--random_seed` or a new one.
 
+    Turns TensorFloat-32 on or off for the process, as the settings say.
+
     Raises:
         ValueError: the settings ask for another kind of field.
     """
     if settings.field != "mlp":
         raise ValueError(f"--field={settings.field}: this is about the paper's networks; add --field=mlp")
     set_up_tensorflow()
+    tensor_float.use(settings.mixed_precision == "tf32")
     seed = _seed_of(settings) if seed is None else seed
+    layer_type = "float32" if settings.mixed_precision == "tf32" else settings.mixed_precision
     compiled = settings.jit_compile == "true" or (settings.jit_compile == "auto" and planning.has_gpu())
 
     def field(fine: bool) -> Field:
         own = field_settings(settings, fine)
-        mlp = build_mlp(own, [seed, int(fine)], settings.mixed_precision)
+        mlp = build_mlp(own, [seed, int(fine)], layer_type)
         return Field(mlp, own, prediction.LARGEST_TILE, compiled=compiled)
 
     fine = field(True) if settings.N_importance > 0 else None

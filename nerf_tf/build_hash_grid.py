@@ -8,6 +8,7 @@ import numpy as np
 
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.visible_space import ray_box, seen_box, seen_cells
+from nerf_tf.field import tensor_float
 from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.box import Box
@@ -18,15 +19,15 @@ from nerf_tf.render.passes import RenderSettings
 from nerf_tf.settings.settings import Settings
 from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
 
-# For each sample that is trained on, those whose density is asked for to find out which are hidden.
+# Samples whose density is evaluated for each one that is trained on: those that turn out to be hidden are left out.
 CANDIDATES = 2
-# Samples that a hash grid is asked about at once when views are rendered. The last rays of a round leave slots unused:
-# four times as many slots took twice the time on two cores.
+# Samples that are evaluated at once when views are rendered. Rays in their last rounds leave slots unused: four times
+# as many slots took twice the time on two cores.
 RENDER_SLOTS = 2**14
-# In contracted space, the part of the cameras' distance from what they look at within which nothing is contracted.
+# Radius of the ball that contraction leaves as it is, as a part of the cameras' distance from what they look at.
 CORE_RADIUS = 0.5
-# How much distortion counts in photos with all that is around (Barron et al. 2022, section 4): less leaves fog, which
-# has samples without teaching anything, and ten times as much tears holes.
+# Weight of the distortion loss for photos that show the surroundings (Barron et al. 2022, section 4). Less leaves fog,
+# which takes samples and teaches nothing; ten times as much tears holes.
 DISTORTION = 0.01
 
 
@@ -36,6 +37,7 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
     Raises:
         ValueError: near is 0 in a scene without NDC and bounds.
     """
+    tensor_float.use(False)  # a trainer of networks may have turned it on before
     space, own = grid_space(settings, scene), hash_grid_settings(settings)
     training = PackedTrainSettings(
         slots=settings.grid_slots,
@@ -43,7 +45,8 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
         steps=settings.N_iters,
         minutes=settings.train_minutes,
         perturb=settings.perturb > 0,
-        # Each ray of a photo ends at something; where photos have an alpha, it says which rays do.
+        # It makes transparency cost where something should be seen: in photos that show their surroundings everywhere,
+        # and elsewhere where alpha says so.
         random_background=_show_surroundings(settings) or scene.alphas is not None,
         white_bkgd=settings.white_bkgd,
         distortion=DISTORTION if _show_surroundings(settings) else 0.0,
@@ -54,12 +57,14 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
 
 
 def _show_surroundings(settings: Settings) -> bool:
-    """Whether images are photos with all that is around, rather than pictures of an object before nothing."""
+    """Whether images show the object's surroundings, rather than an object in front of nothing."""
     return settings.dataset_type == "llff" or (settings.dataset_type == "transforms" and not settings.white_bkgd)
 
 
 def grid_space(settings: Settings, scene: Scene) -> GridSpace:
-    """Where a hash grid lies: in the box of what can be seen, or for photos without NDC in all of space, contracted.
+    """Chooses the space of a hash grid: the box of what can be seen, or all of space, contracted.
+
+    It is contracted for photos that show their surroundings, unless NDC has done as much already.
 
     Raises:
         ValueError: in contracted space samples are even in 1/t, which needs near > 0.
@@ -74,13 +79,13 @@ def grid_space(settings: Settings, scene: Scene) -> GridSpace:
     centres = scene.poses[:, :, 3]
     try:
         centre = pose_maths.nearest_point_to_axes(scene.poses)
-    except ValueError:  # they all look the same way
+    except ValueError:  # all cameras look the same way
         centre = (centres - scene.near * scene.poses[:, :, 2]).mean(axis=0)
     return GridSpace.around_ball(centre, CORE_RADIUS * float(np.linalg.norm(centres - centre, axis=-1).mean()))
 
 
 def make_renderer(settings: Settings, scene: Scene, trainer: PackedTrainer) -> MarchingRenderer:
-    """Builds the renderer of a hash grid, which marches through its occupancy grid."""
+    """Builds the renderer of a hash grid, whose rays march through its occupancy grid."""
     field, march = trainer.coarse, dataclasses.replace(trainer.march, slots=max(RENDER_SLOTS, trainer.march.samples))
     return MarchingRenderer(
         field,
@@ -97,7 +102,7 @@ def make_renderer(settings: Settings, scene: Scene, trainer: PackedTrainer) -> M
 
 
 def hash_grid_settings(settings: Settings) -> HashGridSettings:
-    """Shape of the hash grid."""
+    """Returns the shape of the hash grid that the settings ask for."""
     return HashGridSettings(
         levels=settings.grid_levels,
         features=settings.grid_features,

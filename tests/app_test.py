@@ -70,7 +70,7 @@ def command(*arguments: object) -> Result:
     words = [sys.executable, "-m", "nerf_tf", *map(str, arguments)]
     # What other projects of the user may have set must not matter.
     environment = os.environ | {"KERAS_BACKEND": "jax"}
-    environment.pop("XLA_FLAGS")  # from conftest.py
+    environment.pop("XLA_FLAGS", None)  # from conftest.py
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == ""
     return Result(done.returncode, done.stderr)
@@ -704,6 +704,7 @@ def run_short_of_memory(megabytes: int, *arguments: object) -> Result:
     return Result(done.returncode, done.stderr)
 
 
+@pytest.mark.on_cpu
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
 def test_running_out_of_memory_says_what_would_fit(tmp_path):
     result = run_short_of_memory(950, *BLENDER, *MANY, f"--basedir={tmp_path}", "--expname=x")
@@ -712,6 +713,7 @@ def test_running_out_of_memory_says_what_would_fit(tmp_path):
     assert_one_line(result, 1, in_force + proposal)
 
 
+@pytest.mark.on_cpu
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to take memory away")
 def test_auto_takes_half_when_memory_runs_out_and_goes_on(tmp_path):
     arguments = ["--chunk=auto", "--memory_budget_mb=100000", f"--basedir={tmp_path}", "--expname=x"]
@@ -748,7 +750,7 @@ def losses_of(result: Result) -> list[float]:
     return [float(x) for x in re.findall(r"loss (\d+\.\d{6})", result.stderr)]
 
 
-@pytest.mark.parametrize("flag", ["--mixed_precision=bfloat16", "--mixed_precision=float16"])
+@pytest.mark.parametrize("flag", [f"--mixed_precision={name}" for name in ("tf32", "bfloat16", "float16")])
 def test_precision(float32_losses, tmp_path, flag):
     arguments = [*PRECISE, f"--basedir={tmp_path}"]
     losses = losses_of(run(*arguments, flag, "--expname=b"))

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"geometry", "field", "data", "render"},
     "camera_paths": {"storage", "geometry", "data"},
     "output": {"storage", "render"},
-    "evaluation": {"storage", "data", "render", "output"},
+    "evaluation": {"storage", "field", "data", "render", "output"},
     "safety": {"storage", "settings", "geometry", "field", "data", "render", "train"},
     "build_hash_grid": PARTS,
     "build": PARTS | {"build_hash_grid"},
@@ -135,6 +135,11 @@ def test_only_settings_and_the_program_see_flags():
         if room_of(path) not in allowed and any(name.split(".")[0] == "absl" for name in imports(path))
     ]
     assert wrong == []
+
+
+def test_one_module_decides_about_tensor_float_32():
+    switch = "enable_tensor_float_32_execution"
+    assert [path.stem for path in PROGRAMS for _, name in calls(path) if name.endswith(switch)] == ["tensor_float"]
 
 
 def test_the_package_imports_neither_tools_nor_tests():

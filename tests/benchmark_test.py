@@ -80,6 +80,21 @@ def test_work_is_counted(benchmark, values):
     assert benchmark.gigaflops(trainer, work, dense=False, training=True) == pytest.approx(expected)
 
 
+def test_a_gpus_limit_is_that_of_large_products_waited_for_once(benchmark, monkeypatch):
+    seconds, shapes = iter(range(100)), []
+    monkeypatch.setattr(benchmark.meter, "device", lambda: "GPU:0")
+    monkeypatch.setattr(tf.random, "stateless_normal", lambda shape, seed: shapes.append(shape) or tf.ones([1, 1]))
+    matmul, products = tf.matmul, []
+    monkeypatch.setattr(tf, "matmul", lambda *args: products.append(args) or matmul(*args))
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(seconds))
+    found = benchmark.matmul_limit("bfloat16", 2)
+    assert shapes == [[262144, 256], [256, 256]]
+    assert {tensor.dtype for pair in products for tensor in pair} == {tf.bfloat16}
+    assert len(products) % 3 == 0  # once to warm up
+    assert next(seconds) == 6  # two looks at the clock each time
+    assert found == pytest.approx(len(products) / 3 * 2e-9 * 262144 * 256 * 256)
+
+
 def test_the_report(benchmark, tmp_path, capsys):
     assert benchmark.main([*FLAGS, "--repeats=2", f"--out={tmp_path}"]) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())

@@ -36,6 +36,15 @@ def test_xla_compiles_on_a_gpu_or_when_told_to(monkeypatch, flag, gpu, compiled)
     assert (trainer.coarse.compiled, trainer.fine.compiled) == (compiled, compiled)
 
 
+def test_a_program_that_has_used_its_gpu_before_may_go_on(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", refuse)
+    build.set_up_tensorflow.__wrapped__()
+
+
 def test_without_occupancy_the_networks_themselves_are_asked(tmp_path):
     parts = []
     for words in ([], ["--occupancy"]):

@@ -2,29 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 
-# Read by TensorFlow when it is imported: its start-up notices only bury what a failing test has to say.
+ON_GPU = shutil.which("nvidia-smi") is not None and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+# Read by TensorFlow when it is imported, here and in the programs that tests start.
+# Its start-up notices only bury what a failing test has to say.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # As the program has it: with it the CPU's memory is counted.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# Read by XLA when it first compiles: few of the tests run long enough to make up for LLVM's optimisation.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+if ON_GPU:
+    # Sums in a fixed order: what is equal bit for bit on a CPU is so on a GPU. XLA then tries out no kernels, either,
+    # which takes most of the time of compilation.
+    os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
+    # Two test processes and their programs share the memory.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+else:
+    # Few of the tests run long enough to make up for LLVM's optimisation. On a GPU it changes results, and some tests
+    # compare with a program that runs as users run it.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+
+def pytest_configure() -> None:
+    """Has a GPU's memory taken as needed, before a test module computes something; afterwards nobody could."""
+    if ON_GPU:
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+@contextlib.contextmanager
+def without_gpus() -> Iterator[None]:
+    """TensorFlow computes on the CPU and reports no GPU; programs that are started see none."""
+    import tensorflow as tf
+
+    every = tf.config.list_physical_devices
+
+    def list_others(kind: str | None = None) -> list:
+        return [device for device in every(kind) if device.device_type != "GPU"]
+
+    with (
+        mock.patch.object(tf.config, "list_physical_devices", list_others),
+        mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="-1"),
+        tf.device("CPU:0"),
+    ):
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Keeps tests marked `on_cpu` off GPUs: they state what is so on a CPU."""
+    with without_gpus() if item.get_closest_marker("on_cpu") else contextlib.nullcontext():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leaves out TensorFlow's optimisation of graphs, which takes a third of the time of a run of a few steps.
+    """Leaves out TensorFlow's optimisation of graphs, and TensorFloat-32.
 
-    Results agree to rounding. Tests marked `optimised_graphs`, those of goldens and memory, take graphs as users do.
+    The optimisation takes a third of the time of a run of a few steps. Results agree to rounding. Tests marked
+    `optimised_graphs`, those of goldens and memory, take graphs as users do.
     This comes before the fixtures of a module or session, which would not see what a fixture of one test sets.
     """
     if "tensorflow" in sys.modules:
@@ -32,6 +81,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         quick = item.get_closest_marker("optimised_graphs") is None
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": quick})
+        # A test with a trainer in tf32 leaves that on.
+        from nerf_tf.field import tensor_float
+
+        tensor_float.use(False)
 
 
 @pytest.fixture(scope="session")
@@ -63,18 +116,22 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 def peak_memory() -> Callable[[Callable[[], object]], int]:
     """A function that runs another and returns the most bytes TensorFlow held meanwhile, over what it held before.
 
-    That is the least of three times: independent operations may or may not happen to run side by side.
+    They are counted on the device that computes: a GPU if there is one. That is the least of three times: independent
+    operations may or may not happen to run side by side.
     """
     import tensorflow as tf
+
+    from nerf_tf.memory import meter
 
     def measure_once(run: Callable[[], object]) -> int:
         gc.collect()  # what an earlier test left behind would be freed in the midst of it
         try:
-            tf.config.experimental.reset_memory_stats("CPU:0")
-            before = tf.config.experimental.get_memory_info("CPU:0")["current"]
+            tf.config.experimental.reset_memory_stats(meter.device())
+            before = tf.config.experimental.get_memory_info(meter.device())["current"]
         except ValueError as error:
-            pytest.skip(f"this TensorFlow keeps no memory statistics on the CPU: {error}")
+            pytest.skip(f"this TensorFlow keeps no memory statistics: {error}")
         run()
-        return tf.config.experimental.get_memory_info("CPU:0")["peak"] - before
+        tf.test.experimental.sync_devices()
+        return tf.config.experimental.get_memory_info(meter.device())["peak"] - before
 
     return lambda run: min(measure_once(run) for _ in range(3))

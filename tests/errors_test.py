@@ -30,6 +30,8 @@ from nerf_tf.storage import lock, tf1_weights, torch_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import Trainer
 
+pytestmark = pytest.mark.on_cpu  # plans and what is free are another thing on a GPU
+
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
 TRANSFORMS = [*BLENDER, "--dataset_type=transforms", "--factor=1"]
 FLAGS_OF = {"blender": BLENDER, "llff": LLFF, "deepvoxels": DEEPVOXELS, "transforms": TRANSFORMS}

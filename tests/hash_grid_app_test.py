@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from app_test import SCENES, run
 
-from nerf_tf import build
+from nerf_tf import app, build
+from nerf_tf.memory import planning
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights
@@ -70,6 +72,17 @@ def test_larger_views_show_the_same(through):
     assert larger.rgb.shape == (60, 60, 3)
     assert np.ptp(image.rgb) > 0.02
     np.testing.assert_allclose(larger.rgb[1::3, 1::3], image.rgb, atol=1e-5)
+
+
+@pytest.mark.parametrize(("field", "gpu"), [("hash_grid", True), ("hash_grid", False), ("mlp", True)])
+def test_what_determinism_costs_on_a_gpu_is_said(monkeypatch, field, gpu):
+    turned_on = []
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: turned_on.append(True))
+    monkeypatch.setattr(planning, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(app, "run", lambda settings: None)
+    result = run(*BLENDER, f"--field={field}", "--expname=x", "--deterministic")
+    assert (result.code, turned_on) == (0, [True])
+    assert ("may take seconds a step" in result.stderr) == (field == "hash_grid" and gpu)
 
 
 def test_a_field_of_the_other_kind_is_refused(through):

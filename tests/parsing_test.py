@@ -356,7 +356,7 @@ def test_files_that_cannot_be_read(capsys, tmp_path):
         (["--i_embed=1"], ["--i_embed=1", "0, -1"]),
         (["--netchunk=automatic"], ["--netchunk=automatic", "a whole number >= 1 or auto"]),
         (["--N_rand=auto"], ["--N_rand=auto", "a whole number"]),
-        (["--mixed_precision=half"], ["--mixed_precision=half", "float32, bfloat16, float16"]),
+        (["--mixed_precision=half"], ["--mixed_precision=half", "float32, tf32, bfloat16, float16"]),
         (["--jit_compile=yes"], ["--jit_compile=yes", "auto, true, false"]),
     ],
 )

@@ -6,6 +6,7 @@ import csv
 import functools
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from nerf_tf.storage import tf1_weights
 
 pytest.importorskip("matplotlib", reason="the plots need matplotlib: pip install -e '.[plots]'")
 
-pytestmark = pytest.mark.optimised_graphs
+# Their bounds are those of a CPU's allocator and kernels, to which the planner's constants are fitted.
+pytestmark = [pytest.mark.optimised_graphs, pytest.mark.on_cpu]
 
 NETWORK = ["--use_viewdirs", "--netdepth", "2", "--netdepth_fine", "2", "--netwidths", "32", "--random_seed", "5"]
 RAYS, COARSE, FINE = 1024, 16, 32  # enough for the allocator to count all that has a value for each sample
@@ -85,6 +87,12 @@ def assert_picture(path: Path) -> None:
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+def test_neither_these_tests_nor_their_processes_see_a_gpu(memory_meter):
+    assert memory_meter.device() == "CPU:0"
+    assert (tf.zeros([2]) + 1.0).device.endswith("CPU:0")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 def test_cells_are_measured_in_fresh_processes(tool, counted, tmp_path, capsys):

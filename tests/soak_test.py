@@ -14,6 +14,7 @@ import tensorflow as tf
 from app_test import BLENDER, run
 
 from nerf_tf.geometry import paths
+from nerf_tf.memory import meter
 from nerf_tf.render.renderer import Renderer
 
 STEPS, FRAMES = 3000, 300
@@ -33,9 +34,9 @@ class Held(NamedTuple):
     def now(cls) -> Held:
         gc.collect()
         try:
-            info = tf.config.experimental.get_memory_info("CPU:0")
+            info = tf.config.experimental.get_memory_info(meter.device())
         except ValueError as error:
-            pytest.skip(f"TensorFlow counts memory on a CPU while oneDNN is on: {error}")
+            pytest.skip(f"TensorFlow counts memory on a GPU, and on a CPU while oneDNN is on: {error}")
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         rss = pages * os.sysconf("SC_PAGE_SIZE")
         return cls(info["current"] / 1e6, info["peak"] / 1e6, rss / 1e6, len(list(Path("/proc/self/fd").iterdir())))

@@ -135,7 +135,9 @@ def check_products() -> str:
     import numpy as np
     import tensorflow as tf
 
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # as in training
+    from nerf_tf.field import tensor_float
+
+    tensor_float.use(False)  # as in training
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(2, SIDE, SIDE)).astype(np.float32)
     expected = left.astype(np.float64) @ right

