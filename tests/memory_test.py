@@ -12,7 +12,15 @@ import pytest
 
 from nerf_tf.field.query import rays_at_once
 from nerf_tf.memory import prediction
-from nerf_tf.memory.prediction import NetworkShape, Plan, Workload, choose_plan, predict_memory, reduce_plan
+from nerf_tf.memory.prediction import (
+    LARGEST_GPU_TILE,
+    NetworkShape,
+    Plan,
+    Workload,
+    choose_plan,
+    predict_memory,
+    reduce_plan,
+)
 
 PAPER = NetworkShape(depth=8, width=256, points=63, viewdirs=27, bottleneck=256, weights=595_844)
 SMALL = NetworkShape(depth=4, width=64, points=39, viewdirs=0, bottleneck=256, weights=20_000)
@@ -39,6 +47,10 @@ def name_of(work: Workload) -> str:
 
 
 every_kind = pytest.mark.parametrize("work", variants(), ids=name_of)
+# But a compiled step, which takes less where its points do not fit into one tile.
+every_uniform_kind = pytest.mark.parametrize(
+    "work", [work for work in variants() if not (work.training and work.compiled)], ids=name_of
+)
 
 
 def assert_never_less(values: list[int]) -> None:
@@ -79,7 +91,7 @@ def test_a_training_step_takes_as_many_rays_as_fit_a_tile(rays, samples, chunk, 
 # Predictions
 
 
-@every_kind
+@every_uniform_kind
 def test_more_never_takes_less(work):
     def replaced(**kwargs) -> Workload:
         return dataclasses.replace(work, **kwargs)
@@ -109,13 +121,24 @@ def test_the_larger_of_two_networks_counts(work):
             assert predict_memory(dataclasses.replace(work, coarse=PAPER, fine=wide), chunk, netchunk) > reference
 
 
-@every_kind
+@every_uniform_kind
 def test_it_is_flat_in_rays_beyond_what_is_processed_at_once(work):
     for chunk, netchunk in ((1000, 16384), (32768, 16384), (64, 65536), (30, 1000)):
         largest = rays_at_once(10**9, work.samples, chunk, netchunk, work.training, work.compiled)
         sizes = {predict_memory(dataclasses.replace(work, rays=n * largest), chunk, netchunk) for n in (1, 2, 37)}
         assert len(sizes) == 1
         assert predict_memory(dataclasses.replace(work, rays=max(1, largest // 3)), chunk, netchunk) < sizes.pop()
+
+
+def test_a_compiled_step_takes_less_in_tiles_and_a_plan_takes_what_fits():
+    work = dataclasses.replace(TRAINING, rays=1024, compiled=True)
+    points = work.rays * work.samples
+    at_once, in_tiles = (predict_memory(work, 4096, netchunk) for netchunk in (points, points // 2))
+    assert in_tiles < at_once / 2  # the coarse pass still fits into one tile
+    assert_never_less([predict_memory(work, 4096, netchunk) for netchunk in (256, 1024, 4096, 16384)])
+    assert_never_less([predict_memory(dataclasses.replace(work, rays=n), 4096, 4096) for n in (100, 1000, 4000)])
+    for budget, netchunk in ((1.5 * at_once, LARGEST_GPU_TILE), (at_once, LARGEST_GPU_TILE // 2)):
+        assert choose_plan(work, budget + work.resident, None, None, LARGEST_GPU_TILE).netchunk == netchunk
 
 
 @every_kind

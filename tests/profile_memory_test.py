@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import importlib
 import json
@@ -168,6 +169,18 @@ def test_the_planner_predicts_what_training_takes(paper_peak, measurement, memor
     # Processors without AVX-512 multiply bfloat16 by other means, which take more.
     low = 0.75 if cell.get("precision") == "bfloat16" else 0.8
     assert low * measured < predicted < 1.2 * measured
+
+
+@pytest.mark.parametrize(
+    ("mode", "netchunk"), [("train", 8192), ("train", 2048), ("render", 4096)], ids=["at once", "tiles", "rendering"]
+)
+def test_the_planner_predicts_what_a_compiled_program_takes(measurement, memory_meter, counted, mode, netchunk):
+    cell = a_cell(measurement, mode=mode, rays=128, chunk=128, netchunk=netchunk, N_samples=32, N_importance=32)
+    cell = dataclasses.replace(cell, netwidth=256, netwidth_fine=256)
+    trainer, rays = built(measurement, cell, "worst", "--jit_compile=true")
+    memory_meter.make_room(2e9)
+    measured, _ = memory_meter.measure(measurement.make_workload(cell, trainer, rays))
+    assert measurement.predicted_mb(cell, trainer) == pytest.approx(measured, rel=0.2)
 
 
 def test_the_measured_peak_is_linear_in_netchunk(paper_peak, measurement, memory_meter, counted):

@@ -44,6 +44,15 @@ def measure(work: Callable[[], object]) -> tuple[float, float]:
     return (_peak() - before) / MEGABYTE, seconds
 
 
+def make_room(size: float) -> None:
+    """Has TensorFlow's allocator hold a free block of so many bytes.
+
+    From a large block it cuts just what is asked for; of its smaller ones it hands out up to twice that, which matters
+    where XLA asks for all of a program's memory at once.
+    """
+    tf.raw_ops.Empty(shape=[int(size)], dtype=tf.uint8)
+
+
 def _reset_peak() -> int:
     """Restarts the peak from the bytes in use, and returns these."""
     try:

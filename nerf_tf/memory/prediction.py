@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from nerf_tf.field.query import rays_at_once
+from nerf_tf.field.query import COMPILED_BACKWARD_TILES, rays_at_once
 
 FLOAT = 4  # bytes
 MEGABYTE = 1e6
@@ -34,6 +34,13 @@ BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
 ACCUMULATORS = 1.5
 # Copies of all weights in training: the accumulated gradients, and the gradients being added.
 GRADIENT_COPIES = 2.0
+# The same for a compiled program, which XLA gives one block of memory for all its intermediate results; fitted to what
+# it takes on a CPU. Values per sample outside the networks, copies of each trunk layer's output and of the bottleneck's
+# in a tile with gradients, copies of all weights. 16 bits become 32 in a CPU's products, so values take more bytes.
+COMPILED_RENDERED_SAMPLE, COMPILED_TRAINED_SAMPLE = 8.7, 22.0
+COMPILED_LAYERS, COMPILED_BOTTLENECKS = 2.07, 2.34
+COMPILED_GRADIENT_COPIES = 2.6
+COMPILED_VALUE_BYTES = {4: 4.0, 2: 3.45}
 # Measured peaks exceed the prediction by at most this factor; a plan must fit nevertheless.
 MARGIN = 1.3
 # What `choose_plan` chooses from. On a CPU a tile of LARGEST_TILE points stays in the caches; a GPU needs larger tiles.
@@ -73,7 +80,7 @@ class Workload:
         N_samples, N_importance: samples of the coarse pass, and additional ones of the fine pass.
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         value_bytes: bytes of a value in the networks: 4, or 2 for bfloat16 and float16.
-        compiled: whether XLA compiles the tiles, which then have a fixed size and are re-evaluated for gradients.
+        compiled: whether XLA compiles a step, or the rendering of a chunk, into one program.
     """
 
     training: bool
@@ -128,11 +135,13 @@ def predict_memory(work: Workload, chunk: int, netchunk: int) -> int:
     if work.value_bytes != FLOAT:
         peak += weights * work.value_bytes
     if work.training:
-        peak += weights * FLOAT * GRADIENT_COPIES
+        peak += weights * FLOAT * (COMPILED_GRADIENT_COPIES if work.compiled else GRADIENT_COPIES)
     return int(peak)
 
 
 def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: int) -> float:
+    if work.compiled:
+        return _compiled_pass_bytes(work, network, points, netchunk)
     size, width = work.value_bytes, network.width
     encoded = network.points * (FLOAT if size == FLOAT else FLOAT + size)
     if work.training:
@@ -148,6 +157,21 @@ def _pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: in
         tile = max(trunk, branch)
         per_sample = RENDERED_SAMPLE
     return min(points, netchunk) * tile + points * per_sample * FLOAT
+
+
+def _compiled_pass_bytes(work: Workload, network: NetworkShape, points: int, netchunk: int) -> float:
+    has_branch, encoded = network.viewdirs > 0, network.points + network.viewdirs
+    forward = (encoded + 2 * network.width + has_branch * network.bottleneck) * FLOAT
+    if not work.training:
+        return min(points, netchunk) * forward + points * COMPILED_RENDERED_SAMPLE * FLOAT
+    kept = encoded + COMPILED_LAYERS * network.depth * network.width
+    kept += has_branch * (network.width / 2 + COMPILED_BOTTLENECKS * network.bottleneck)
+    backward = kept * COMPILED_VALUE_BYTES[work.value_bytes]
+    if points <= netchunk:
+        tile = points * backward
+    else:
+        tile = max(netchunk * forward, netchunk / COMPILED_BACKWARD_TILES * backward)
+    return tile + points * COMPILED_TRAINED_SAMPLE * FLOAT
 
 
 def choose_plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from nerf_tf.field.mlp import FieldSettings
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.memory import planning, prediction
-from nerf_tf.memory.meter import Meter, Stage, measure
+from nerf_tf.memory.meter import Meter, Stage, make_room, measure
 from nerf_tf.render.passes import RenderSettings, render_rays
 from nerf_tf.render.sampling import add_fine_samples, stratified_t_vals
 from nerf_tf.render.volume import volume_render
@@ -119,7 +120,7 @@ def make_workload(cell: Cell, trainer: Trainer, rays: Rays) -> Callable[[], obje
         return lambda: trainer.train_step(batch)
     settings = trainer.rendering.deterministic()
 
-    @tf.function
+    @tf.function(jit_compile=trainer.coarse.compiled)
     def render_chunk(rays: Rays) -> list[tf.Tensor]:
         fine, coarse, z_std, raw = render_rays(trainer.coarse, trainer.fine, rays, settings, keep_raw=cell.retraw)
         kept = [fine.rgb, fine.disp, fine.acc, fine.depth]
@@ -162,7 +163,9 @@ def original_network(name: str, field: Field) -> Network:
 
 def engine_network(name: str, field: Field, retraw: bool) -> Network:
     """Evaluates as the program does: encodes points inside a tile."""
-    query = tf.function(lambda points, viewdirs: field(points, viewdirs, None if retraw else 0.0))
+    query = tf.function(
+        lambda points, viewdirs: field(points, viewdirs, None if retraw else 0.0), jit_compile=field.compiled
+    )
 
     def raw(meter: Meter, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
         meter.add_nested_stage(f"{name} encoding")
@@ -178,7 +181,8 @@ def stage_rendering(way: str, trainer: Trainer, retraw: bool) -> Callable[[Meter
         A function that returns the tensors that leave the chunk.
     """
     settings, original = trainer.rendering.deterministic(), way == "original"
-    stage = (lambda function: function) if original else tf.function
+    in_graph = functools.partial(tf.function, jit_compile=trainer.coarse.compiled)
+    stage = (lambda function: function) if original else in_graph
     fields = {"coarse": trainer.coarse, "fine": trainer.fine}
     coarse, fine = (
         field and (original_network(name, field) if original else engine_network(name, field, retraw))
@@ -246,6 +250,8 @@ def run_cell(cell: Cell, way: str | None, settings: Settings, weights: str) -> i
         print(
             json.dumps({"predicted_mb": predicted_mb(cell, trainer)}), flush=True
         )  # printed first: the measurement may fail
+        if trainer.coarse.compiled:
+            make_room(4 * prediction.MEGABYTE * predicted_mb(cell, trainer))
         measured_mb, seconds = measure(make_workload(cell, trainer, rays))
         print(json.dumps({"measured_mb": measured_mb, "seconds": seconds}))
     except tf.errors.ResourceExhaustedError as error:
