@@ -6,9 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import colmap_files
 import numpy as np
 import pytest
-from capture_checks_test import binary
 from PIL import Image, ImageFilter
 from plots_test import assert_picture
 
@@ -103,7 +103,7 @@ def bad(tmp_path) -> Path:
     rows[2, 15] /= 100
     np.save(folder / "poses_bounds.npy", rows)
     (folder / "sparse" / "0").mkdir(parents=True)
-    (folder / "sparse" / "0" / "points3D.bin").write_bytes(binary())
+    (folder / "sparse" / "0" / "points3D.bin").write_bytes(colmap_files.points([[1.0, -2.0, 3.5], [0, 0, 7]], [2, 3]))
     return folder
 
 

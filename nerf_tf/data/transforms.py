@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.data import blender, llff
+from nerf_tf.data import blender, llff, scene_points
 from nerf_tf.data import images as image_files
 from nerf_tf.data.blender import Split
 from nerf_tf.data.scene import Scene
+from nerf_tf.data.scene_points import ScenePoints
 from nerf_tf.geometry import paths as camera_paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.depth import transform_points
 from nerf_tf.geometry.distortion import Distortion, find_pinhole, source_pixels
-from nerf_tf.storage import image_folders, image_reader, ply, readers
+from nerf_tf.storage import image_folders, image_reader, readers
 from nerf_tf.storage.image_folders import listed
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ UNKNOWN_RANGE = (0.1, 20.0)
 ONE_WAY = 0.64
 # Percentiles of the depths of sparse points, as some are always wrong, and the room left before and beyond.
 POINT_PERCENTILES, POINT_MARGINS = (0.1, 99.9), (0.9, 1.1)
+# Sparse points that are projected into all views: more change nothing.
+MOST_POINTS = 20_000
 # Share of a resized or undistorted pixel that has to be within its mask: all but rounding.
 INSIDE = 0.999
 
@@ -91,8 +95,10 @@ def load(
     with readers.path_in_errors(main.file):
         pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
         cameras = tuple(pinholes[lens] for lens in lenses)
-        poses, to_dataset = _normalise(np.concatenate([file.poses for file in files.values()]))
-        near, far = _near_far(main, poses, cameras, to_dataset, white_bkgd)
+        in_dataset = np.concatenate([file.poses for file in files.values()])
+        points = scene_points.find_points(datadir, cameras, in_dataset, main.meta)
+        poses, to_dataset = _normalise(in_dataset)
+        near, far = _near_far(main, poses, cameras, points, to_dataset, white_bkgd)
         path = _path(poses, near, far)
     i_train, i_val, i_test = _split(files, poses, llffhold)
     images = image_files.read_photos(paths, factor, white_bkgd, keep_alpha)
@@ -114,6 +120,11 @@ def load(
         names=tuple(os.path.relpath(path, datadir) for path in paths),
         masks=masks,
     )
+
+
+def read_meta(datadir: Path) -> dict[str, object]:
+    """What the first transforms file of a scene holds; errors are those of `load`."""
+    return next(iter(_read_files(datadir).values())).meta
 
 
 def _read_files(datadir: Path) -> dict[str, Split]:
@@ -309,24 +320,31 @@ def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _near_far(
-    file: Split, poses: np.ndarray, cameras: Sequence[Camera], to_dataset: np.ndarray, white_bkgd: bool
+    file: Split,
+    poses: np.ndarray,
+    cameras: Sequence[Camera],
+    points: ScenePoints | None,
+    to_dataset: np.ndarray,
+    white_bkgd: bool,
 ) -> tuple[float, float]:
-    """The file's near and far, else the range of the sparse points that it names, else a guess from the cameras."""
+    """The file's near and far, else the range of the sparse points that images show, else a guess from the cameras."""
     unit, depths, limits = to_dataset[0, 0], pose_maths.meeting_depths(poses), []
-    if isinstance(name := file.meta.get("ply_file_path"), str) and os.path.lexists(file.file.parent / name):
-        points = ply.read_points(file.file.parent / name)
-        points = (points[np.isfinite(points).all(axis=-1)] - to_dataset[:3, 3]) / unit
-        seen = [_visible_depths(camera, c2w, points) for camera, c2w in zip(cameras, poses, strict=True)]
-        if sum(map(len, seen)):
-            limits, source = np.percentile(np.concatenate(seen), POINT_PERCENTILES) * POINT_MARGINS, name
+    if points is not None:
+        some = points.positions[:: max(1, len(points.positions) // MOST_POINTS)]
+        in_scene = transform_points(np.linalg.inv(to_dataset), some)
+        views = zip(cameras, poses, strict=True)
+        seen = np.concatenate([scene_points.depths_in_image(*view, in_scene) for view in views])
+        if np.isfinite(seen).any():
+            limits, source = np.nanpercentile(seen, POINT_PERCENTILES) * POINT_MARGINS, points.source
     if not len(limits) and depths is not None:
         typical = np.percentile(depths, [10, 90])  # without the views that look elsewhere
         limits, source = typical * (OBJECT_RANGE if white_bkgd else PHOTO_RANGE), "the point that cameras look at"
     elif not len(limits):
         limits, source = np.array(UNKNOWN_RANGE), "nothing but the cameras' distances from each other"
+    sources = [source, source]
     for i, name in enumerate(("near", "far")):
         if name in file.meta:
-            limits[i], source = readers.parse_number(file.meta[name], name) / unit, "the file"
+            limits[i], sources[i] = readers.parse_number(file.meta[name], name) / unit, "the file"
     near, far = map(float, limits)
     if not 0 <= near < far <= pose_maths.MAX_COORDINATE:
         raise ValueError(f"near {near * unit:g} and far {far * unit:g}: expected 0 <= near < far")
@@ -334,15 +352,9 @@ def _near_far(
     logger.info(
         "%s: 1 unit is %.4g of the file's, and the origin is at %.4g, %.4g, %.4g there; near %.3g and far %.3g follow "
         "from %s (--near and --far, in units, set others)",
-        file.file, unit, *origin, near, far, source,
+        file.file, unit, *origin, near, far, " and ".join(dict.fromkeys(sources)),
     )  # fmt: skip
     return near, far
-
-
-def _visible_depths(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Depths of those of the points [P, 3] that lie within the image."""
-    row, col, z = camera.project(c2w, points)
-    return -z[(z < 0) & (row >= 0) & (row <= camera.height) & (col >= 0) & (col <= camera.width)]
 
 
 def _path(poses: np.ndarray, near: float, far: float) -> np.ndarray:

@@ -27,8 +27,6 @@ LEAST_PARALLAX = 2.0
 # A view that has fewer points in its frustum than this part of the median looks elsewhere. Of fern, lego
 # and the built-in scene none has less than 0.9.
 FEW_POINTS = 0.1
-# Share of the points that the cameras must see, or else the points are of another world than the poses.
-OWN_POINTS = 0.25
 # Share of the points in a view that may lie out of near and far: some sparse points are always wrong.
 OUT_OF_RANGE = 0.1
 # Points along the rays of all views where no sparse model tells what there is.
@@ -170,14 +168,6 @@ def shares_in_frusta(scene: Scene, points: np.ndarray, sampled: bool = False) ->
     depths = np.stack([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
     shares, own = np.mean((depths >= near) & (depths <= far), axis=1), 1.0 / len(scene.poses)
     return np.clip((shares - own) / (1.0 - own), 0.0, 1.0) if sampled and len(scene.poses) > 1 else shares
-
-
-def belong_to_cameras(scene: Scene, points: np.ndarray) -> bool:
-    """Whether points [P, 3] of a sparse model lie before the cameras, rather than in another world."""
-    seen = np.zeros(len(points), bool)
-    for i in range(len(scene.poses)):
-        seen |= np.isfinite(depths_in_view(scene, i, points))
-    return bool(len(points)) and bool(seen.mean() >= OWN_POINTS)
 
 
 def check_frusta(scene: Scene, shares: np.ndarray) -> list[str]:
