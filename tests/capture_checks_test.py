@@ -12,6 +12,7 @@ import pytest
 from scene_checks_test import a_scene, forward_facing, one, ring
 
 from nerf_tf.data import llff, scene_points
+from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.safety import capture_checks, scene_checks
@@ -175,7 +176,88 @@ def test_the_authors_fern_is_all_right(real_data):
         assert found == []
 
 
-# COLMAP's points
+# How many photos, and whether they show the points where their cameras have them
+
+
+@pytest.mark.parametrize(("poses", "count", "few"), [
+    (arc(40.0, 9), 9, False), (arc(40.0, 8), 8, True), (arc(10.0, 1), 1, True),
+    (ring(20.0, 4.0, 30), 30, False), (ring(20.0, 4.0, 29), 29, True), (outwards(), 16, True),
+])  # fmt: skip
+def test_few_photos(poses, count, few):
+    scene = a_scene(poses, 2.0, 6.0)
+    warnings = capture_checks.check_number(scene)
+    assert bool(warnings) == few
+    assert all(warning.startswith(f"{count} photo") for warning in warnings)
+    # Before each run only so few that no scene comes of them.
+    assert bool(scene_checks.check_number(scene)) == (count == 1)
+
+
+def reprojection(scene: Scene, folder: Path) -> capture_checks.Reprojection | None:
+    found = scene_points.find_points(folder, scene.cameras, scene.poses)
+    return capture_checks.reproject(scene, sparse_points.read_sightings(folder / "sparse/0"), found.from_model)
+
+
+@pytest.fixture
+def with_model(tmp_path, rng) -> Scene:
+    """A scene around points that its photos show; COLMAP had photos four times as large."""
+    scene = a_scene(ring(20.0), 2.0, 6.0)
+    colmap_files.write_model(tmp_path / "sparse/0", scene, rng.normal(size=(500, 3)) * 0.4, larger=4)
+    return scene
+
+
+def test_cameras_that_agree_with_the_points(with_model, tmp_path):
+    found = reprojection(with_model, tmp_path)
+    assert found.errors.max() < 1e-3
+    assert found.zoom == pytest.approx(1.0, abs=1e-4)
+    assert found.counts.min() > 400
+    assert not capture_checks.check_reprojection(with_model, found)
+    assert not capture_checks.check_sightings(found)
+
+
+def test_a_wrong_focal_length_is_said(with_model, tmp_path):
+    longer = dataclasses.replace(with_model, cameras=(Camera.centred(36, 48, 1.2 * 46.0),) * 12)
+    found = reprojection(longer, tmp_path)
+    message = one(capture_checks.check_reprojection(longer, found))
+    assert message.startswith("12 of 12 photos: sparse points appear ")
+    assert message.endswith("they would be 0.0 off with focal lengths 0.833 times as long: correct them")
+    # At the median distance from the middle, in COLMAP's larger photos.
+    rows, cols, _ = CAMERA.project(
+        with_model.poses[0].astype(float), sparse_points.read_points(tmp_path / "sparse/0")[0]
+    )
+    typical = np.median(np.hypot(rows - 18, cols - 24))
+    assert found.errors[0] == pytest.approx(4 * 0.2 * typical, rel=0.05)
+
+
+def test_a_photo_with_the_pose_of_another_is_named(with_model, tmp_path):
+    poses = with_model.poses.copy()
+    poses[5] = poses[4]
+    scene = dataclasses.replace(with_model, poses=poses)
+    message = one(capture_checks.check_reprojection(scene, reprojection(scene, tmp_path)))
+    assert message.startswith("view 5 (images/005.png): sparse points appear ")
+    assert message.endswith("correct the view, or remove it and its photo")
+    all_wrong = dataclasses.replace(with_model, poses=np.roll(with_model.poses, 1, axis=0))
+    message = one(capture_checks.check_reprojection(all_wrong, reprojection(all_wrong, tmp_path)))
+    assert message.startswith("12 of 12 photos")
+    assert message.endswith("their poses or intrinsics are not those of COLMAP's model: make them anew")
+
+
+def test_of_distorted_photos_nothing_is_said(with_model, tmp_path):
+    (tmp_path / "sparse/0/cameras.bin").write_bytes(colmap_files.cameras(192, 144, colmap_files.SIMPLE_RADIAL))
+    assert reprojection(with_model, tmp_path) is None
+    (tmp_path / "sparse/0/images.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"images\.bin: no such file"):
+        sparse_points.read_sightings(tmp_path / "sparse/0")
+
+
+def test_photos_that_show_few_points(with_model, tmp_path):
+    found = reprojection(with_model, tmp_path)
+    counts = np.full(12, 152)
+    counts[5:9] = 0  # the model lacks these
+    few = dataclasses.replace(found, counts=counts)
+    assert one(capture_checks.check_sightings(few)).startswith("a photo shows 152 of the sparse points, in the median")
+
+
+# COLMAP's files
 
 POINTS = np.array([[1.0, -2.0, 3.5], [0.0, 1e-3, 7.0]])
 
@@ -214,6 +296,50 @@ def test_points_that_are_none(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}: not COLMAP's points \("):
         sparse_points.read_points(tmp_path)
+
+
+SEEN = {"a b.png": (np.array([[1.5, 2.0], [3.0, 4.0]]), [2, -1]), "c.png": (np.zeros([0, 2]), [])}
+TEXT = {
+    "cameras": "# Camera list\n7 PINHOLE 48 36 1 1 2 3\n",
+    "images": "# Image list\n1 1 0 0 0 0 0 0 7 a b.png\n1.5 2.0 2 3.0 4.0 -1\n2 1 0 0 0 0 0 0 7 c.png\n\n",
+}
+
+
+@pytest.mark.parametrize("kind", ["bin", "txt"])
+def test_sightings_of_colmap(tmp_path, kind):
+    (tmp_path / "points3D.bin").write_bytes(colmap_files.points(POINTS, [2, 3]))
+    content = {"cameras": colmap_files.cameras(48, 36), "images": colmap_files.images(SEEN)}
+    for name in content:
+        (tmp_path / f"{name}.{kind}").write_bytes(content[name] if kind == "bin" else TEXT[name].encode())
+    first, second = sparse_points.read_sightings(tmp_path)
+    assert (first.name, first.height, first.width) == ("a b.png", 36, 48)
+    np.testing.assert_array_equal(first.pixels, [[1.5, 2.0]])
+    np.testing.assert_array_equal(first.points, POINTS[1:])
+    assert (second.name, len(second.pixels)) == ("c.png", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("images.bin", colmap_files.images(SEEN)[:-1], "not COLMAP's photos"),
+        ("images.bin", colmap_files.images(SEEN)[:-30], "not COLMAP's photos"),
+        ("images.bin", b"\xff" * 99, "not COLMAP's photos .it announces 18446744073709551615 photos in 99 bytes"),
+        ("images.bin", struct.pack("<QI7dI", 1, 0, *range(7), 7) + b"no end of the name", "not COLMAP's photos"),
+        ("images.txt", TEXT["images"].replace("3.0 ", "").encode(), "not COLMAP's photos"),
+        ("images.txt", TEXT["images"].encode()[:-1], "not COLMAP's photos .it is cut short"),
+        ("cameras.bin", b"", "not COLMAP's cameras"),
+        ("cameras.bin", colmap_files.cameras(48, 36, (99, 3)), "not COLMAP's cameras .camera 7 is of kind 99"),
+        ("cameras.txt", b"7 PINHOLE wide 36\n", "not COLMAP's cameras"),
+    ],
+)
+def test_sightings_that_are_none(tmp_path, name, content, message):
+    valid = {"cameras.bin": colmap_files.cameras(48, 36), "images.bin": colmap_files.images(SEEN)}
+    valid["points3D.bin"] = colmap_files.points(POINTS, [2, 3])
+    valid.pop(f"{name.partition('.')[0]}.bin")
+    for file, bytes_of_file in {**valid, name: content}.items():
+        (tmp_path / file).write_bytes(bytes_of_file)
+    with pytest.raises(ValueError, match=rf"{name}: {message}"):
+        sparse_points.read_sightings(tmp_path)
 
 
 def test_no_points(tmp_path):

@@ -43,7 +43,7 @@ from nerf_tf.output import figures, view_files
 from nerf_tf.safety import capture_checks, photo_checks, scene_checks
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
-from nerf_tf.storage import image_reader
+from nerf_tf.storage import image_reader, sparse_points
 
 # What is drawn: points, frusta from near to far, photos and columns of them, points of a photo's longer side.
 DRAWN_POINTS, DRAWN_FRUSTA, DRAWN_PHOTOS, COLUMNS, THUMBNAIL = 2000, 6, 40, 10, 160
@@ -174,7 +174,7 @@ def inspect(settings: Settings) -> Inspection:
     with warnings_of_loading() as loading:
         scene = build.read_scene(settings)
         found, source = load_points(scene, settings)
-    sparse = None if found is None else found.positions
+    sparse, reprojection = None if found is None else found.positions, load_reprojection(scene, found)
     points = capture_checks.sample_points(scene) if sparse is None else sparse
     shares = capture_checks.shares_in_frusta(scene, points, sampled=sparse is None)
     if sparse is None:
@@ -182,7 +182,7 @@ def inspect(settings: Settings) -> Inspection:
     else:
         stops = photo_checks.exposure_of_points(scene, sparse)
     sharpness = photo_checks.relative_sharpness(scene.images)
-    verdicts = judge(settings, scene, sparse, shares, stops, sharpness, loading)
+    verdicts = judge(settings, scene, sparse, reprojection, shares, stops, sharpness, loading)
     return Inspection(scene, facts(settings, scene, source), points, shares, stops, sharpness, verdicts)
 
 
@@ -201,6 +201,21 @@ def load_points(scene: Scene, settings: Settings) -> tuple[ScenePoints | None, s
         return None, f"random ones of what the cameras see from near to far{of_another}"
     moved = transform_points(np.linalg.inv(scene.to_dataset), found.positions)
     return found._replace(positions=moved), f"{len(moved)} of {found.source}"
+
+
+def load_reprojection(scene: Scene, found: ScenePoints | None) -> capture_checks.Reprojection | None:
+    """How the cameras agree with where photos show the points that were found; None where the model does not tell.
+
+    Raises:
+        ValueError: a file of the model is damaged.
+    """
+    if found is None or found.model is None:
+        return None
+    try:
+        sightings = sparse_points.read_sightings(found.model)
+    except FileNotFoundError:  # it says nothing of the photos
+        return None
+    return capture_checks.reproject(scene, sightings, np.linalg.inv(scene.to_dataset) @ found.from_model)
 
 
 def facts(settings: Settings, scene: Scene, source: str) -> dict[str, str]:
@@ -225,6 +240,7 @@ def judge(
     settings: Settings,
     scene: Scene,
     sparse: np.ndarray | None,
+    reprojection: capture_checks.Reprojection | None,
     shares: np.ndarray,
     stops: np.ndarray,
     sharpness: np.ndarray,
@@ -240,6 +256,7 @@ def judge(
     seen = "what the cameras look at is not known" if angle is None else f"{angle:.0f} degrees of parallax"
     least = int(np.argmin(sharpness))
     verdicts = [
+        Verdict("number", f"{len(names)} photos", tuple(capture_checks.check_number(scene))),
         Verdict(
             "capture",
             capture.describe() + flags,
@@ -264,6 +281,7 @@ def judge(
                 *capture_checks.check_frusta(scene, shares),
             ),
         ),
+        *judge_points(scene, reprojection),
         judge_exposure(stops, names, comparable=sparse is not None or capture.kind == capture_checks.FORWARD),
         Verdict(
             "sharpness",
@@ -274,6 +292,23 @@ def judge(
     told = {problem for verdict in verdicts for problem in verdict.problems}
     others = [w for w in scene_checks.check_scene(scene, settings.datadir, settings.lindisp) if w not in told]
     return [*verdicts, Verdict("files", "photos and poses fit", (*loading, *others))]
+
+
+def judge_points(scene: Scene, reprojection: capture_checks.Reprojection | None) -> list[Verdict]:
+    """The verdict on where photos show the points of COLMAP's model; none where it does not tell."""
+    if reprojection is None:
+        return []
+    counts, off = reprojection.counts[reprojection.counts > 0], np.nanmedian(reprojection.errors)
+    return [
+        Verdict(
+            "points",
+            f"a photo shows {counts.min()} to {counts.max()} of them, {off:.1f} pixels from where its camera has them",
+            (
+                *capture_checks.check_sightings(reprojection),
+                *capture_checks.check_reprojection(scene, reprojection),
+            ),
+        )
+    ]
 
 
 def judge_exposure(stops: np.ndarray, names: Sequence[str], comparable: bool) -> Verdict:
