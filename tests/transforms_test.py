@@ -296,11 +296,35 @@ def test_what_is_wrong_is_said(tmp_path, change, message):
     assert str(tmp_path / "transforms.json") in str(error.value)
 
 
-def test_photos_of_several_sizes_are_refused(tmp_path):
+def test_photos_of_several_proportions_are_refused(tmp_path):
     write_scene(tmp_path)
-    photo_of(5, (HEIGHT, WIDTH)).save(tmp_path / "images/0005.png")
-    with pytest.raises(ValueError, match=r"0005\.png: 12x16, but 0000\.png is 16x12; all images of a scene must"):
+    photo_of(5, (2 * HEIGHT, 2 * WIDTH)).save(tmp_path / "images/0005.png")
+    with pytest.raises(ValueError, match=r"0005\.png: 24x32, but 0000\.png is 16x12; photos may differ in size, but"):
         transforms.load(tmp_path, factor=1)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_photos_of_several_sizes_are_shrunk_to_the_smallest(tmp_path, caplog, factor):
+    """Cameras and masks follow: lengths are in pixels of the photo, or of w x h where these are given."""
+    own = {0: {name: 2 * value for name, value in LENGTHS.items()} | {"mask_path": "masks/0.png"}, 5: SIZE}
+    write_scene(tmp_path, meta=LENGTHS, frame=lambda i: own.get(i, {}))
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "images/0000.png")
+    photo_of(5, (3 * WIDTH, 3 * HEIGHT)).save(tmp_path / "images/0005.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.uint8(255 * (np.arange(24)[:, None] >= np.full(32, 8)))).save(tmp_path / "masks/0.png")
+    scene = transforms.load(tmp_path, factor=factor)
+    assert scene.images.shape == (COUNT, HEIGHT // factor, WIDTH // factor, 3)
+    assert shown(scene)[1:] == list(range(1, COUNT))
+    blocks = picture.reshape(12 // factor, 2 * factor, 16 // factor, 2 * factor, 3) / 255.0
+    np.testing.assert_allclose(scene.images[0], blocks.mean(axis=(1, 3)), atol=1e-5)
+    expected = Camera(HEIGHT // factor, WIDTH // factor, *(x / factor for x in (20.0, 18.0, 7.5, 6.5)))
+    assert set(scene.cameras) == {expected}
+    np.testing.assert_array_equal(
+        scene.masks[0], np.arange(12 // factor)[:, None] >= np.full(16 // factor, 4 // factor)
+    )
+    assert scene.masks[1:].all()
+    assert "photos of several sizes, up to 48x36, are shrunk to this one's, 16x12" in caplog.text
 
 
 # Distortion

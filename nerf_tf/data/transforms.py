@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,8 @@ def load(
 
     Args:
         datadir: folder of the file.
-        factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size.
+        factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size. Photos of several sizes
+            are all shrunk to what this makes of the smallest.
         llffhold: without splits in the file, every llffhold-th photo by name is for test and validation, as in LLFF.
         white_bkgd: lay photos on white by their alpha; nothing is expected behind what the cameras look at then.
         keep_alpha: with white_bkgd, also return the alpha of images that have one.
@@ -76,7 +77,7 @@ def load(
     Raises:
         FileNotFoundError: the file or an image is missing.
         ValueError: the file is malformed, its cameras contradict themselves or are no pinholes, or images differ in
-            size.
+            proportions.
     """
     datadir, factor = Path(datadir), factor or 1
     files = _read_files(datadir)
@@ -84,14 +85,16 @@ def load(
     photos = {name: _find(file, "file_path", file.names, file.paths) for name, file in files.items()}
     paths = [path for of_file in photos.values() for path in of_file]
     mask_paths = [path for name, file in files.items() for path in _find_masks(file, photos[name])]
-    photo = image_reader.image_size(paths[0])
+    sizes = {path: image_reader.image_size(path) for path in paths}
+    photo = _common_size(sizes)
     size = (photo[0] // factor, photo[1] // factor)
     if min(size) < 1:
         raise ValueError(f"{paths[0]}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
     if factor > 1:
         shrunk = (*photo[::-1], *size[::-1])
         logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
-    lenses = [lens for file in files.values() for lens in _lenses(file, photo, size)]
+    sizes_of = {name: [sizes[path] for path in found] for name, found in photos.items()}
+    lenses = [lens for name, file in files.items() for lens in _lenses(file, sizes_of[name], size)]
     with readers.path_in_errors(main.file):
         pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
         cameras = tuple(pinholes[lens] for lens in lenses)
@@ -101,8 +104,8 @@ def load(
         near, far = _near_far(main, poses, cameras, points, to_dataset, white_bkgd)
         path = _path(poses, near, far)
     i_train, i_val, i_test = _split(files, poses, llffhold)
-    images = image_files.read_photos(paths, factor, white_bkgd, keep_alpha)
-    masks = _read_masks(mask_paths, photo, factor)
+    images = image_files.read_photos(paths, size, white_bkgd, keep_alpha, one_size=False)
+    masks = _read_masks(mask_paths, [sizes[path] for path in paths], size)
     _undistort(images, masks, lenses, cameras)
     return Scene(
         images=images[..., :3],
@@ -193,23 +196,51 @@ def _find(
     return [found[name] for name in names]
 
 
-def _read_masks(paths: Sequence[Path | None], photo: tuple[int, int], factor: int) -> np.ndarray | None:
-    """Masks [N, H, W] of the frames, None if no frame has one. White is within, black is left out."""
+def _common_size(sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
+    """Height and width of the smallest photo, to which all are shrunk; `sizes` are those of the photos.
+
+    Raises:
+        ValueError: a photo has other proportions.
+    """
+    smallest = min(sizes, key=lambda path: sizes[path][0] * sizes[path][1])
+    height, width = sizes[smallest]
+    for path, (rows, columns) in sizes.items():
+        if abs(rows * width / columns - height) > 1:
+            raise ValueError(
+                f"{path}: {columns}x{rows}, but {smallest.name} is {width}x{height}; photos may differ in size, but "
+                "not in proportions: leave one kind out, or find the poses anew of photos that are cropped alike"
+            )
+    if (largest := max(sizes.values())) != (height, width):
+        logger.warning(
+            "%s: photos of several sizes, up to %dx%d, are shrunk to this one's, %dx%d; leave small ones out to keep "
+            "more detail",
+            smallest, *largest[::-1], width, height,
+        )  # fmt: skip
+    return height, width
+
+
+def _read_masks(
+    paths: Sequence[Path | None], photos: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> np.ndarray | None:
+    """Masks [N, H, W] of the frames, shrunk from their `photos`' sizes; None if no frame has one.
+
+    White is within, black is left out.
+    """
     if not any(paths):
         return None
-    masks = np.ones([len(paths), photo[0] // factor, photo[1] // factor], bool)
+    masks = np.ones([len(paths), *size], bool)
 
     def read(i: int) -> None:
         if paths[i] is None:
             return
         mask = image_reader.read_image(paths[i])[..., :3].max(axis=-1, keepdims=True)
-        if mask.shape[:2] != photo:
+        if mask.shape[:2] != photos[i]:
             raise ValueError(
-                f"{paths[i]}: {mask.shape[1]}x{mask.shape[0]}, but photos are {photo[1]}x{photo[0]}; a mask has the "
-                "size of its photo"
+                f"{paths[i]}: {mask.shape[1]}x{mask.shape[0]}, but photos are {photos[i][1]}x{photos[i][0]}; a mask "
+                "has the size of its photo"
             )
         white = np.float32(mask > 0.5 * mask.max())  # which is 1 of 255 in some files
-        masks[i] = image_files.shrink(white, factor, white_bkgd=False)[..., 0] > INSIDE
+        masks[i] = image_files.shrink(white, *size, white_bkgd=False)[..., 0] > INSIDE
 
     image_reader.run_parallel(read, len(paths), "Reading masks")
     return masks
@@ -233,10 +264,13 @@ def _undistort(images: np.ndarray, masks: np.ndarray | None, lenses: list[Lens],
 # Cameras
 
 
-def _lenses(file: Split, photo: tuple[int, int], size: tuple[int, int]) -> list[Lens]:
-    """Each frame's camera for images of `size`, height and width, that photos were shrunk to, and its distortion."""
+def _lenses(file: Split, photos: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Lens]:
+    """Each frame's camera for images of `size`, height and width, that photos were shrunk to, and its distortion.
+
+    `photos` are the photos' own sizes.
+    """
     lenses = []
-    for i, given in zip(file.frames, file.intrinsics, strict=True):
+    for i, given, photo in zip(file.frames, file.intrinsics, photos, strict=True):
         w, h = blender.former_size(given, *photo)
         with readers.path_in_errors(f"{file.file}: frame {i}"):
             record = file.meta | file.meta["frames"][i]
