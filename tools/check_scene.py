@@ -174,7 +174,7 @@ def inspect(settings: Settings) -> Inspection:
     with warnings_of_loading() as loading:
         scene = build.read_scene(settings)
         found, source = load_points(scene, settings)
-    sparse, reprojection = None if found is None else found.positions, load_reprojection(scene, found)
+    sparse, reprojection = None if found is None else found.positions, load_reprojection(scene, settings, found)
     points = capture_checks.sample_points(scene) if sparse is None else sparse
     shares = capture_checks.shares_in_frusta(scene, points, sampled=sparse is None)
     if sparse is None:
@@ -203,7 +203,9 @@ def load_points(scene: Scene, settings: Settings) -> tuple[ScenePoints | None, s
     return found._replace(positions=moved), f"{len(moved)} of {found.source}"
 
 
-def load_reprojection(scene: Scene, found: ScenePoints | None) -> capture_checks.Reprojection | None:
+def load_reprojection(
+    scene: Scene, settings: Settings, found: ScenePoints | None
+) -> capture_checks.Reprojection | None:
     """How the cameras agree with where photos show the points that were found; None where the model does not tell.
 
     Raises:
@@ -215,6 +217,8 @@ def load_reprojection(scene: Scene, found: ScenePoints | None) -> capture_checks
         sightings = sparse_points.read_sightings(found.model)
     except FileNotFoundError:  # it says nothing of the photos
         return None
+    if settings.field == "hash_grid":  # whose rays go through pixels' middles, and COLMAP counts from their corners
+        scene = dataclasses.replace(scene, cameras=tuple(camera.through_pixel_corners() for camera in scene.cameras))
     return capture_checks.reproject(scene, sightings, np.linalg.inv(scene.to_dataset) @ found.from_model)
 
 

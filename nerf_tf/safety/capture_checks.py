@@ -254,8 +254,8 @@ def reproject(scene: Scene, sightings: Sequence[Sightings], from_model: np.ndarr
     stems = Counter(Path(seen.name).stem for seen in sightings)
     by_stem = {Path(seen.name).stem: seen for seen in sightings if stems[Path(seen.name).stem] == 1}
     counts, errors, shown, expected = np.zeros(len(scene.poses), int), np.full(len(scene.poses), np.nan), [], []
-    for i, (name, camera, c2w) in enumerate(zip(scene.names, scene.cameras, scene.poses, strict=True)):
-        seen = by_stem.get(Path(name).stem)
+    for i, name in enumerate(scene.names):
+        seen, camera, c2w = by_stem.get(Path(name).stem), scene.cameras[i], scene.poses[i]
         if seen is None or not len(seen.pixels):
             continue
         rows, cols, z = camera.project(c2w.astype(np.float64), transform_points(from_model, seen.points))
