@@ -90,10 +90,12 @@ def read_scene(settings: Settings) -> Scene:
         logger.warning("--%s has no effect on a %s scene; leave it out", name, settings.dataset_type)
     if settings.lindisp and scene.ndc:
         logger.warning("--lindisp has no effect under NDC, which is even in disparity; leave it out or add --no_ndc")
+    of_flags = [f"--{name}" for name in ("near", "far") if getattr(settings, name) is not None]
     logger.info(
-        "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s",
+        "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s%s",
         settings.dataset_type, settings.datadir, len(scene.images), width, height,
-        len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far, ", NDC" if scene.ndc else "",
+        len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far,
+        f" ({' and '.join(of_flags)} given)" if of_flags else "", ", NDC" if scene.ndc else "",
     )  # fmt: skip
     scene = dataclasses.replace(scene, near=near, far=far)
     if settings.field == "hash_grid":

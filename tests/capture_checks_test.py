@@ -6,11 +6,13 @@ import dataclasses
 import struct
 from pathlib import Path
 
+import colmap_files
 import numpy as np
 import pytest
 from scene_checks_test import a_scene, forward_facing, one, ring
 
-from nerf_tf.data import llff
+from nerf_tf.data import llff, scene_points
+from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.safety import capture_checks, scene_checks
@@ -138,8 +140,6 @@ def test_shares_are_those_of_the_frustum():
 def test_points_out_of_near_and_far(rng):
     scene = a_scene(ring(20.0), 2.0, 6.0)
     points = rng.normal(size=(500, 3)) * 0.4
-    assert capture_checks.belong_to_cameras(scene, points)
-    assert not capture_checks.belong_to_cameras(scene, points + 100.0)
     assert not capture_checks.check_point_range(scene, points)
     message = one(capture_checks.check_point_range(dataclasses.replace(scene, near=4.0), points))
     assert message.startswith("near 4 and far 6 leave out ")
@@ -160,8 +160,9 @@ def test_the_authors_fern_is_all_right(real_data):
         scene = llff.load(folder, factor=8, **options)
         to_scene = np.linalg.inv(scene.to_dataset)
         own = points @ to_scene[:3, :3].T + to_scene[:3, 3]
-        assert capture_checks.belong_to_cameras(scene, own)
-        assert not capture_checks.belong_to_cameras(scene, points)
+        views_of_own = views[views >= 3]
+        assert scene_points.share_of_sightings(scene.cameras, scene.poses, own, views_of_own) > 0.95
+        assert scene_points.share_of_sightings(scene.cameras, scene.poses, points, views_of_own) < 0.1
         shares = capture_checks.shares_in_frusta(scene, own)
         assert shares.min() > 0.9
         assert capture_checks.find_capture(scene.cameras, scene.poses).kind == capture_checks.FORWARD
@@ -175,16 +176,90 @@ def test_the_authors_fern_is_all_right(real_data):
         assert found == []
 
 
-# COLMAP's points
+# How many photos, and whether they show the points where their cameras have them
+
+
+@pytest.mark.parametrize(("poses", "count", "few"), [
+    (arc(40.0, 9), 9, False), (arc(40.0, 8), 8, True), (arc(10.0, 1), 1, True),
+    (ring(20.0, 4.0, 30), 30, False), (ring(20.0, 4.0, 29), 29, True), (outwards(), 16, True),
+])  # fmt: skip
+def test_few_photos(poses, count, few):
+    scene = a_scene(poses, 2.0, 6.0)
+    warnings = capture_checks.check_number(scene)
+    assert bool(warnings) == few
+    assert all(warning.startswith(f"{count} photo") for warning in warnings)
+    # Before each run only so few that no scene comes of them.
+    assert bool(scene_checks.check_number(scene)) == (count == 1)
+
+
+def reprojection(scene: Scene, folder: Path) -> capture_checks.Reprojection | None:
+    found = scene_points.find_points(folder, scene.cameras, scene.poses)
+    return capture_checks.reproject(scene, sparse_points.read_sightings(folder / "sparse/0"), found.from_model)
+
+
+@pytest.fixture
+def with_model(tmp_path, rng) -> Scene:
+    """A scene around points that its photos show; COLMAP had photos four times as large."""
+    scene = a_scene(ring(20.0), 2.0, 6.0)
+    colmap_files.write_model(tmp_path / "sparse/0", scene, rng.normal(size=(500, 3)) * 0.4, larger=4)
+    return scene
+
+
+def test_cameras_that_agree_with_the_points(with_model, tmp_path):
+    found = reprojection(with_model, tmp_path)
+    assert found.errors.max() < 1e-3
+    assert found.zoom == pytest.approx(1.0, abs=1e-4)
+    assert found.counts.min() > 400
+    assert not capture_checks.check_reprojection(with_model, found)
+    assert not capture_checks.check_sightings(found)
+
+
+def test_a_wrong_focal_length_is_said(with_model, tmp_path):
+    longer = dataclasses.replace(with_model, cameras=(Camera.centred(36, 48, 1.2 * 46.0),) * 12)
+    found = reprojection(longer, tmp_path)
+    message = one(capture_checks.check_reprojection(longer, found))
+    assert message.startswith("12 of 12 photos: sparse points appear ")
+    assert message.endswith("they would be 0.0 off with focal lengths 0.833 times as long: correct them")
+    # At the median distance from the middle, in COLMAP's larger photos.
+    rows, cols, _ = CAMERA.project(
+        with_model.poses[0].astype(float), sparse_points.read_points(tmp_path / "sparse/0")[0]
+    )
+    typical = np.median(np.hypot(rows - 18, cols - 24))
+    assert found.errors[0] == pytest.approx(4 * 0.2 * typical, rel=0.05)
+
+
+def test_a_photo_with_the_pose_of_another_is_named(with_model, tmp_path):
+    poses = with_model.poses.copy()
+    poses[5] = poses[4]
+    scene = dataclasses.replace(with_model, poses=poses)
+    message = one(capture_checks.check_reprojection(scene, reprojection(scene, tmp_path)))
+    assert message.startswith("view 5 (images/005.png): sparse points appear ")
+    assert message.endswith("correct the view, or remove it and its photo")
+    all_wrong = dataclasses.replace(with_model, poses=np.roll(with_model.poses, 1, axis=0))
+    message = one(capture_checks.check_reprojection(all_wrong, reprojection(all_wrong, tmp_path)))
+    assert message.startswith("12 of 12 photos")
+    assert message.endswith("their poses or intrinsics are not those of COLMAP's model: make them anew")
+
+
+def test_of_distorted_photos_nothing_is_said(with_model, tmp_path):
+    (tmp_path / "sparse/0/cameras.bin").write_bytes(colmap_files.cameras(192, 144, colmap_files.SIMPLE_RADIAL))
+    assert reprojection(with_model, tmp_path) is None
+    (tmp_path / "sparse/0/images.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"images\.bin: no such file"):
+        sparse_points.read_sightings(tmp_path / "sparse/0")
+
+
+def test_photos_that_show_few_points(with_model, tmp_path):
+    found = reprojection(with_model, tmp_path)
+    counts = np.full(12, 152)
+    counts[5:9] = 0  # the model lacks these
+    few = dataclasses.replace(found, counts=counts)
+    assert one(capture_checks.check_sightings(few)).startswith("a photo shows 152 of the sparse points, in the median")
+
+
+# COLMAP's files
 
 POINTS = np.array([[1.0, -2.0, 3.5], [0.0, 1e-3, 7.0]])
-
-
-def binary() -> bytes:
-    records = [
-        struct.pack("<Q3d3BdQ", i, *point, 1, 2, 3, 0.5, i + 2) + bytes(8 * (i + 2)) for i, point in enumerate(POINTS)
-    ]
-    return struct.pack("<Q", 2) + b"".join(records)
 
 
 def text() -> bytes:
@@ -195,7 +270,9 @@ def text() -> bytes:
     return "\n".join(lines).encode()
 
 
-@pytest.mark.parametrize(("name", "content"), [("points3D.bin", binary()), ("points3D.txt", text())])
+@pytest.mark.parametrize(
+    ("name", "content"), [("points3D.bin", colmap_files.points(POINTS, [2, 3])), ("points3D.txt", text())]
+)
 def test_points_of_colmap(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     points, views = sparse_points.read_points(tmp_path)
@@ -208,7 +285,7 @@ def test_points_of_colmap(tmp_path, name, content):
     [
         ("points3D.bin", b""),
         ("points3D.bin", b"\xff" * 200),
-        ("points3D.bin", binary()[:-1]),
+        ("points3D.bin", colmap_files.points(POINTS, [2, 3])[:-1]),
         ("points3D.bin", struct.pack("<Q", 1) + struct.pack("<Q3d3BdQ", 0, 1, 2, 3, 1, 2, 3, 0.5, 2**63)),
         ("points3D.txt", b"1 2\n"),
         ("points3D.txt", b"\xff\xfe"),
@@ -219,6 +296,50 @@ def test_points_that_are_none(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}: not COLMAP's points \("):
         sparse_points.read_points(tmp_path)
+
+
+SEEN = {"a b.png": (np.array([[1.5, 2.0], [3.0, 4.0]]), [2, -1]), "c.png": (np.zeros([0, 2]), [])}
+TEXT = {
+    "cameras": "# Camera list\n7 PINHOLE 48 36 1 1 2 3\n",
+    "images": "# Image list\n1 1 0 0 0 0 0 0 7 a b.png\n1.5 2.0 2 3.0 4.0 -1\n2 1 0 0 0 0 0 0 7 c.png\n\n",
+}
+
+
+@pytest.mark.parametrize("kind", ["bin", "txt"])
+def test_sightings_of_colmap(tmp_path, kind):
+    (tmp_path / "points3D.bin").write_bytes(colmap_files.points(POINTS, [2, 3]))
+    content = {"cameras": colmap_files.cameras(48, 36), "images": colmap_files.images(SEEN)}
+    for name in content:
+        (tmp_path / f"{name}.{kind}").write_bytes(content[name] if kind == "bin" else TEXT[name].encode())
+    first, second = sparse_points.read_sightings(tmp_path)
+    assert (first.name, first.height, first.width) == ("a b.png", 36, 48)
+    np.testing.assert_array_equal(first.pixels, [[1.5, 2.0]])
+    np.testing.assert_array_equal(first.points, POINTS[1:])
+    assert (second.name, len(second.pixels)) == ("c.png", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("images.bin", colmap_files.images(SEEN)[:-1], "not COLMAP's photos"),
+        ("images.bin", colmap_files.images(SEEN)[:-30], "not COLMAP's photos"),
+        ("images.bin", b"\xff" * 99, "not COLMAP's photos .it announces 18446744073709551615 photos in 99 bytes"),
+        ("images.bin", struct.pack("<QI7dI", 1, 0, *range(7), 7) + b"no end of the name", "not COLMAP's photos"),
+        ("images.txt", TEXT["images"].replace("3.0 ", "").encode(), "not COLMAP's photos"),
+        ("images.txt", TEXT["images"].encode()[:-1], "not COLMAP's photos .it is cut short"),
+        ("cameras.bin", b"", "not COLMAP's cameras"),
+        ("cameras.bin", colmap_files.cameras(48, 36, (99, 3)), "not COLMAP's cameras .camera 7 is of kind 99"),
+        ("cameras.txt", b"7 PINHOLE wide 36\n", "not COLMAP's cameras"),
+    ],
+)
+def test_sightings_that_are_none(tmp_path, name, content, message):
+    valid = {"cameras.bin": colmap_files.cameras(48, 36), "images.bin": colmap_files.images(SEEN)}
+    valid["points3D.bin"] = colmap_files.points(POINTS, [2, 3])
+    valid.pop(f"{name.partition('.')[0]}.bin")
+    for file, bytes_of_file in {**valid, name: content}.items():
+        (tmp_path / file).write_bytes(bytes_of_file)
+    with pytest.raises(ValueError, match=rf"{name}: {message}"):
+        sparse_points.read_sightings(tmp_path)
 
 
 def test_no_points(tmp_path):

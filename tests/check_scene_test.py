@@ -6,16 +6,18 @@ import re
 import shutil
 from pathlib import Path
 
+import colmap_files
 import numpy as np
 import pytest
-from capture_checks_test import binary
 from PIL import Image, ImageFilter
 from plots_test import assert_picture
+
+from nerf_tf.data import llff
 
 pytest.importorskip("matplotlib", reason="the picture needs matplotlib: pip install -e '.[plots]'")
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
-TOPICS = ["capture", "rotations", "bounds", "cameras", "exposure", "sharpness", "files"]
+TOPICS = ["number", "capture", "rotations", "bounds", "cameras", "exposure", "sharpness", "files"]
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def bad(tmp_path) -> Path:
     rows[2, 15] /= 100
     np.save(folder / "poses_bounds.npy", rows)
     (folder / "sparse" / "0").mkdir(parents=True)
-    (folder / "sparse" / "0" / "points3D.bin").write_bytes(binary())
+    (folder / "sparse" / "0" / "points3D.bin").write_bytes(colmap_files.points([[1.0, -2.0, 3.5], [0, 0, 7]], [2, 3]))
     return folder
 
 
@@ -117,6 +119,37 @@ def test_a_bad_scene(check, bad, tmp_path):
     assert re.search(r"^ {20}images/im04\.png: is blurred", text, re.MULTILINE)
     assert "those of sparse/0 are of another world" in text
     assert_picture(tmp_path / "bad.png", 1800, Image.open(tmp_path / "bad.png").height)
+
+
+def test_too_few_photos_and_a_wrong_focal_length(check, tmp_path):
+    """Three photos; then all nine, whose focal length is 20 % off what COLMAP's points say."""
+    folder = Path(shutil.copytree(SCENES / "llff", tmp_path / "scene"))
+    shutil.rmtree(folder / "images_2")
+    rows = np.load(folder / "poses_bounds.npy")
+    rng = np.random.default_rng(0)
+    scene = llff.load(folder, factor=1)
+    points = scene.poses[:, :, 3].mean(axis=0) + [0, 0, -3] + rng.normal(size=(600, 3)) * [0.5, 0.5, 0.3]
+    colmap_files.write_model(folder / "sparse/0", scene, points, larger=10)
+    for flags in ([], ["--field=hash_grid"]):  # whose rays go through the middle of pixels
+        code, text = check(folder, "--factor=1", *flags)
+        assert code == 0, text
+        assert re.search(r"^ok +points +a photo shows \d{3} to \d{3} of them, 0\.0 pixels from", text, re.MULTILINE)
+    longer = rows.copy()
+    longer[:, 14] *= 1.2
+    np.save(folder / "poses_bounds.npy", longer)
+    code, text = check(folder, "--factor=1")
+    assert code == 1
+    assert {topic for topic, kind in verdicts(text).items() if kind == "problem"} == {"points"}
+    assert "they would be 0.0 off with focal lengths 0.833 times as long: correct them" in text
+    shutil.rmtree(folder / "sparse")
+    assert "points" not in verdicts(check(folder, "--factor=1")[1])
+    np.save(folder / "poses_bounds.npy", rows[:3])
+    for path in sorted((folder / "images").iterdir())[3:]:
+        path.unlink()
+    code, text = check(folder, "--factor=1")
+    assert code == 1
+    assert verdicts(text)["number"] == "problem"
+    assert text.count("3 photos are few: ") == 1
 
 
 def test_warnings_of_the_loader_are_problems(check, tmp_path):
@@ -145,5 +178,5 @@ def test_the_built_in_scene_is_all_right(check, tool, tmp_path):
     still_life = tool("still_life")
     code, text = check(still_life.write_llff(tmp_path / "room", 16, 20, 12), "--factor=2")
     assert code == 0, text
-    code, text = check(still_life.write_blender(tmp_path / "toys", 16, 16, 16, 2, 2))
+    code, text = check(still_life.write_blender(tmp_path / "toys", 16, 16, 28, 2, 2))
     assert code == 0, text

@@ -554,6 +554,7 @@ TABLE = [
     transforms("near beyond far in the file", single(near=9, far=2)),
     transforms("photo for training and test", single(train_filenames=["train/r_1"], test_filenames=["./train/r_1"])),
     transforms("mask of another size", mask_of_another_size),
+    transforms("photo of other proportions", image(VIEW, lambda i: i.resize((7, 9)))),
     transforms("points that are none", points_that_are_none),
     # DeepVoxels
     deepvoxels("shape that is not there", nothing, "--shape=vase"),

@@ -152,7 +152,7 @@ def test_cameras_whose_axes_do_not_meet_say_nothing_of_the_range(rng):
     )
     forward = llff.load(SCENES / "llff", factor=2).poses  # nearest to each other before the cameras, by chance
     for poses in (outwards, parallel, nearly, scattered, forward, ring(10.0)[:1]):
-        assert not scene_checks.check_scene(a_scene(poses, 0.01, 0.02))
+        assert not scene_checks.check_range(a_scene(poses, 0.01, 0.02))
 
 
 def test_a_range_beside_the_bounds_of_the_file(front):

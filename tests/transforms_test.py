@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import colmap_files
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -295,11 +296,35 @@ def test_what_is_wrong_is_said(tmp_path, change, message):
     assert str(tmp_path / "transforms.json") in str(error.value)
 
 
-def test_photos_of_several_sizes_are_refused(tmp_path):
+def test_photos_of_several_proportions_are_refused(tmp_path):
     write_scene(tmp_path)
-    photo_of(5, (HEIGHT, WIDTH)).save(tmp_path / "images/0005.png")
-    with pytest.raises(ValueError, match=r"0005\.png: 12x16, but 0000\.png is 16x12; all images of a scene must"):
+    photo_of(5, (2 * HEIGHT, 2 * WIDTH)).save(tmp_path / "images/0005.png")
+    with pytest.raises(ValueError, match=r"0005\.png: 24x32, but 0000\.png is 16x12; photos may differ in size, but"):
         transforms.load(tmp_path, factor=1)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_photos_of_several_sizes_are_shrunk_to_the_smallest(tmp_path, caplog, factor):
+    """Cameras and masks follow: lengths are in pixels of the photo, or of w x h where these are given."""
+    own = {0: {name: 2 * value for name, value in LENGTHS.items()} | {"mask_path": "masks/0.png"}, 5: SIZE}
+    write_scene(tmp_path, meta=LENGTHS, frame=lambda i: own.get(i, {}))
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "images/0000.png")
+    photo_of(5, (3 * WIDTH, 3 * HEIGHT)).save(tmp_path / "images/0005.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.uint8(255 * (np.arange(24)[:, None] >= np.full(32, 8)))).save(tmp_path / "masks/0.png")
+    scene = transforms.load(tmp_path, factor=factor)
+    assert scene.images.shape == (COUNT, HEIGHT // factor, WIDTH // factor, 3)
+    assert shown(scene)[1:] == list(range(1, COUNT))
+    blocks = picture.reshape(12 // factor, 2 * factor, 16 // factor, 2 * factor, 3) / 255.0
+    np.testing.assert_allclose(scene.images[0], blocks.mean(axis=(1, 3)), atol=1e-5)
+    expected = Camera(HEIGHT // factor, WIDTH // factor, *(x / factor for x in (20.0, 18.0, 7.5, 6.5)))
+    assert set(scene.cameras) == {expected}
+    np.testing.assert_array_equal(
+        scene.masks[0], np.arange(12 // factor)[:, None] >= np.full(16 // factor, 4 // factor)
+    )
+    assert scene.masks[1:].all()
+    assert "photos of several sizes, up to 48x36, are shrunk to this one's, 16x12" in caplog.text
 
 
 # Distortion
@@ -482,13 +507,82 @@ def write_ply(path: Path, points: np.ndarray, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["ascii", "binary_little_endian", "binary_big_endian"])
 def test_sparse_points_say_where_the_scene_is(tmp_path, layout):
-    """Points on a sphere around what cameras at distance 3 look at: the nearest is at 2.5, the farthest at 3.5."""
-    centre = np.array([1.0, 2.0, 3.0])
-    points = centre + 0.5 * poses.normalise(np.random.default_rng(0).normal(size=(4000, 3)))
+    points = a_sphere()
     write_ply(tmp_path / "sparse_pc.ply", points, layout)
     np.testing.assert_allclose(ply.read_points(tmp_path / "sparse_pc.ply"), points, atol=1e-6)
     scene = transforms.load(nerfstudio(tmp_path), factor=1)
     assert (scene.near * scene.unit, scene.far * scene.unit) == pytest.approx((0.9 * 2.5, 1.1 * 3.5), rel=0.01)
+
+
+def a_sphere() -> np.ndarray:
+    """What the cameras of `around` look at, from 2.5 to 3.5 away."""
+    return np.array([1.0, 2.0, 3.0]) + 0.5 * poses.normalise(np.random.default_rng(0).normal(size=(4000, 3)))
+
+
+# nerfstudio turns the cameras by this, and leaves COLMAP's model as it is.
+APPLIED = [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("place", "meta", "to_model"),
+    [
+        ("sparse/0", {}, np.eye(4)),
+        ("colmap/sparse/0", {"applied_transform": APPLIED}, np.linalg.inv([*APPLIED, [0, 0, 0, 1]])),
+        ("sparse/0", {"applied_transform": APPLIED}, np.eye(4)),
+        ("sparse/0", {"applied_transform": APPLIED, "applied_scale": 2},
+         np.linalg.inv([*(2 * np.array(APPLIED)), [0, 0, 0, 1]])),
+    ],
+)  # fmt: skip
+def test_points_of_colmap_say_where_the_scene_is(tmp_path, caplog, place, meta, to_model):
+    """In the world of the cameras, or in the one that applied_transform tells."""
+    caplog.set_level(logging.INFO)
+    edit(write_scene(tmp_path), lambda m: m.update(meta))
+    (tmp_path / place).mkdir(parents=True)
+    doubtful = np.linspace([1.0, 2.0, 3.0], around()[0, :, 3], 50)  # up to a camera, but shown by two photos
+    positions = transform_points(np.array(to_model), np.concatenate([a_sphere(), doubtful]))
+    (tmp_path / place / "points3D.bin").write_bytes(colmap_files.points(positions, [9] * 4000 + [2] * 50))
+    scene = transforms.load(tmp_path, factor=1)
+    assert (scene.near * scene.unit, scene.far * scene.unit) == pytest.approx((0.9 * 2.5, 1.1 * 3.5), rel=0.01)
+    assert f"follow from {place} (--near" in caplog.text
+    caplog.clear()
+    scene = transforms.load(edit(tmp_path, lambda m: m.update(far=7)), factor=1)
+    assert (scene.near * scene.unit, scene.far * scene.unit) == pytest.approx((0.9 * 2.5, 7), rel=0.01)
+    assert f"follow from {place} and the file (--near" in caplog.text
+
+
+def of_another_world(content: bytes) -> bytes:
+    return colmap_files.points(a_sphere() + 100.0, [9] * 4000)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (of_another_world, "sparse/0: its points are of another world than the cameras"),
+        (lambda content: content[:-1], "points3D.bin: not COLMAP's points (it is cut short); it is not used: "),
+        (lambda content: colmap_files.points(np.full([200, 3], 1e300), [9] * 200), "points are of another world"),
+        (lambda content: colmap_files.points(np.zeros([0, 3]), []), "points are of another world"),
+    ],
+)
+def test_points_that_do_not_fit_leave_the_range_to_the_cameras(tmp_path, caplog, spoil, message):
+    caplog.set_level(logging.INFO)
+    (write_scene(tmp_path) / "sparse/0").mkdir(parents=True)
+    (tmp_path / "sparse/0/points3D.bin").write_bytes(spoil(colmap_files.points(a_sphere(), [9] * 4000)))
+    scene = transforms.load(tmp_path, factor=1)
+    assert (scene.near * scene.unit, scene.far * scene.unit) == pytest.approx((0.6, 24))
+    assert message in caplog.text
+    assert "follow from the point that cameras look at" in caplog.text
+
+
+def test_the_range_of_the_authors_fern_is_near_that_of_its_bounds(real_data, tool, tmp_path):
+    fern = real_data / "data" / "nerf_llff_data" / "fern"
+    for name in ("images_8", "sparse"):
+        (tmp_path / name).symlink_to(fern / name)
+    convert = tool("convert_poses").main
+    words = [fern / "poses_bounds.npy", tmp_path / "transforms.json", "--images", tmp_path / "images_8"]
+    assert convert([*map(str, words)]) == 0
+    scene = transforms.load(tmp_path, factor=4)
+    bounds, near, far = np.load(fern / "poses_bounds.npy")[:, 15:], scene.near * scene.unit, scene.far * scene.unit
+    assert 0.8 < near / bounds.min() < 1.0 < far / bounds.max() < 1.2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ and printed.
 Prints a row for each photo: the range of depths that it shows, the share of the scene's points inside its frustum, its
 exposure in stops over the median photo's, its sharpness over the median. Then a verdict on each topic, with what to do.
 The picture, --out, has the same, with the cameras, what they see, and the photos; its path is printed last. The points
-are those of SCENE/sparse/0, COLMAP's model, if it is there; otherwise random ones of the volume that the cameras see.
+are those of COLMAP's model in SCENE/sparse/0, or what else near and far of transforms.json may follow from, if they are
+there; otherwise random ones of the volume that the cameras see.
 
 The exit code is 0 where nothing is wrong, 1 where there is a problem (or no scene that can be loaded), and 2 for a
 mistake in the flags.
@@ -33,15 +34,17 @@ from support import commandline
 from support.camera_drawing import add_space, draw_cameras, draw_frusta, frustum
 
 from nerf_tf import build
+from nerf_tf.data import scene_points, transforms
 from nerf_tf.data.scene import Scene
+from nerf_tf.data.scene_points import ScenePoints
+from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.geometry.depth import transform_points
 from nerf_tf.output import figures, view_files
 from nerf_tf.safety import capture_checks, photo_checks, scene_checks
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import image_reader, sparse_points
 
-# Photos that show a point, for the point to count: those of two are often wrong. With too few such, all count.
-CERTAIN_VIEWS, ENOUGH_POINTS = 3, 100
 # What is drawn: points, frusta from near to far, photos and columns of them, points of a photo's longer side.
 DRAWN_POINTS, DRAWN_FRUSTA, DRAWN_PHOTOS, COLUMNS, THUMBNAIL = 2000, 6, 40, 10, 160
 # Per cent of the points' depths that the panel of the frusta is large enough for.
@@ -170,7 +173,8 @@ def inspect(settings: Settings) -> Inspection:
     """
     with warnings_of_loading() as loading:
         scene = build.read_scene(settings)
-    sparse, source = load_points(scene, Path(settings.datadir))
+        found, source = load_points(scene, settings)
+    sparse, reprojection = None if found is None else found.positions, load_reprojection(scene, settings, found)
     points = capture_checks.sample_points(scene) if sparse is None else sparse
     shares = capture_checks.shares_in_frusta(scene, points, sampled=sparse is None)
     if sparse is None:
@@ -178,28 +182,44 @@ def inspect(settings: Settings) -> Inspection:
     else:
         stops = photo_checks.exposure_of_points(scene, sparse)
     sharpness = photo_checks.relative_sharpness(scene.images)
-    verdicts = judge(settings, scene, sparse, shares, stops, sharpness, loading)
+    verdicts = judge(settings, scene, sparse, reprojection, shares, stops, sharpness, loading)
     return Inspection(scene, facts(settings, scene, source), points, shares, stops, sharpness, verdicts)
 
 
-def load_points(scene: Scene, folder: Path) -> tuple[np.ndarray | None, str]:
-    """The points [P, 3] of sparse/0 in the scene's world, None if there are none of its own; and where points are from.
+def load_points(scene: Scene, settings: Settings) -> tuple[ScenePoints | None, str]:
+    """The scene's sparse points, None if there are none of its own, moved to its world; and where points are from.
 
     Raises:
-        ValueError: the model's file of points is damaged.
+        ValueError: the file that transforms.json names is damaged.
     """
-    sampled = "random ones of what the cameras see from near to far"
+    folder, in_dataset = Path(settings.datadir), pose_maths.change_world(scene.to_dataset, scene.poses)
+    meta = transforms.read_meta(folder) if settings.dataset_type == "transforms" else None
+    found = scene_points.find_points(folder, scene.cameras, in_dataset, meta)
+    if found is None:
+        there = [name for name in scene_points.MODELS if (folder / name).is_dir()]
+        of_another = f"; those of {there[0]} are of another world" if there else ""
+        return None, f"random ones of what the cameras see from near to far{of_another}"
+    moved = transform_points(np.linalg.inv(scene.to_dataset), found.positions)
+    return found._replace(positions=moved), f"{len(moved)} of {found.source}"
+
+
+def load_reprojection(
+    scene: Scene, settings: Settings, found: ScenePoints | None
+) -> capture_checks.Reprojection | None:
+    """How the cameras agree with where photos show the points that were found; None where the model does not tell.
+
+    Raises:
+        ValueError: a file of the model is damaged.
+    """
+    if found is None or found.model is None:
+        return None
     try:
-        points, views = sparse_points.read_points(folder / "sparse/0")
-    except FileNotFoundError:
-        return None, sampled
-    certain = views >= CERTAIN_VIEWS
-    points = points[certain] if certain.sum() >= ENOUGH_POINTS else points
-    from_dataset = np.linalg.inv(scene.to_dataset)
-    points = points @ from_dataset[:3, :3].T + from_dataset[:3, 3]
-    if not capture_checks.belong_to_cameras(scene, points):
-        return None, f"{sampled}; those of sparse/0 are of another world"
-    return points, f"{len(points)} of sparse/0"
+        sightings = sparse_points.read_sightings(found.model)
+    except FileNotFoundError:  # it says nothing of the photos
+        return None
+    if settings.field == "hash_grid":  # whose rays go through pixels' middles, and COLMAP counts from their corners
+        scene = dataclasses.replace(scene, cameras=tuple(camera.through_pixel_corners() for camera in scene.cameras))
+    return capture_checks.reproject(scene, sightings, np.linalg.inv(scene.to_dataset) @ found.from_model)
 
 
 def facts(settings: Settings, scene: Scene, source: str) -> dict[str, str]:
@@ -224,6 +244,7 @@ def judge(
     settings: Settings,
     scene: Scene,
     sparse: np.ndarray | None,
+    reprojection: capture_checks.Reprojection | None,
     shares: np.ndarray,
     stops: np.ndarray,
     sharpness: np.ndarray,
@@ -239,6 +260,7 @@ def judge(
     seen = "what the cameras look at is not known" if angle is None else f"{angle:.0f} degrees of parallax"
     least = int(np.argmin(sharpness))
     verdicts = [
+        Verdict("number", f"{len(names)} photos", tuple(capture_checks.check_number(scene))),
         Verdict(
             "capture",
             capture.describe() + flags,
@@ -263,6 +285,7 @@ def judge(
                 *capture_checks.check_frusta(scene, shares),
             ),
         ),
+        *judge_points(scene, reprojection),
         judge_exposure(stops, names, comparable=sparse is not None or capture.kind == capture_checks.FORWARD),
         Verdict(
             "sharpness",
@@ -273,6 +296,23 @@ def judge(
     told = {problem for verdict in verdicts for problem in verdict.problems}
     others = [w for w in scene_checks.check_scene(scene, settings.datadir, settings.lindisp) if w not in told]
     return [*verdicts, Verdict("files", "photos and poses fit", (*loading, *others))]
+
+
+def judge_points(scene: Scene, reprojection: capture_checks.Reprojection | None) -> list[Verdict]:
+    """The verdict on where photos show the points of COLMAP's model; none where it does not tell."""
+    if reprojection is None:
+        return []
+    counts, off = reprojection.counts[reprojection.counts > 0], np.nanmedian(reprojection.errors)
+    return [
+        Verdict(
+            "points",
+            f"a photo shows {counts.min()} to {counts.max()} of them, {off:.1f} pixels from where its camera has them",
+            (
+                *capture_checks.check_sightings(reprojection),
+                *capture_checks.check_reprojection(scene, reprojection),
+            ),
+        )
+    ]
 
 
 def judge_exposure(stops: np.ndarray, names: Sequence[str], comparable: bool) -> Verdict:

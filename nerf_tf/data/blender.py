@@ -111,7 +111,8 @@ def load(
     if half_res and min(height, width) < 2:
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
     focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
-    images = image_files.read_photos(paths, 2 if half_res else 1, white_bkgd, keep_alpha)
+    size = (height // 2, width // 2) if half_res else (height, width)
+    images = image_files.read_photos(paths, size, white_bkgd, keep_alpha)
     cameras = []
     for split, focal in zip(splits, focals, strict=True):
         with readers.path_in_errors(split.file):

@@ -35,24 +35,27 @@ def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized.numpy().reshape(*batch, height, width, channels)
 
 
-def shrink(image: np.ndarray, factor: int, white_bkgd: bool, keep_alpha: bool = False) -> np.ndarray:
-    """Shrinks an image [H, W, 3 or 4] to [H // factor, W // factor, 3]: on white by its alpha, or without alpha.
+def shrink(image: np.ndarray, height: int, width: int, white_bkgd: bool, keep_alpha: bool = False) -> np.ndarray:
+    """Shrinks an image [H, W, 3 or 4] to [height, width, 3]: on white by its alpha, or without alpha.
 
     As in the original's `half_res`, alpha is resized with the colours before it is used. With white_bkgd and keep_alpha
-    an image that has alpha keeps it: [H // factor, W // factor, 4].
+    an image that has alpha keeps it: [height, width, 4].
     """
-    if factor > 1:
-        image = area_resize(image, image.shape[0] // factor, image.shape[1] // factor)
+    if image.shape[:2] != (height, width):
+        image = area_resize(image, height, width)
     if white_bkgd and keep_alpha and image.shape[-1] == 4:
         return np.concatenate([composite_white(image), image[..., 3:]], axis=-1)
     return composite_white(image) if white_bkgd else image[..., :3]
 
 
-def read_photos(paths: Sequence[Path], factor: int, white_bkgd: bool, keep_alpha: bool) -> np.ndarray:
-    """Reads and shrinks images of one size: [N, h, w, C] of `shrink`; errors are those of `read_images`."""
+def read_photos(
+    paths: Sequence[Path], size: tuple[int, int], white_bkgd: bool, keep_alpha: bool, one_size: bool = True
+) -> np.ndarray:
+    """Reads images and shrinks them to `size`, height and width: [N, h, w, C] of `shrink`; see `read_images`."""
     return image_reader.read_images(
         paths,
-        transform=lambda image: shrink(image, factor, white_bkgd, keep_alpha),
+        transform=lambda image: shrink(image, *size, white_bkgd, keep_alpha),
+        one_size=one_size,
         transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
     )
 

@@ -6,20 +6,22 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.data import blender, llff
+from nerf_tf.data import blender, llff, scene_points
 from nerf_tf.data import images as image_files
 from nerf_tf.data.blender import Split
 from nerf_tf.data.scene import Scene
+from nerf_tf.data.scene_points import ScenePoints
 from nerf_tf.geometry import paths as camera_paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.depth import transform_points
 from nerf_tf.geometry.distortion import Distortion, find_pinhole, source_pixels
-from nerf_tf.storage import image_folders, image_reader, ply, readers
+from nerf_tf.storage import image_folders, image_reader, readers
 from nerf_tf.storage.image_folders import listed
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ UNKNOWN_RANGE = (0.1, 20.0)
 ONE_WAY = 0.64
 # Percentiles of the depths of sparse points, as some are always wrong, and the room left before and beyond.
 POINT_PERCENTILES, POINT_MARGINS = (0.1, 99.9), (0.9, 1.1)
+# Sparse points that are projected into all views: more change nothing.
+MOST_POINTS = 20_000
 # Share of a resized or undistorted pixel that has to be within its mask: all but rounding.
 INSIDE = 0.999
 
@@ -64,7 +68,8 @@ def load(
 
     Args:
         datadir: folder of the file.
-        factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size.
+        factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size. Photos of several sizes
+            are all shrunk to what this makes of the smallest.
         llffhold: without splits in the file, every llffhold-th photo by name is for test and validation, as in LLFF.
         white_bkgd: lay photos on white by their alpha; nothing is expected behind what the cameras look at then.
         keep_alpha: with white_bkgd, also return the alpha of images that have one.
@@ -72,7 +77,7 @@ def load(
     Raises:
         FileNotFoundError: the file or an image is missing.
         ValueError: the file is malformed, its cameras contradict themselves or are no pinholes, or images differ in
-            size.
+            proportions.
     """
     datadir, factor = Path(datadir), factor or 1
     files = _read_files(datadir)
@@ -80,23 +85,27 @@ def load(
     photos = {name: _find(file, "file_path", file.names, file.paths) for name, file in files.items()}
     paths = [path for of_file in photos.values() for path in of_file]
     mask_paths = [path for name, file in files.items() for path in _find_masks(file, photos[name])]
-    photo = image_reader.image_size(paths[0])
+    sizes = {path: image_reader.image_size(path) for path in paths}
+    photo = _common_size(sizes)
     size = (photo[0] // factor, photo[1] // factor)
     if min(size) < 1:
         raise ValueError(f"{paths[0]}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
     if factor > 1:
         shrunk = (*photo[::-1], *size[::-1])
         logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
-    lenses = [lens for file in files.values() for lens in _lenses(file, photo, size)]
+    sizes_of = {name: [sizes[path] for path in found] for name, found in photos.items()}
+    lenses = [lens for name, file in files.items() for lens in _lenses(file, sizes_of[name], size)]
     with readers.path_in_errors(main.file):
         pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
         cameras = tuple(pinholes[lens] for lens in lenses)
-        poses, to_dataset = _normalise(np.concatenate([file.poses for file in files.values()]))
-        near, far = _near_far(main, poses, cameras, to_dataset, white_bkgd)
+        in_dataset = np.concatenate([file.poses for file in files.values()])
+        points = scene_points.find_points(datadir, cameras, in_dataset, main.meta)
+        poses, to_dataset = _normalise(in_dataset)
+        near, far = _near_far(main, poses, cameras, points, to_dataset, white_bkgd)
         path = _path(poses, near, far)
     i_train, i_val, i_test = _split(files, poses, llffhold)
-    images = image_files.read_photos(paths, factor, white_bkgd, keep_alpha)
-    masks = _read_masks(mask_paths, photo, factor)
+    images = image_files.read_photos(paths, size, white_bkgd, keep_alpha, one_size=False)
+    masks = _read_masks(mask_paths, [sizes[path] for path in paths], size)
     _undistort(images, masks, lenses, cameras)
     return Scene(
         images=images[..., :3],
@@ -114,6 +123,11 @@ def load(
         names=tuple(os.path.relpath(path, datadir) for path in paths),
         masks=masks,
     )
+
+
+def read_meta(datadir: Path) -> dict[str, object]:
+    """What the first transforms file of a scene holds; errors are those of `load`."""
+    return next(iter(_read_files(datadir).values())).meta
 
 
 def _read_files(datadir: Path) -> dict[str, Split]:
@@ -182,23 +196,51 @@ def _find(
     return [found[name] for name in names]
 
 
-def _read_masks(paths: Sequence[Path | None], photo: tuple[int, int], factor: int) -> np.ndarray | None:
-    """Masks [N, H, W] of the frames, None if no frame has one. White is within, black is left out."""
+def _common_size(sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
+    """Height and width of the smallest photo, to which all are shrunk; `sizes` are those of the photos.
+
+    Raises:
+        ValueError: a photo has other proportions.
+    """
+    smallest = min(sizes, key=lambda path: sizes[path][0] * sizes[path][1])
+    height, width = sizes[smallest]
+    for path, (rows, columns) in sizes.items():
+        if abs(rows * width / columns - height) > 1:
+            raise ValueError(
+                f"{path}: {columns}x{rows}, but {smallest.name} is {width}x{height}; photos may differ in size, but "
+                "not in proportions: leave one kind out, or find the poses anew of photos that are cropped alike"
+            )
+    if (largest := max(sizes.values())) != (height, width):
+        logger.warning(
+            "%s: photos of several sizes, up to %dx%d, are shrunk to this one's, %dx%d; leave small ones out to keep "
+            "more detail",
+            smallest, *largest[::-1], width, height,
+        )  # fmt: skip
+    return height, width
+
+
+def _read_masks(
+    paths: Sequence[Path | None], photos: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> np.ndarray | None:
+    """Masks [N, H, W] of the frames, shrunk from their `photos`' sizes; None if no frame has one.
+
+    White is within, black is left out.
+    """
     if not any(paths):
         return None
-    masks = np.ones([len(paths), photo[0] // factor, photo[1] // factor], bool)
+    masks = np.ones([len(paths), *size], bool)
 
     def read(i: int) -> None:
         if paths[i] is None:
             return
         mask = image_reader.read_image(paths[i])[..., :3].max(axis=-1, keepdims=True)
-        if mask.shape[:2] != photo:
+        if mask.shape[:2] != photos[i]:
             raise ValueError(
-                f"{paths[i]}: {mask.shape[1]}x{mask.shape[0]}, but photos are {photo[1]}x{photo[0]}; a mask has the "
-                "size of its photo"
+                f"{paths[i]}: {mask.shape[1]}x{mask.shape[0]}, but photos are {photos[i][1]}x{photos[i][0]}; a mask "
+                "has the size of its photo"
             )
         white = np.float32(mask > 0.5 * mask.max())  # which is 1 of 255 in some files
-        masks[i] = image_files.shrink(white, factor, white_bkgd=False)[..., 0] > INSIDE
+        masks[i] = image_files.shrink(white, *size, white_bkgd=False)[..., 0] > INSIDE
 
     image_reader.run_parallel(read, len(paths), "Reading masks")
     return masks
@@ -222,10 +264,13 @@ def _undistort(images: np.ndarray, masks: np.ndarray | None, lenses: list[Lens],
 # Cameras
 
 
-def _lenses(file: Split, photo: tuple[int, int], size: tuple[int, int]) -> list[Lens]:
-    """Each frame's camera for images of `size`, height and width, that photos were shrunk to, and its distortion."""
+def _lenses(file: Split, photos: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Lens]:
+    """Each frame's camera for images of `size`, height and width, that photos were shrunk to, and its distortion.
+
+    `photos` are the photos' own sizes.
+    """
     lenses = []
-    for i, given in zip(file.frames, file.intrinsics, strict=True):
+    for i, given, photo in zip(file.frames, file.intrinsics, photos, strict=True):
         w, h = blender.former_size(given, *photo)
         with readers.path_in_errors(f"{file.file}: frame {i}"):
             record = file.meta | file.meta["frames"][i]
@@ -309,24 +354,31 @@ def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _near_far(
-    file: Split, poses: np.ndarray, cameras: Sequence[Camera], to_dataset: np.ndarray, white_bkgd: bool
+    file: Split,
+    poses: np.ndarray,
+    cameras: Sequence[Camera],
+    points: ScenePoints | None,
+    to_dataset: np.ndarray,
+    white_bkgd: bool,
 ) -> tuple[float, float]:
-    """The file's near and far, else the range of the sparse points that it names, else a guess from the cameras."""
+    """The file's near and far, else the range of the sparse points that images show, else a guess from the cameras."""
     unit, depths, limits = to_dataset[0, 0], pose_maths.meeting_depths(poses), []
-    if isinstance(name := file.meta.get("ply_file_path"), str) and os.path.lexists(file.file.parent / name):
-        points = ply.read_points(file.file.parent / name)
-        points = (points[np.isfinite(points).all(axis=-1)] - to_dataset[:3, 3]) / unit
-        seen = [_visible_depths(camera, c2w, points) for camera, c2w in zip(cameras, poses, strict=True)]
-        if sum(map(len, seen)):
-            limits, source = np.percentile(np.concatenate(seen), POINT_PERCENTILES) * POINT_MARGINS, name
+    if points is not None:
+        some = points.positions[:: max(1, len(points.positions) // MOST_POINTS)]
+        in_scene = transform_points(np.linalg.inv(to_dataset), some)
+        views = zip(cameras, poses, strict=True)
+        seen = np.concatenate([scene_points.depths_in_image(*view, in_scene) for view in views])
+        if np.isfinite(seen).any():
+            limits, source = np.nanpercentile(seen, POINT_PERCENTILES) * POINT_MARGINS, points.source
     if not len(limits) and depths is not None:
         typical = np.percentile(depths, [10, 90])  # without the views that look elsewhere
         limits, source = typical * (OBJECT_RANGE if white_bkgd else PHOTO_RANGE), "the point that cameras look at"
     elif not len(limits):
         limits, source = np.array(UNKNOWN_RANGE), "nothing but the cameras' distances from each other"
+    sources = [source, source]
     for i, name in enumerate(("near", "far")):
         if name in file.meta:
-            limits[i], source = readers.parse_number(file.meta[name], name) / unit, "the file"
+            limits[i], sources[i] = readers.parse_number(file.meta[name], name) / unit, "the file"
     near, far = map(float, limits)
     if not 0 <= near < far <= pose_maths.MAX_COORDINATE:
         raise ValueError(f"near {near * unit:g} and far {far * unit:g}: expected 0 <= near < far")
@@ -334,15 +386,9 @@ def _near_far(
     logger.info(
         "%s: 1 unit is %.4g of the file's, and the origin is at %.4g, %.4g, %.4g there; near %.3g and far %.3g follow "
         "from %s (--near and --far, in units, set others)",
-        file.file, unit, *origin, near, far, source,
+        file.file, unit, *origin, near, far, " and ".join(dict.fromkeys(sources)),
     )  # fmt: skip
     return near, far
-
-
-def _visible_depths(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Depths of those of the points [P, 3] that lie within the image."""
-    row, col, z = camera.project(c2w, points)
-    return -z[(z < 0) & (row >= 0) & (row <= camera.height) & (col >= 0) & (col <= camera.width)]
 
 
 def _path(poses: np.ndarray, near: float, far: float) -> np.ndarray:

@@ -7,15 +7,20 @@ mended by a flag, so `tools/check_scene.py` looks for it before training rather 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.geometry.depth import transform_points
 from nerf_tf.geometry.rays import NDC_NEAR
+from nerf_tf.safety import scene_checks
 from nerf_tf.safety.scene_checks import check_ndc, name_views, remedy_for_views
+from nerf_tf.storage.sparse_points import Sightings
 
 # Degrees between a ray and the mean viewing direction up to which NDC is advised. Under NDC a ray at angle a reaches
 # tan(a) / tan(half the field of view) half widths of an image: 2 at 55 degrees for a phone's camera, 4 at 70, 9 at 80.
@@ -27,14 +32,22 @@ LEAST_PARALLAX = 2.0
 # A view that has fewer points in its frustum than this part of the median looks elsewhere. Of fern, lego
 # and the built-in scene none has less than 0.9.
 FEW_POINTS = 0.1
-# Share of the points that the cameras must see, or else the points are of another world than the poses.
-OWN_POINTS = 0.25
 # Share of the points in a view that may lie out of near and far: some sparse points are always wrong.
 OUT_OF_RANGE = 0.1
 # Points along the rays of all views where no sparse model tells what there is.
 SAMPLED_POINTS = 4000
 
+# Fewest sparse points that a photo shows, in the median. With 110, 152 and 168 imgs2poses found focal lengths that were
+# 4, 9 and 21 % off (8 and 24 photos of the built-in room, 3 of fern), with 560 (all of fern) 2 %.
+FEWEST_SIGHTINGS = 200
+# Most pixels, in the median, between where a photo shows points and where its camera has them: COLMAP drops a sighting
+# that is farther off. With its own cameras there are 0.5 to 1.5; fern's with a focal length 2 % too long have 3.
+MOST_PIXELS_OFF = 4.0
+
 FORWARD, AROUND, MIXED = "forward-facing", "all around", "all directions"
+# Fewest photos of each kind. LLFF's authors took 20 to 62; with 25 photos around a thing instead of 100 NeRF loses 3 dB
+# (the paper, section 6.4).
+FEWEST_PHOTOS = {FORWARD: 9, AROUND: 30, MIXED: 30}
 _FLAGS = {
     FORWARD: (),
     AROUND: ("--no_ndc", "--spherify", "--lindisp"),
@@ -108,6 +121,11 @@ def check_capture(scene: Scene) -> list[str]:
     ]
 
 
+def check_number(scene: Scene) -> list[str]:
+    """Warns of too few photos for the way in which they were taken."""
+    return scene_checks.check_number(scene, FEWEST_PHOTOS[find_capture(scene.cameras, scene.poses).kind])
+
+
 def check_rotations(scene: Scene) -> list[str]:
     """Warns of poses whose axes are no rotation, which loaders refuse."""
     warnings = []
@@ -172,14 +190,6 @@ def shares_in_frusta(scene: Scene, points: np.ndarray, sampled: bool = False) ->
     return np.clip((shares - own) / (1.0 - own), 0.0, 1.0) if sampled and len(scene.poses) > 1 else shares
 
 
-def belong_to_cameras(scene: Scene, points: np.ndarray) -> bool:
-    """Whether points [P, 3] of a sparse model lie before the cameras, rather than in another world."""
-    seen = np.zeros(len(points), bool)
-    for i in range(len(scene.poses)):
-        seen |= np.isfinite(depths_in_view(scene, i, points))
-    return bool(len(points)) and bool(seen.mean() >= OWN_POINTS)
-
-
 def check_frusta(scene: Scene, shares: np.ndarray) -> list[str]:
     """Warns of views that see next to none of the scene's points; `shares` [N] is of `shares_in_frusta`."""
     few = np.flatnonzero(shares < FEW_POINTS * np.median(shares))
@@ -210,6 +220,89 @@ def check_point_range(scene: Scene, points: np.ndarray) -> list[str]:
     if share <= OUT_OF_RANGE:
         return []
     return [f"{what} {100 * share:.0f} % of the sparse points that views show; {remedy}"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reprojection:
+    """How well a scene's cameras agree with where its photos show the points of COLMAP's model.
+
+    Attributes:
+        counts: [N] points that each photo shows; 0 for photos that the model lacks.
+        errors: [N] median distance from where a photo shows points to where its camera has them, in pixels of the
+            photos that COLMAP had; NaN for photos that the model lacks.
+        zoom: what all focal lengths would have to be multiplied by to fit best.
+        error_at_zoom: the median distance then.
+    """
+
+    counts: np.ndarray
+    errors: np.ndarray
+    zoom: float
+    error_at_zoom: float
+
+
+def reproject(scene: Scene, sightings: Sequence[Sightings], from_model: np.ndarray) -> Reprojection | None:
+    """Compares a scene's cameras with a model's sightings, of the photos whose names differ in folder and ending only.
+
+    Args:
+        scene: the scene; its images may be smaller than the model's.
+        sightings: what photos show.
+        from_model: [4, 4] takes the model's points to the scene's world.
+
+    Returns:
+        None if the model has none of the photos.
+    """
+    stems = Counter(Path(seen.name).stem for seen in sightings)
+    by_stem = {Path(seen.name).stem: seen for seen in sightings if stems[Path(seen.name).stem] == 1}
+    counts, errors, shown, expected = np.zeros(len(scene.poses), int), np.full(len(scene.poses), np.nan), [], []
+    for i, name in enumerate(scene.names):
+        seen, camera, c2w = by_stem.get(Path(name).stem), scene.cameras[i], scene.poses[i]
+        if seen is None or not len(seen.pixels):
+            continue
+        rows, cols, z = camera.project(c2w.astype(np.float64), transform_points(from_model, seen.points))
+        scale, centre = np.array([seen.width / camera.width, seen.height / camera.height]), [camera.cx, camera.cy]
+        before = z < 0
+        expected.append((np.stack([cols, rows], axis=-1) - centre)[before] * scale)
+        shown.append((seen.pixels - centre * scale)[before])
+        counts[i] = len(seen.pixels)
+        errors[i] = np.median(np.linalg.norm(shown[-1] - expected[-1], axis=-1)) if before.any() else np.inf
+    if not shown:
+        return None
+    shown, expected = np.concatenate(shown), np.concatenate(expected)
+    if not len(shown):
+        return Reprojection(counts, errors, 1.0, np.inf)
+    zoom = float(np.median(np.linalg.norm(shown, axis=-1) / np.maximum(np.linalg.norm(expected, axis=-1), 1.0)))
+    return Reprojection(counts, errors, zoom, float(np.median(np.linalg.norm(shown - zoom * expected, axis=-1))))
+
+
+def check_reprojection(scene: Scene, reprojection: Reprojection) -> list[str]:
+    """Warns of cameras, or of a focal length, that do not agree with where photos show the sparse points."""
+    errors, zoom = reprojection.errors, reprojection.zoom
+    off = np.flatnonzero(errors > MOST_PIXELS_OFF)
+    if not off.size:
+        return []
+    if 2 * len(off) <= np.count_nonzero(reprojection.counts):
+        which, remedy = name_views(scene, off), remedy_for_views(scene, off)
+    else:
+        which = f"{len(off)} of {np.count_nonzero(reprojection.counts)} photos"
+        remedy = "their poses or intrinsics are not those of COLMAP's model: make them anew"
+        if reprojection.error_at_zoom <= MOST_PIXELS_OFF:
+            least = f"{reprojection.error_at_zoom:.1f}"
+            remedy = f"they would be {least} off with focal lengths {zoom:.3f} times as long: correct them"
+    return [
+        f"{which}: sparse points appear {np.median(errors[off]):.1f} pixels from where the cameras have them, and "
+        f"COLMAP keeps those within {MOST_PIXELS_OFF:g}; {remedy}"
+    ]
+
+
+def check_sightings(reprojection: Reprojection) -> list[str]:
+    """Warns where photos show few sparse points, as poses and focal length are not to be relied on then."""
+    usual = np.median(reprojection.counts[reprojection.counts > 0])
+    if usual >= FEWEST_SIGHTINGS:
+        return []
+    return [
+        f"a photo shows {usual:.0f} of the sparse points, in the median; below {FEWEST_SIGHTINGS} their focal length "
+        "may be wrong; take more photos, sharp ones, of things with texture, or larger ones"
+    ]
 
 
 def parallax(scene: Scene, points: np.ndarray | None = None) -> float | None:

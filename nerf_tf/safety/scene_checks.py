@@ -17,6 +17,8 @@ from nerf_tf.geometry.rays import NDC_NEAR
 from nerf_tf.storage import image_folders, image_reader
 
 NDC_REMEDY = "add --no_ndc --spherify --lindisp"
+# Photos below which nothing makes a scene of them: of 3 even the focal length that COLMAP finds is wrong.
+FEWEST_PHOTOS = 5
 # Rows and columns of pixels in which the share of backward rays is counted: exact to about 2 %.
 RAY_GRID = 50
 # Views out of NDC that are so few that they may be mistakes in the file: these and at most a quarter of all.
@@ -44,8 +46,25 @@ def check_scene(scene: Scene, datadir: str | os.PathLike[str] | None = None, lin
         datadir: the folder it was loaded from; None leaves out the check that reads files.
         lindisp: whether depths are sampled evenly in 1/t, to which a far bound hardly matters.
     """
-    warnings = [*check_ndc(scene), *check_range(scene), *check_bounds(scene, lindisp), *check_cameras(scene)]
+    warnings = [
+        *check_number(scene),
+        *check_ndc(scene),
+        *check_range(scene),
+        *check_bounds(scene, lindisp),
+        *check_cameras(scene),
+    ]
     return warnings if datadir is None else warnings + check_copies(scene, Path(datadir))
+
+
+def check_number(scene: Scene, fewest: int = FEWEST_PHOTOS) -> list[str]:
+    """Warns of fewer photos than `fewest`, with those that are held out."""
+    count = len(scene.images)
+    if count >= fewest:
+        return []
+    return [
+        f"{count} photo{'s are' if count > 1 else ' is'} few: what lies between them is guesswork; take 20 to 60, or "
+        "40 to 100 all around something, a step apart, so that neighbours show two thirds of the same"
+    ]
 
 
 def check_ndc(scene: Scene) -> list[str]:

@@ -94,8 +94,9 @@ def read_images(
     channels: int | None = None,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
     transparency_remedy: str = "",
+    one_size: bool = True,
 ) -> np.ndarray:
-    """Reads images of one size in parallel, into one array that is allocated once.
+    """Reads images in parallel, into one array that is allocated once.
 
     Sizes are compared by the files' headers before any is decoded.
 
@@ -104,6 +105,7 @@ def read_images(
         channels: 3 drops transparency while reading, with a warning; None keeps what the files have.
         transform: applied to each image [H, W, C] as it is read, so that full-size images never pile up.
         transparency_remedy: what to do, for a warning that `transform` drops transparency; "" if it does not.
+        one_size: whether the files must have one size; else `transform` must make them of one.
 
     Returns:
         float32 [N, H, W, C] in [0, 1], after `transform`.
@@ -117,7 +119,8 @@ def read_images(
     if not paths:
         raise ValueError("there are no images to read")
     require_images(paths)
-    _require_one_size(paths)
+    if one_size:
+        _require_one_size(paths)
     transparent = np.zeros(len(paths), bool)
 
     def read(index: int) -> np.ndarray:
@@ -144,7 +147,7 @@ def read_images(
         if index == 0:
             return
         image = read(index)
-        if image.shape != expected:
+        if image.shape[-1] != expected[-1] or (one_size and image.shape != expected):
             raise ValueError(
                 f"{paths[index]}: {_describe(image.shape)}, but {paths[0].name} is {_describe(expected)}; "
                 "all images of a scene must have one size, and all or none of them transparency"
