@@ -81,7 +81,8 @@ def test_every_room_and_config_folder_is_installed():
 
 
 def test_the_library_pages_lines_run(here, capsys):
-    settings = parsing.parse_settings([*BLENDER, "--expname=demo", "--basedir=logs", "--N_iters=1", "--i_weights=1"])
+    flags_of_run = ["--expname=demo", "--basedir=logs", "--N_iters=1", "--i_weights=1", "--N_importance=0"]
+    settings = parsing.parse_settings([*BLENDER, *flags_of_run])
     assert nerf_tf.train_scene(settings) == Path("logs/demo")
     for lines in python_in("docs/library.md"):
         exec(lines, {})
