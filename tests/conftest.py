@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -103,6 +104,17 @@ def real_data() -> Path:
     # A misspelt folder must not pass for a machine without the data.
     assert path.is_dir(), f"NERF_TF_REAL_DATA={folder}: no such folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def lego_views(real_data, tmp_path_factory) -> Path:
+    """The authors' lego cut to its first view of each split; to read all 102 photos takes longer than most tests."""
+    source, folder = real_data / "data" / "nerf_synthetic" / "lego", tmp_path_factory.mktemp("lego")
+    for split in ("train", "val", "test"):
+        meta = json.loads((source / f"transforms_{split}.json").read_text())
+        (folder / f"transforms_{split}.json").write_text(json.dumps(meta | {"frames": meta["frames"][:1]}))
+        (folder / split).symlink_to(source / split)
+    return folder
 
 
 @pytest.fixture
