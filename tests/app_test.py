@@ -770,6 +770,7 @@ def test_compilation(float32_losses, tmp_path):
 def test_occupancy_keeps_its_grids_and_leaves_exact_renders_alone(interrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(occupancy, "COARSE_CELLS", 16)
     monkeypatch.setattr(occupancy, "FINE_CELLS", 32)
+    monkeypatch.setattr(occupancy, "BUILD_POINTS", 2**12)
     weights = interrupted.folder / "model_000010.npy"
     arguments = [*BLENDER, f"--basedir={tmp_path}", f"--ft_path={weights}", "--render_only", "--render_test"]
     results = [run(*arguments, f"--expname={name}", *more) for name, more in OCCUPANCY_RUNS]

@@ -31,6 +31,7 @@ def benchmark_view(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "tools")
     monkeypatch.setattr(occupancy, "COARSE_CELLS", 32)
     monkeypatch.setattr(occupancy, "FINE_CELLS", 64)
+    monkeypatch.setattr(occupancy, "BUILD_POINTS", 2**14)
     return importlib.import_module("benchmark_view")
 
 
@@ -83,12 +84,10 @@ def test_mistakes(benchmark_view, tmp_path, capsys, arguments, code, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_authors_lego(benchmark_view, real_data, tmp_path, monkeypatch):
+def test_the_authors_lego(benchmark_view, real_data, lego_views, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_view, "ENGINES", (("float32", False), ("bfloat16", True)))
-    monkeypatch.setattr(occupancy, "COARSE_CELLS", 32)
-    monkeypatch.setattr(occupancy, "FINE_CELLS", 64)
     lego = Path(__file__).parent.parent / "configs" / "lego.txt"
-    arguments = [f"--config={lego}", f"--datadir={real_data / 'data/nerf_synthetic/lego'}", "--testskip=200"]
+    arguments = [f"--config={lego}", f"--datadir={lego_views}", "--testskip=1"]
     weights = real_data / "weights/lego_example/model_200000.npy"
     assert benchmark_view.main([*arguments, f"--ft_path={weights}", "--render_factor=16", f"--out={tmp_path}"]) == 0
     # 56 dB with the grids that the program uses; the cells of these are four times as long.

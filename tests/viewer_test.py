@@ -248,6 +248,7 @@ def test_a_run_means_its_settings_and_newest_weights(tool, run, tmp_path):
 def test_a_quality_becomes_the_flags_of_its_renderer(tool, run, monkeypatch):
     monkeypatch.setattr(occupancy, "COARSE_CELLS", 8)
     monkeypatch.setattr(occupancy, "FINE_CELLS", 16)
+    monkeypatch.setattr(occupancy, "BUILD_POINTS", 2**9)
     viewer, (folder, _) = tool("viewer"), run
     values = parsing.parse_settings([*tool("support.run_loading").expand_run_argument([str(folder)])])
     made = viewer.make_viewer(values, None)
