@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import logging
@@ -802,33 +801,23 @@ def test_a_mistake_in_the_data_is_one_line(tmp_path):
 # The authors' own data, with the original's config files as they are
 
 
-@pytest.fixture
-def loaded_once(monkeypatch):
-    """Reads each scene once, whatever number of runs there are."""
-    monkeypatch.setattr(build.blender, "load", _load_blender)
-
-
-_load_blender = functools.cache(blender.load)
-
-
-def test_the_authors_data(real_data, loaded_once, tmp_path):
-    quick = [f"--basedir={tmp_path}", "--N_iters=2", "--N_rand=64", "--i_img=0", "--testskip=200"]
+def test_the_authors_data(real_data, lego_views, tmp_path):
+    quick = [f"--basedir={tmp_path}", "--N_iters=2", "--N_rand=64", "--i_img=0"]
     fern = run(f"--config={CONFIGS / 'fern.txt'}", f"--datadir={real_data / 'data/nerf_llff_data/fern'}", *quick)
     assert fern.code == 0
     assert fern.steps("fern_test") == [0, 1]
-    lego = [f"--config={CONFIGS / 'lego.txt'}", f"--datadir={real_data / 'data/nerf_synthetic/lego'}"]
-    for expname, batching in [("one", "--no_batching"), ("all", "--no_batching=False")]:
-        result = run(*lego, *quick, f"--expname={expname}", batching)
-        assert result.code == 0
-        assert result.steps(expname) == [0, 1]
-        assert pair(1) <= files_in(tmp_path / expname)
+    lego = [f"--config={CONFIGS / 'lego.txt'}", f"--datadir={lego_views}"]
+    result = run(*lego, *quick, "--expname=trained")
+    assert result.code == 0
+    assert result.steps("trained") == [0, 1]
+    assert pair(1) <= files_in(tmp_path / "trained")
 
     weights = f"--ft_path={real_data / 'weights/lego_example/model_200000.npy'}"
     result = run(*lego, *quick, weights, "--render_only", "--render_test", "--render_factor=20")
     assert result.code == 0
     image = png(tmp_path / "lego_test" / "renderonly_test_200001" / "000.png")
     # A ray at a 20th of the size goes through the corner that every 20th pixel's ray goes through.
-    scene = _load_blender(str(real_data / "data/nerf_synthetic/lego"), True, 200, True)
+    scene = blender.load(lego_views, half_res=True, testskip=1, white_bkgd=True)
     photo = np.rint(255 * scene.images[scene.i_test[0], ::20, ::20])
     assert image.shape == photo.shape == (20, 20, 3)
     assert saved_psnr(image, photo) > 25
