@@ -230,8 +230,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "jit_compile",
             str,
             "auto",
-            "whether XLA compiles a step, or the rendering of a chunk, into one program; auto: on a GPU only, it is slower "
-            "on a CPU",
+            "whether XLA compiles a step, or the rendering of a chunk, into one program; auto: on a GPU only, as it is "
+            "slower on a CPU",
             choices=("auto", "true", "false"),
         ),
         Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),
