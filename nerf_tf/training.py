@@ -178,11 +178,12 @@ class TrainingRun(Run):
     def end_on_bad_steps(self, error: guards.BadSteps) -> NoReturn:
         """Saves the last bad step for diagnosis, and no checkpoint: the last good one stays the newest."""
         path = self.folder / f"bad_step_{error.step:06d}.npz"
+        rate = "grid_lrate" if self.settings.field == "hash_grid" else "lrate"
         try:
             diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
-            hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --lrate may help"
+            hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --{rate} may help"
         except OSError as unwritable:
-            hint = f"The step is not kept: {unwritable}; a lower --lrate may help"
+            hint = f"The step is not kept: {unwritable}; a lower --{rate} may help"
         found = diagnosis.diagnose(self.trainer, error.batch, error.step)
         raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
 
