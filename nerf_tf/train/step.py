@@ -3,8 +3,9 @@
     batch -> gradients -> StepGradients -> apply -> StepResult
 
 Whatever returns `StepGradients` can take the place of `Trainer.gradients`: another kind of field, the sum over several
-replicas. `apply` moves the weights and counts. Where the networks say that XLA compiles them, both are one program of
-static shapes, and only the random draws are made before it, because XLA would draw other numbers.
+replicas. `apply` moves the weights and counts. Where the networks say that XLA compiles them, each of the two is one
+program of static shapes, and only the random draws are made before them, because XLA would draw other numbers. They are
+two because a program that moves weights does so in place: if memory ran out in it, the weights would be lost.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Trainer:
         """Makes the graphs of a step, anew after what they depend on has changed."""
         # Without AutoGraph, which has nothing to convert here and takes seconds to find that out.
         self.train_step = tf.function(self._train_step, autograph=False)
-        self._compiled_step = tf.function(self._gradients_and_apply, jit_compile=True, autograph=False)
+        self._compiled_gradients = tf.function(self.gradients, jit_compile=True, autograph=False)
+        self._compiled_apply = tf.function(self.apply, jit_compile=True, autograph=False)
 
     def resize(self, chunk: int, netchunk: int) -> None:
         """Changes chunk and netchunk from the next step on; memory changes, results do not."""
@@ -137,16 +139,15 @@ class Trainer:
         return [v for field in (self.coarse, self.fine) if field for v in field.mlp.trainable_variables]
 
     def _train_step(self, batch: RayBatch) -> StepResult:
+        step = self.step.read_value()
         if self.coarse.compiled:
-            result = self._compiled_step(batch, self.draw(batch.rgb.shape[0]), self.step.read_value())
+            found = self._compiled_gradients(batch, self.draw(batch.rgb.shape[0]))
+            result = self._compiled_apply(found, batch.rgb, step)
         else:
-            result = self._gradients_and_apply(batch, None, self.step.read_value())
+            result = self.apply(self.gradients(batch), batch.rgb, step)
         with tf.control_dependencies([result.counts]):  # not before memory can run out: then the step is taken again
             self.step.assign_add(1)
         return result
-
-    def _gradients_and_apply(self, batch: RayBatch, draws: Draws | None, step: tf.Tensor) -> StepResult:
-        return self.apply(self.gradients(batch, draws), batch.rgb, step)
 
     def draw(self, rays: int) -> Draws:
         """Makes the random draws of the next step, for so many rays."""
