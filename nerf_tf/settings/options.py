@@ -234,6 +234,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "slower on a CPU",
             choices=("auto", "true", "false"),
         ),
+        Option(
+            "distribute",
+            str,
+            "none",
+            "split training steps over devices. mirrored: this machine's GPUs; multi_worker: several processes, named "
+            "by TF_CONFIG or Slurm; auto: mirrored where there are several GPUs",
+            choices=("none", "mirrored", "multi_worker", "auto"),
+        ),
         Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),
     ),
     "hash grid (new here)": (

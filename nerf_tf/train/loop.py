@@ -79,6 +79,7 @@ def train(
     events: Sequence[Event],
     on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None],
     watch: Callable[[int, RayBatch, Counts], None] = lambda *_: None,
+    shows_progress: bool = True,
 ) -> None:
     """Trains from the trainer's step up to, but not including, N_iters, or until the trainer has no time left.
 
@@ -95,6 +96,7 @@ def train(
         events: what else to do, in this order.
         on_out_of_memory: called with the error when memory runs out; the step is repeated unless it raises.
         watch: called for each step, in order, with the step, its batch and its counts; may raise to end the run.
+        shows_progress: whether there is a progress bar.
     """
     start = int(trainer.step.numpy())
     speed = Speedometer()
@@ -108,7 +110,8 @@ def train(
 
     logger.info("%s: TensorFlow compiles the first step", name)
     total = N_iters if trainer.minutes is None else None
-    with logging_redirect_tqdm(), tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
+    how = {"unit": "step", "dynamic_ncols": True, "disable": not shows_progress}
+    with logging_redirect_tqdm(), tqdm(total=total, initial=start, desc=name, **how) as bar:
         bar.set_postfix_str("TensorFlow compiles the first step")
         since = time.perf_counter()
         for step, batch in zip(range(start, N_iters), batches, strict=False):

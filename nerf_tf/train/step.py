@@ -114,7 +114,7 @@ class Trainer:
             other: the trainer to copy from.
             restarts: the new count of restarts.
         """
-        for variable, source in zip(self._state, other._state, strict=True):
+        for variable, source in zip(self.variables, other.variables, strict=True):
             variable.assign(source)
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
 
@@ -131,7 +131,8 @@ class Trainer:
         return {"coarse": self.coarse.mlp, "optimizer": self.optimizer, **variables, **fine}
 
     @property
-    def _state(self) -> list[keras.Variable | tf.Variable]:
+    def variables(self) -> list[keras.Variable | tf.Variable]:
+        """What a step changes, without the counts."""
         return [*self._variables, *self.optimizer.variables, self.step, self.seed]
 
     @property
@@ -149,26 +150,36 @@ class Trainer:
             self.step.assign_add(1)
         return result
 
-    def draw(self, rays: int) -> Draws:
-        """Makes the random draws of the next step, for so many rays."""
-        return make_draws(self.rendering, self.step_seed(), rays)
+    def draw(self, rays: int, first_ray: tf.Tensor | int = 0) -> Draws:
+        """Makes the random draws of the next step, for so many rays from `first_ray` on."""
+        return make_draws(self.rendering, self.step_seed(), rays, first_ray)
 
-    def gradients(self, batch: RayBatch, draws: Draws | None = None) -> StepGradients:
+    def gradients(
+        self,
+        batch: RayBatch,
+        draws: Draws | None = None,
+        shares: tf.Tensor | None = None,
+        first_ray: tf.Tensor | int = 0,
+    ) -> StepGradients:
         """Computes the next step's losses and gradients; changes nothing.
 
         Args:
-            batch: the rays.
+            batch: R rays.
             draws: what `draw` returned; None: the draws are made here, when they are needed.
+            shares: [R] the weight of each ray in the losses; None: equal weights, which add up to 1.
+            first_ray: number of the first ray, if these are a part of a larger batch.
         """
+        shares = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]) if shares is None else shares
 
-        def draw_chunk(first_ray: tf.Tensor | int, rays: int) -> Draws:
+        def draw_chunk(first_row: tf.Tensor | int, rays: int) -> Draws:
             """The random draws of some rays of the batch; past its end those of the last ray."""
             if draws is None:
-                return make_draws(self.rendering, self.step_seed(), rays, first_ray)
-            rows = tf.minimum(first_ray + tf.range(rays), batch.rgb.shape[0] - 1)
+                return self.draw(rays, first_ray + first_row)
+            rows = tf.minimum(first_row + tf.range(rays), batch.rgb.shape[0] - 1)
             return tf.nest.map_structure(lambda x: None if x is None else tf.gather(x, rows), draws)
 
-        return batch_gradients(self.coarse, self.fine, self.rendering, self.optimizer.scale_loss, draw_chunk, batch)
+        scale_loss = self.optimizer.scale_loss
+        return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, draw_chunk, batch, shares)
 
     def apply(self, found: StepGradients, rgb: tf.Tensor, step: tf.Tensor) -> StepResult:
         """Moves the weights, unless the step is bad, and counts it.
