@@ -16,13 +16,14 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation import report
 from nerf_tf.memory import planning
 from nerf_tf.run import Run, photos_of_test_views, run_info
-from nerf_tf.safety import guards, run_checks
+from nerf_tf.safety import guards, run_checks, worker_checks
 from nerf_tf.safety.stop import Stopped
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import lock
 from nerf_tf.storage.checkpoint import CheckpointStore
-from nerf_tf.training import TrainingRun
+from nerf_tf.train.replicas import ReplicaTrainer
+from nerf_tf.training import FollowingRun, TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ def main(settings: Settings, verbosity: int | None = None) -> int:
         logging.getLogger().setLevel(converter.absl_to_standard(verbosity))
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow's checkpoints chatter there
     tf.get_logger().setLevel(logging.ERROR)  # its warnings are for those who change the code
-    build.set_up_tensorflow()
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()  # of what XLA compiles, too
         if settings.field == "hash_grid" and planning.has_gpu():
@@ -77,7 +77,7 @@ def end_of_run(settings: Settings) -> tuple[int, str | None]:
         return stopped.exit_code, None
     except KeyboardInterrupt:
         return 128 + signal.SIGINT, "interrupted"
-    except (UserError, planning.OutOfMemory) as error:
+    except (UserError, planning.OutOfMemory, worker_checks.LostWorker) as error:
         return 1, str(error)
     except tf.errors.ResourceExhaustedError as error:
         return 1, f"out of memory ({planning.failed_allocation(error)})"
@@ -90,20 +90,34 @@ def run(settings: Settings) -> None:
     """Loads what the settings name, then renders, evaluates or trains."""
     folder = settings.folder
     with user_errors(ValueError, OSError):
-        run_checks.check_folders(settings)
+        workers = build.find_workers(settings)
+        if workers.is_chief:
+            run_checks.check_folders(settings)
+        elif logging.getLogger().level == logging.INFO:
+            logging.getLogger().setLevel(logging.WARNING)  # the chief reports
         scene = build.load_scene(settings)
         if settings.eval_folder is not None:
             compare_folder(settings, folder, scene)
             return
-        trainer = build.trainer_for(settings, scene)
+        with worker_checks.lost_workers(workers):
+            trainer = build.replica_trainer(settings, scene, workers)
         renderer = build.make_renderer(settings, scene, trainer)
     # Rendering may go on beside training: it reads, and writes to folders of its own.
-    with user_errors(OSError), lock.lock_run(folder) if settings.training else contextlib.nullcontext():
+    locked = settings.training and workers.is_chief
+    with (
+        user_errors(OSError),
+        lock.lock_run(folder) if locked else contextlib.nullcontext(),
+        worker_checks.lost_workers(workers),
+    ):
         with user_errors(ValueError, OSError):
             store = CheckpointStore(trainer.state, folder / "checkpoints")
-            build.restore(settings, trainer, store, folder)
-            kind = TrainingRun if settings.training else Run
-            this = kind(settings, folder, scene, trainer, store, renderer, build.load_render_poses(settings, scene))
+            if workers.is_chief:
+                build.restore(settings, trainer, store, folder)
+            if isinstance(trainer, ReplicaTrainer):
+                trainer.share_state()
+            kind = Run if not settings.training else TrainingRun if workers.is_chief else FollowingRun
+            poses = build.load_render_poses(settings, scene)
+            this = kind(settings, folder, scene, trainer, store, renderer, poses, workers=workers)
             if settings.render_only:
                 cameras = this.view_cameras()
             elif settings.training:

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import secrets
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from nerf_tf import build_hash_grid
+from nerf_tf import __version__, build_hash_grid
 from nerf_tf.camera_paths import scene_paths
 from nerf_tf.data import blender, deepvoxels, llff, transforms
 from nerf_tf.data.pipeline import BatchSettings
@@ -27,12 +28,14 @@ from nerf_tf.memory import planning, prediction
 from nerf_tf.render.occupancy import Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
 from nerf_tf.render.renderer import Renderer
-from nerf_tf.safety import scene_checks
+from nerf_tf.safety import scene_checks, worker_checks
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.packed_step import PackedTrainer
+from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.train.step import Trainer, TrainSettings
+from nerf_tf.train.workers import Workers, find_cluster, mirrored, multi_worker
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +147,33 @@ def trainer_for(settings: Settings, scene: Scene, seed: int | None = None) -> Tr
     return make_trainer(settings, scene.ndc, seed)
 
 
+def replica_trainer(settings: Settings, scene: Scene, workers: Workers) -> Trainer | ReplicaTrainer | PackedTrainer:
+    """What trains on the workers' devices: as `trainer_for`, with a trainer on each device if a step is split.
+
+    Raises:
+        ValueError: the workers have different flags, versions or photos.
+    """
+    if workers.strategy is None:
+        return trainer_for(settings, scene)
+    seed = worker_checks.agree(settings, scene, __version__, _seed_of(settings), workers)
+    return ReplicaTrainer(workers.strategy, lambda: trainer_for(settings, scene, seed))
+
+
+def find_workers(settings: Settings) -> Workers:
+    """Finds the devices and processes that `--distribute` names, and sets TensorFlow up; rendering takes one device.
+
+    Raises:
+        ValueError: there is no such cluster.
+    """
+    kind = settings.distribute if settings.training else "none"
+    resolver = find_cluster(os.environ) if kind == "multi_worker" else None  # under Slurm this chooses the GPUs
+    set_up_tensorflow()
+    if resolver is not None:
+        return multi_worker(resolver)
+    several = len(tf.config.list_physical_devices("GPU")) > 1 and settings.field == "mlp"
+    return mirrored() if kind == "mirrored" or (kind == "auto" and several) else Workers()
+
+
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
     """Builds networks with fresh weights and their optimizer; `seed` defaults to `--random_seed` or a new one.
 
@@ -226,7 +256,10 @@ def plan_training(
     """
     if isinstance(trainer, PackedTrainer):
         return planning.UnplannedMemory(f"{settings.grid_slots} samples in a step; lower --grid_slots")
-    planned = make_memory(settings, trainer, training=True, rays=settings.N_rand)
+    rays = settings.N_rand
+    if isinstance(trainer, ReplicaTrainer):
+        rays = trainer.rays_of_replica(rays)
+    planned = make_memory(settings, trainer, training=True, rays=rays)
     trainer.resize(planned.plan.chunk, planned.plan.netchunk)
     return planned
 

@@ -22,7 +22,9 @@ from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.packed_step import PackedTrainer
+from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.train.step import Trainer
+from nerf_tf.train.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +66,18 @@ class Run:
         renderer: renders the trainer's networks.
         render_poses: [M, 3, 4] the path for videos.
         stop: whether a signal asked to stop.
+        workers: the processes that train together.
     """
 
     settings: Settings
     folder: Path
     scene: Scene
-    trainer: Trainer | PackedTrainer
+    trainer: Trainer | ReplicaTrainer | PackedTrainer
     store: CheckpointStore
     renderer: Renderer
     render_poses: np.ndarray
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
+    workers: Workers = dataclasses.field(default_factory=Workers)
 
     @property
     def start(self) -> int:

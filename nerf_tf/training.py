@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -113,10 +113,6 @@ class TrainingRun(Run):
         save = Event(settings.i_weights, lambda step: self.store.save())
         commit = Event(settings.i_weights, warn_if_unwritable(lambda step: self.store.commit()))
 
-        def on_out_of_memory(error: tf.errors.ResourceExhaustedError) -> None:
-            plan = planned.on_out_of_memory(error)
-            self.trainer.resize(plan.chunk, plan.netchunk)
-
         with self.stop.handle_signals():
             try:
                 self.write_overdue(log)
@@ -125,16 +121,14 @@ class TrainingRun(Run):
                 self.write_settings(replace=True)
                 train(
                     self.trainer,
-                    self.stop.check_each(batches),
+                    self.until_stopped(batches),
                     settings.N_iters,
                     settings.expname,
                     settings.i_print,
                     warn_if_unwritable(log.add_step, once=True),
                     [save, *self.events(log), commit],
-                    on_out_of_memory,
-                    guards.TrainingMonitor(
-                        settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn"
-                    ).check,
+                    lambda error: self.on_out_of_memory(error, planned),
+                    self.monitor().check,
                 )
                 last = self.start - 1
                 if not save.due(last):
@@ -147,9 +141,36 @@ class TrainingRun(Run):
                 return False
             except Stopped as stopped:
                 self.save_stopped(stopped)
+                self.stop_others(stopped)
                 raise
+            self.workers.largest(0)  # the others wait for what has just been written
         logger.info("%s: trained to step %d", self.folder, last)
         return True
+
+    def monitor(self) -> guards.TrainingMonitor:
+        """What judges the counts after each step."""
+        settings = self.settings
+        return guards.TrainingMonitor(settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn")
+
+    def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError, planned: planning.MemoryPlanner) -> None:
+        """Makes the next attempt at a step take less memory; raises when the others wait for this worker meanwhile."""
+        if self.workers.count > 1:
+            raise error
+        plan = planned.on_out_of_memory(error)
+        self.trainer.resize(plan.chunk, plan.netchunk)
+
+    def until_stopped(self, batches: Iterable[RayBatch]) -> Iterator[RayBatch]:
+        """Yields the batches; raises `Stopped` on all workers before the same step if a signal asked one to stop."""
+        for batch in batches:
+            number = self.workers.largest(self.stop.number)
+            if number:
+                raise Stopped(number, agreed=True)
+            yield batch
+
+    def stop_others(self, stopped: Stopped) -> None:
+        """Tells the other workers, who wait for the next step or the end, that this one was stopped before it."""
+        if not stopped.agreed:
+            self.workers.largest(stopped.signal)
 
     def save_stopped(self, stopped: Stopped) -> None:
         """Saves a checkpoint of a run that a signal stopped, and logs how to continue."""
@@ -173,16 +194,18 @@ class TrainingRun(Run):
         """Logs that there is nothing left to train."""
         limit = "--N_iters" if self.settings.train_minutes is None else "--train_minutes"
         logger.info("%s is at step %d already; raise %s to go on", self.settings.expname, self.start, limit)
+        self.workers.largest(0)
         return True
 
     def end_on_bad_steps(self, error: guards.BadSteps) -> NoReturn:
         """Saves the last bad step for diagnosis, and no checkpoint: the last good one stays the newest."""
         path = self.folder / f"bad_step_{error.step:06d}.npz"
+        rate = "grid_lrate" if self.settings.field == "hash_grid" else "lrate"
         try:
             diagnosis.save_step(path, self.trainer, error.batch, error.step, self.scene.ndc)
-            hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --lrate may help"
+            hint = f"Look into it with python tools/replay_step.py {self.folder} {path}; a lower --{rate} may help"
         except OSError as unwritable:
-            hint = f"The step is not kept: {unwritable}; a lower --lrate may help"
+            hint = f"The step is not kept: {unwritable}; a lower --{rate} may help"
         found = diagnosis.diagnose(self.trainer, error.batch, error.step)
         raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
 
@@ -198,8 +221,9 @@ class TrainingRun(Run):
         if restarts >= guards.MAX_RESTARTS:
             raise guards.Collapse(f"{collapse} (after {restarts} restarts, each with another seed)")
         build.start_over(self.settings, self.scene, self.trainer)
-        # A program started before this line finds the old run with all its files, one started after it the new run.
-        self.store.save()
+        if self.workers.is_chief:
+            # A program started before this line finds the old run with all its files, one started after it the new run.
+            self.store.save()
         logger.warning("%s %s", self.settings.expname, collapse)
 
     def archive_collapsed_run(self) -> None:
@@ -214,8 +238,12 @@ class TrainingRun(Run):
             self.store.commit()
             logger.warning("starting over with random_seed %d; the files so far are in %s", self.seed, archive)
 
-    def events(self, log: TrainingLog) -> list[Event]:
-        """What is written at intervals of steps; a file that cannot be written does not stop training."""
+    def events(self, log: TrainingLog | None) -> list[Event]:
+        """What is written at intervals of steps; a file that cannot be written does not stop training.
+
+        Args:
+            log: the record of training; None if only the intervals matter.
+        """
         settings = self.settings
         events = (
             Event(settings.i_weights, self.write_weights),
@@ -281,3 +309,33 @@ class TrainingRun(Run):
             for image in self.views(cameras, still_poses, poses, description="still path"):
                 video.append(image)
             view_files.write_video(self.folder / f"{stem}_rgb_still.mp4", video.rgb, fps)
+
+
+class FollowingRun(TrainingRun):
+    """A run that takes part in the steps of the chief's run, by the same rules, and writes nothing."""
+
+    def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
+        """Takes every step with the other workers; returns and raises as `TrainingRun.train` does."""
+        save = Event(self.settings.i_weights, lambda step: None)
+        with self.stop.handle_signals():
+            try:
+                train(
+                    self.trainer,
+                    self.until_stopped(batches),
+                    self.settings.N_iters,
+                    self.settings.expname,
+                    # Counts are read when something is due, and who reads them ends or starts over: all at once.
+                    self.settings.i_print,
+                    report=lambda *_: None,
+                    events=[event._replace(action=lambda step: None) for event in (save, *self.events(None))],
+                    on_out_of_memory=lambda error: self.on_out_of_memory(error, planned),
+                    watch=self.monitor().check,
+                    shows_progress=False,
+                )
+            except guards.Collapse as collapse:
+                self.start_over(collapse)
+                return False
+            number = self.workers.largest(0)  # until the chief has written everything
+        if number:
+            raise Stopped(number)
+        return True

@@ -761,9 +761,16 @@ def test_precision(float32_losses, tmp_path, flag):
 
 
 def test_compilation(float32_losses, tmp_path):
-    losses = losses_of(run(*PRECISE, f"--basedir={tmp_path}", "--jit_compile=true", "--expname=b"))
+    compiled = [*PRECISE, f"--basedir={tmp_path}", "--jit_compile=true", "--expname=b"]
+    losses = losses_of(run(*compiled))
     assert len(losses) == 3
     np.testing.assert_allclose(losses, float32_losses, rtol=1e-5)
+    assert run(*compiled, "--N_iters=4").steps("b") == [3]
+    views = []
+    for flag in ("--jit_compile=true", "--jit_compile=false"):
+        assert run(*compiled, flag, "--render_only", "--render_test").code == 0
+        views.append(png(tmp_path / "b" / "renderonly_test_000004" / "000.png"))
+    assert np.abs(views[0].astype(int) - views[1]).max() <= 1
 
 
 def test_occupancy_keeps_its_grids_and_leaves_exact_renders_alone(interrupted, tmp_path, monkeypatch):

@@ -119,3 +119,19 @@ def test_settings_that_contradict_each_other_are_refused(flags, reason):
 
 def test_flags_that_mean_nothing_to_it_are_known():
     assert Settings(field="hash_grid", N_samples=8, N_rand=8).without_effect_on_hash_grid() == ["N_samples"]
+
+
+def test_a_bad_step_is_kept_and_replayed(tmp_path, tool, capsys):
+    flags = ["--grid_lrate=1e38", "--max_bad_steps=3", "--N_iters=20"]
+    result = run(*BLENDER, f"--basedir={tmp_path}", "--expname=bad", *flags)
+    assert result.code == 1
+    assert "3 steps in a row; first not finite: hash grid loss" in result.stderr
+    assert "a lower --grid_lrate may help" in result.stderr
+    (path,) = (tmp_path / "bad").glob("bad_step_*.npz")
+    assert tool("replay_step").main([str(tmp_path / "bad"), str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "first that is not finite: hash grid loss"
+
+
+def test_there_are_no_passes_to_draw(through, tool, capsys):
+    assert tool("plot_sampling").main(["--config", str(through / "args.txt")]) == 1
+    assert "--field=hash_grid has no coarse and fine pass to draw" in capsys.readouterr().err

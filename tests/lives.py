@@ -50,9 +50,12 @@ class Death:
 class Launcher:
     """The process that starts lives, seen from a test."""
 
-    def __init__(self, folder: Path) -> None:
-        """Starts it; what TensorFlow leaves in the folder of temporary files when it is killed goes to `folder`."""
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    def __init__(self, folder: Path, **more: str) -> None:
+        """Starts it; what TensorFlow leaves in the folder of temporary files when it is killed goes to `folder`.
+
+        `more` is added to the environment.
+        """
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)} | more
         self._process = subprocess.Popen(
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -64,13 +67,18 @@ class Launcher:
         death: Death | None = None,
         then: Death | None = None,
         largest_file: int | None = None,
+        devices: int = 1,
     ) -> int:
-        """Runs the program; what it says is added to `log`. Files longer than `largest_file` cannot be written."""
+        """Runs the program; what it says is added to `log`. Files longer than `largest_file` cannot be written.
+
+        TensorFlow sees the CPU as so many `devices`.
+        """
         order = {
             "arguments": [str(argument) for argument in arguments],
             "log": str(log),
             "deaths": [dataclasses.asdict(each) for each in (death, then) if each],
             "largest_file": largest_file,
+            "devices": devices,
         }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -140,6 +148,9 @@ def live(order: dict[str, Any]) -> None:
     make_small()
     # Saves a third of the time that goes into making graphs, which is nearly all there is.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    if order["devices"] > 1:
+        one = tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [one] * order["devices"])
     for death in order["deaths"]:
         die(Death(**death))
     if order["largest_file"]:
@@ -214,10 +225,10 @@ def count_steps(counted: Callable[..., Any]) -> None:
 
     train = training.train
 
-    def train_counted(trainer, *arguments):
+    def train_counted(trainer, *arguments, **keywords):
         step = trainer.train_step
         trainer.train_step = lambda batch: counted(step, batch)
-        train(trainer, *arguments)
+        train(trainer, *arguments, **keywords)
 
     training.train = train_counted
 

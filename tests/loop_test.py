@@ -163,9 +163,35 @@ def test_the_loop_ends_when_nothing_smaller_is_left():
 def test_first_steps_and_every_i_print_are_printed(caplog, i_print, printed):
     with caplog.at_level(logging.INFO):
         run_loop(FakeTrainer(), 21, i_print)
-    lines = [record.getMessage() for record in caplog.records]
+    first, *lines = [record.getMessage() for record in caplog.records]
+    assert first == "name: TensorFlow compiles the first step"
     assert [line.split(" psnr")[0] for line in lines] == [f"name step {step}" for step in printed]
     assert all("psnr 3.000 loss 0.500000" in line and line.endswith("s/step") for line in lines)
+
+
+def test_counts_are_watched_a_little_late_but_in_order_and_before_anything_is_written():
+    watched, written, trainer = [], [], FakeTrainer()
+
+    def watch(step: int, batch: SimpleNamespace, counts: object) -> None:
+        assert batch.number == step
+        watched.append(step)
+
+    def write(step: int) -> None:
+        assert watched == list(range(step + 1))
+        written.append(step)
+
+    train(trainer, Batches(), 12, "name", 0, lambda *_: None, [Event(7, write)], no_way, watch)
+    assert watched == list(range(12))
+    assert written == [0, 7]
+
+    def end_at_step_3(step: int, *_: object) -> None:
+        if step == 3:
+            raise ValueError("enough")
+
+    trainer = FakeTrainer()
+    with pytest.raises(ValueError, match="enough"):
+        train(trainer, Batches(), 12, "name", 0, lambda *_: None, [], no_way, end_at_step_3)
+    assert trainer.seen == list(range(4 + loop_module.UNREAD_STEPS))
 
 
 @pytest.fixture

@@ -47,10 +47,8 @@ def name_of(work: Workload) -> str:
 
 
 every_kind = pytest.mark.parametrize("work", variants(), ids=name_of)
-# But a compiled step, which takes less where its points do not fit into one tile.
-every_uniform_kind = pytest.mark.parametrize(
-    "work", [work for work in variants() if not (work.training and work.compiled)], ids=name_of
-)
+# But not what XLA compiles, where the largest of several parts counts: the search of bins, tiles, or a step at once.
+every_uniform_kind = pytest.mark.parametrize("work", [work for work in variants() if not work.compiled], ids=name_of)
 
 
 def assert_never_less(values: list[int]) -> None:
@@ -137,11 +135,17 @@ def test_a_compiled_step_takes_less_in_tiles_and_a_plan_takes_what_fits():
     assert in_tiles < at_once / 2  # the coarse pass still fits into one tile
     assert_never_less([predict_memory(work, 4096, netchunk) for netchunk in (256, 1024, 4096, 16384)])
     assert_never_less([predict_memory(dataclasses.replace(work, rays=n), 4096, 4096) for n in (100, 1000, 4000)])
+    halved = reduce_plan(work, Plan(1024, points, at_once), halve_chunk=False, halve_netchunk=True)
+    assert halved.netchunk == points // 2
+    in_search = dataclasses.replace(RENDERING, compiled=True)
+    whole = predict_memory(in_search, 32768, 4096)
+    assert whole > 4 * 32768 * in_search.N_importance * (in_search.N_samples - 1)
+    assert reduce_plan(in_search, Plan(32768, 4096, whole), halve_chunk=True, halve_netchunk=True).chunk == 16384
     for budget, netchunk in ((1.5 * at_once, LARGEST_GPU_TILE), (at_once, LARGEST_GPU_TILE // 2)):
         assert choose_plan(work, budget + work.resident, None, None, LARGEST_GPU_TILE).netchunk == netchunk
 
 
-@every_kind
+@every_uniform_kind
 def test_it_is_linear_in_netchunk(work):
     work = dataclasses.replace(work, rays=10**6)
     # More points than fit a tile, whose number of rays is a whole one.
@@ -160,7 +164,7 @@ def test_netchunk_does_not_matter_beyond_the_points_there_are(work):
     assert len(sizes) == 1
 
 
-@every_kind
+@every_uniform_kind
 def test_values_of_half_the_size_take_less_in_training_and_no_more_in_rendering(work):
     full, half = (dataclasses.replace(work, value_bytes=size) for size in (4, 2))
     weights = work.coarse.weights + (work.fine.weights if work.fine else 0)
@@ -270,7 +274,7 @@ def test_the_error_is_one_line_that_says_what_would_fit(work):
 # Out of memory
 
 
-@every_kind
+@every_uniform_kind
 def test_giving_way_halves_what_it_may_until_it_takes_less(work):
     start = choose_plan(work, math.inf, None, None)
     for halve_chunk, halve_netchunk in ((True, False), (False, True), (True, True)):

@@ -92,11 +92,11 @@ def test_what_is_too_thin_to_see_is_empty():
     assert not find_occupied(Ball(0.99 * least), BOX).any()
 
 
-@pytest.mark.parametrize("graph", [False, True])
-def test_a_ball_looks_the_same_for_less(graph):
+@pytest.mark.parametrize(("how", "tile"), [("eager", None), ("graph", None), ("eager", 32), ("compiled", 32)])
+def test_a_ball_looks_the_same_for_less(how, tile):
     rays, plain, counted = rays_along_z(np.linspace(-0.95, 0.95, 40)), Ball(), Ball()
-    field = OccupiedField(counted, BOX, grid(find_occupied(plain, BOX)))
-    render = tf.function(render_rays) if graph else render_rays
+    field = OccupiedField(counted, BOX, grid(find_occupied(plain, BOX)), tile)
+    render = render_rays if how == "eager" else tf.function(render_rays, jit_compile=how == "compiled")
     expected = render_rays(plain, None, rays, SETTINGS).fine
     result = render(field, None, rays, SETTINGS).fine
     for name in ("rgb", "acc", "depth"):

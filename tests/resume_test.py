@@ -41,10 +41,11 @@ PLACES = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A kind of scene, and of batch."""
+    """A kind of scene, and of batch, and whether XLA compiles the steps."""
 
     kind: str
     batching: bool
+    compiled: bool = False
 
     def arguments(self, basedir: Path, expname: str, *more: object) -> list[object]:
         """The command of its runs."""
@@ -52,6 +53,7 @@ class Case:
         # Half of them, of either kind, with a fine network, and the view's directions.
         fine = ["--N_importance=4", "--use_viewdirs"] if self.batching == (self.kind == "llff") else []
         batches = [] if self.batching else ["--no_batching", "--precrop_iters=8", "--precrop_frac=0.9"]
+        batches += ["--jit_compile=true"] if self.compiled else []
         return [*scene, *batches, *fine, *SETTINGS, SEED, f"--basedir={basedir}", f"--expname={expname}", *more]
 
 
@@ -68,6 +70,7 @@ BY_DEFAULT = {
         Death("checkpoint", 0, "before"),
         Death("rename", 1),
     ],
+    Case("llff", batching=True, compiled=True): [Death("step", 4)],
 }
 BLENDER = next(iter(BY_DEFAULT))
 

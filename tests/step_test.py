@@ -363,7 +363,7 @@ def compiled(traced_compiled) -> Trainer:
     return trainer
 
 
-def test_a_compiled_step_is_one_program_of_static_shapes(compiled):
+def test_a_compiled_step_is_two_programs_of_static_shapes(compiled):
     batch = make_batch(0)
     compiled.train_step(batch)
     # Nodes that a device has to be told of one by one, besides those of a few numbers on the host.
@@ -371,12 +371,17 @@ def test_a_compiled_step_is_one_program_of_static_shapes(compiled):
     nodes = compiled.train_step.get_concrete_function(batch).graph.get_operations()
     launched = [node for node in nodes if node.type not in quiet and "CPU:0" not in node.device]
     assert len(launched) <= 10, [node.name for node in launched]
-    assert [node.type for node in launched].count("StatefulPartitionedCall") == 1
-    program = compiled._compiled_step.experimental_get_compiler_ir(batch, compiled.draw(RAYS), tf.constant(0, tf.int64))
-    text = program(stage="optimized_hlo")
-    assert "fusion" in text
-    for forbidden in ("<=", "custom-call", "infeed", "outfeed", "send(", "conditional"):  # <= is a dynamic dimension
-        assert forbidden not in text, forbidden
+    assert [node.type for node in launched].count("StatefulPartitionedCall") == 2
+    draws, step = compiled.draw(RAYS), tf.constant(0, tf.int64)
+    found = compiled._compiled_gradients(batch, draws)
+    for program in (
+        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws),
+        compiled._compiled_apply.experimental_get_compiler_ir(found, batch.rgb, step),
+    ):
+        text = program(stage="optimized_hlo")
+        assert "fusion" in text
+        for forbidden in ("<=", "custom-call", "infeed", "outfeed", "send(", "conditional"):  # <=: a dynamic dimension
+            assert forbidden not in text, forbidden
     assert compiled.train_step.experimental_get_tracing_count() == 1
 
 

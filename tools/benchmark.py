@@ -389,7 +389,8 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
             same.append(time_run(runs["float32", "train"]))
             fresh.append(time_run(lambda: trainers["float32"].train_step(next(stream)).loss))
     works = {engine: count_work(trainer, batch) for engine, trainer in trainers.items()}
-    result = {"work": works[args.engines[-1]], "engines": {}}  # dense leaves out nothing
+    sparse = [engine for engine in args.engines if not (ENGINES[engine].dense or ENGINES[engine].compiled)]
+    result = {"work": works[(sparse or args.engines)[-1]], "engines": {}}  # others leave out less
     if errors is not None:
         result["gradient_error"] = errors
     for (engine, kind), seconds in times.items():

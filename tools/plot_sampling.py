@@ -119,6 +119,8 @@ def trained_trace(args: argparse.Namespace) -> RayTrace:
     words += [] if args.datadir is None else [f"--datadir={args.datadir}"]
     words += [] if args.weights is None else [f"--ft_path={args.weights}"]
     settings = parsing.parse_settings(words)
+    if settings.field != "mlp":
+        raise ValueError(f"{args.config}: --field={settings.field} has no coarse and fine pass to draw")
     if settings.N_importance == 0:
         raise ValueError(f"{args.config}: N_importance is 0, so there is no fine pass to draw")
     scene, trainer = run_loading.load_scene_and_trainer(settings)

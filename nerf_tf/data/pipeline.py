@@ -111,7 +111,10 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
     # A batch takes milliseconds: two at a time are ahead of the steps, and more would take cores from them.
-    return steps.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(tf.data.AUTOTUNE)
+    batches = steps.map(make_batch, num_parallel_calls=2, deterministic=True)
+    if tf.config.list_physical_devices("GPU"):
+        return batches.apply(tf.data.experimental.prefetch_to_device("GPU:0", buffer_size=2))
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def _shuffled(index: tf.Tensor, key: tf.Tensor, purpose: int, round_: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:

@@ -39,7 +39,7 @@ GRADIENT_COPIES = 2.0
 # in a tile with gradients, copies of all weights. 16 bits become 32 in a CPU's products, so values take more bytes.
 COMPILED_RENDERED_SAMPLE, COMPILED_TRAINED_SAMPLE = 8.7, 22.0
 COMPILED_LAYERS, COMPILED_BOTTLENECKS = 2.07, 2.34
-COMPILED_GRADIENT_COPIES = 2.6
+COMPILED_GRADIENT_COPIES = 1.4
 COMPILED_VALUE_BYTES = {4: 4.0, 2: 3.45}
 # Measured peaks exceed the prediction by at most this factor; a plan must fit nevertheless.
 MARGIN = 1.3
@@ -131,6 +131,11 @@ def predict_memory(work: Workload, chunk: int, netchunk: int) -> int:
     if work.N_importance > 0:
         passes.append((work.fine or work.coarse, work.samples))
     peak = max(_pass_bytes(work, network, rays * samples, netchunk) for network, samples in passes)
+    if work.compiled and work.N_importance > 0:
+        # XLA's search of fine samples' bins compares each with all, and on a CPU it keeps what it compared.
+        search = work.N_importance * (work.N_samples - 1)
+        outside = COMPILED_TRAINED_SAMPLE if work.training else COMPILED_RENDERED_SAMPLE
+        peak = max(peak, rays * (search + work.samples * outside) * FLOAT)
     weights = work.coarse.weights + (work.fine.weights if work.fine else 0)
     if work.value_bytes != FLOAT:
         peak += weights * work.value_bytes

@@ -22,10 +22,12 @@ class Stopped(Exception):
 
     Attributes:
         signal: SIGINT or SIGTERM.
+        agreed: whether all workers stop before the same step.
     """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, agreed: bool = False):
         super().__init__(signal.Signals(number).name)
+        self.agreed = agreed
         self.signal = signal.Signals(number)
 
     @property
@@ -76,6 +78,11 @@ class StopRequest:
                     os._exit(128 + number)
                 self._number = number
                 logger.warning("%s: stopping after this step; a second one stops at once", signal.Signals(number).name)
+
+    @property
+    def number(self) -> int:
+        """The signal that asked to stop; 0: none did."""
+        return self._number or 0
 
     def check(self) -> None:
         """Raises `Stopped` if a stop was requested."""

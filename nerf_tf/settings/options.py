@@ -230,8 +230,17 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "jit_compile",
             str,
             "auto",
-            "whether XLA compiles what happens within a netchunk; auto: on a GPU only, it is slower on a CPU",
+            "whether XLA compiles a step, or the rendering of a chunk, into one program; auto: on a GPU only, as it is "
+            "slower on a CPU",
             choices=("auto", "true", "false"),
+        ),
+        Option(
+            "distribute",
+            str,
+            "none",
+            "split training steps over devices. mirrored: this machine's GPUs; multi_worker: several processes, named "
+            "by TF_CONFIG or Slurm; auto: mirrored where there are several GPUs",
+            choices=("none", "mirrored", "multi_worker", "auto"),
         ),
         Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),
     ),

@@ -40,6 +40,7 @@ def batch_gradients(
     scale_loss: Callable[[tf.Tensor], tf.Tensor],
     draw_chunk: Callable[[tf.Tensor | int, int], Draws],
     batch: RayBatch,
+    shares: tf.Tensor,
 ) -> StepGradients:
     """Computes the gradients of a batch, in chunks of rays if it does not fit into memory at once.
 
@@ -49,6 +50,7 @@ def batch_gradients(
         scale_loss: multiplies a loss by the factor that its gradient shall have.
         draw_chunk: (number of the first ray, number of rays) -> the random draws of these rays of the batch.
         batch: R rays and their colours.
+        shares: [R] the weight of each ray in the loss.
     """
     count, samples = batch.rgb.shape[0], rendering.N_samples + rendering.N_importance
     field = fine or coarse
@@ -58,13 +60,13 @@ def batch_gradients(
 
     gradients_of = functools.partial(chunk_gradients, coarse, fine, rendering, scale_loss)
     if chunks == 1:
-        return gradients_of(batch, draw_chunk(0, count), tf.fill([count], 1.0 / count))
+        return gradients_of(batch, draw_chunk(0, count), shares)
 
     def add_chunk(i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
         rows = i * size + tf.range(size)
         # The last chunk is filled up with the last ray, at no weight.
-        chunk = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
-        found = gradients_of(chunk, draw_chunk(i * size, size), tf.where(rows < count, 1.0 / count, 0.0))
+        chunk, weights = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), (batch, shares))
+        found = gradients_of(chunk, draw_chunk(i * size, size), tf.where(rows < count, weights, 0.0))
         sums = tf.nest.map_structure(tf.add, sums[:3], found[:3])  # all but sigma
         return i + 1, StepGradients(*sums, tf.ensure_shape(found.sigma, [size, samples]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import time
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Steps that are always printed, so that a new user sees at once that training works.
 FIRST_STEPS = 10
+# Steps whose counts are not read yet: reading waits for a GPU, which then has nothing to do until the next step comes.
+UNREAD_STEPS = 4
 
 
 class Event(NamedTuple):
@@ -76,11 +79,12 @@ def train(
     events: Sequence[Event],
     on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None],
     watch: Callable[[int, RayBatch, Counts], None] = lambda *_: None,
+    shows_progress: bool = True,
 ) -> None:
     """Trains from the trainer's step up to, but not including, N_iters, or until the trainer has no time left.
 
     The time that counts is that of steps, without what is written in between, and without the first step, which
-    TensorFlow compiles.
+    TensorFlow compiles. Counts are watched up to `UNREAD_STEPS` steps late, but before anything is written.
 
     Args:
         trainer: the trainer.
@@ -91,17 +95,29 @@ def train(
         report: called with the step, its result and the rays per second since the last call.
         events: what else to do, in this order.
         on_out_of_memory: called with the error when memory runs out; the step is repeated unless it raises.
-        watch: called after each step with the step, its batch and its counts; may raise to end the run.
+        watch: called for each step, in order, with the step, its batch and its counts; may raise to end the run.
+        shows_progress: whether there is a progress bar.
     """
     start = int(trainer.step.numpy())
     speed = Speedometer()
+    unread: collections.deque[tuple[int, RayBatch, tf.Tensor]] = collections.deque()
+
+    def watch_all_but(steps: int) -> None:
+        """Reads the counts of all but the last steps."""
+        while len(unread) > steps:
+            step, batch, counts = unread.popleft()
+            watch(step, batch, Counts(*counts.numpy().tolist()))
+
+    logger.info("%s: TensorFlow compiles the first step", name)
     total = N_iters if trainer.minutes is None else None
-    with logging_redirect_tqdm(), tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
+    how = {"unit": "step", "dynamic_ncols": True, "disable": not shows_progress}
+    with logging_redirect_tqdm(), tqdm(total=total, initial=start, desc=name, **how) as bar:
         bar.set_postfix_str("TensorFlow compiles the first step")
         since = time.perf_counter()
         for step, batch in zip(range(start, N_iters), batches, strict=False):
             result = _take_step(trainer, batch, on_out_of_memory)
-            watch(step, batch, Counts(*result.counts.numpy().tolist()))
+            unread.append((step, batch, result.counts))
+            watch_all_but(UNREAD_STEPS)
             out_of_time = step > start and trainer.spend(time.perf_counter() - since)
             bar.update()
             speed.add(batch.rgb.shape[0])
@@ -110,6 +126,8 @@ def train(
                 rays_per_second = speed.read()
                 _print_progress(bar, name, step, result, rays_per_second, batch.rgb.shape[0])
             due = [event for event in events if event.due(step)]
+            if is_report_due or due or out_of_time:
+                watch_all_but(0)
             if is_report_due or due:
                 float(result.loss)  # waits for a GPU that is still working on the step: that is no pause
                 with speed.pause():
@@ -120,6 +138,7 @@ def train(
             if out_of_time:
                 break
             since = time.perf_counter()
+        watch_all_but(0)
 
 
 def _take_step(

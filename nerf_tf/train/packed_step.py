@@ -117,10 +117,11 @@ class PackedTrainer:
 
     def __init__(self, field: HashGridField, march: March, training: PackedTrainSettings, seed: int):
         self.coarse, self.march, self._training = field, march, training
-        self.step = tf.Variable(0, dtype=tf.int64, name="step")
-        self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
+        with tf.device("CPU:0"):  # what the host reads and counts while a GPU works
+            self.step = tf.Variable(0, dtype=tf.int64, name="step")
+            self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
+            self.seconds = tf.Variable(0.0, dtype=tf.float64, name="seconds")
         self.counts = tf.Variable(Counts(0, 0, 0, 0, 0), dtype=tf.int64, name="counts")
-        self.seconds = tf.Variable(0.0, dtype=tf.float64, name="seconds")
         self.optimizer = Moments(field.mlp.trainable_variables)
         self.train_step = tf.function(self._train_step, autograph=False)
         self._step = tf.function(self.gradients_and_apply, jit_compile=True, autograph=False)

@@ -3,8 +3,9 @@
     batch -> gradients -> StepGradients -> apply -> StepResult
 
 Whatever returns `StepGradients` can take the place of `Trainer.gradients`: another kind of field, the sum over several
-replicas. `apply` moves the weights and counts. Where the networks say that XLA compiles them, both are one program of
-static shapes, and only the random draws are made before it, because XLA would draw other numbers.
+replicas. `apply` moves the weights and counts. Where the networks say that XLA compiles them, each of the two is one
+program of static shapes, and only the random draws are made before them, because XLA would draw other numbers. They are
+two because a program that moves weights does so in place: if memory ran out in it, the weights would be lost.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Trainer:
         """Makes the graphs of a step, anew after what they depend on has changed."""
         # Without AutoGraph, which has nothing to convert here and takes seconds to find that out.
         self.train_step = tf.function(self._train_step, autograph=False)
-        self._compiled_step = tf.function(self._gradients_and_apply, jit_compile=True, autograph=False)
+        self._compiled_gradients = tf.function(self.gradients, jit_compile=True, autograph=False)
+        self._compiled_apply = tf.function(self.apply, jit_compile=True, autograph=False)
 
     def resize(self, chunk: int, netchunk: int) -> None:
         """Changes chunk and netchunk from the next step on; memory changes, results do not."""
@@ -112,7 +114,7 @@ class Trainer:
             other: the trainer to copy from.
             restarts: the new count of restarts.
         """
-        for variable, source in zip(self._state, other._state, strict=True):
+        for variable, source in zip(self.variables, other.variables, strict=True):
             variable.assign(source)
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
 
@@ -129,7 +131,8 @@ class Trainer:
         return {"coarse": self.coarse.mlp, "optimizer": self.optimizer, **variables, **fine}
 
     @property
-    def _state(self) -> list[keras.Variable | tf.Variable]:
+    def variables(self) -> list[keras.Variable | tf.Variable]:
+        """What a step changes, without the counts."""
         return [*self._variables, *self.optimizer.variables, self.step, self.seed]
 
     @property
@@ -137,37 +140,46 @@ class Trainer:
         return [v for field in (self.coarse, self.fine) if field for v in field.mlp.trainable_variables]
 
     def _train_step(self, batch: RayBatch) -> StepResult:
+        step = self.step.read_value()
         if self.coarse.compiled:
-            result = self._compiled_step(batch, self.draw(batch.rgb.shape[0]), self.step.read_value())
+            found = self._compiled_gradients(batch, self.draw(batch.rgb.shape[0]))
+            result = self._compiled_apply(found, batch.rgb, step)
         else:
-            result = self._gradients_and_apply(batch, None, self.step.read_value())
+            result = self.apply(self.gradients(batch), batch.rgb, step)
         with tf.control_dependencies([result.counts]):  # not before memory can run out: then the step is taken again
             self.step.assign_add(1)
         return result
 
-    def _gradients_and_apply(self, batch: RayBatch, draws: Draws | None, step: tf.Tensor) -> StepResult:
-        return self.apply(self.gradients(batch, draws), batch.rgb, step)
+    def draw(self, rays: int, first_ray: tf.Tensor | int = 0) -> Draws:
+        """Makes the random draws of the next step, for so many rays from `first_ray` on."""
+        return make_draws(self.rendering, self.step_seed(), rays, first_ray)
 
-    def draw(self, rays: int) -> Draws:
-        """Makes the random draws of the next step, for so many rays."""
-        return make_draws(self.rendering, self.step_seed(), rays)
-
-    def gradients(self, batch: RayBatch, draws: Draws | None = None) -> StepGradients:
+    def gradients(
+        self,
+        batch: RayBatch,
+        draws: Draws | None = None,
+        shares: tf.Tensor | None = None,
+        first_ray: tf.Tensor | int = 0,
+    ) -> StepGradients:
         """Computes the next step's losses and gradients; changes nothing.
 
         Args:
-            batch: the rays.
+            batch: R rays.
             draws: what `draw` returned; None: the draws are made here, when they are needed.
+            shares: [R] the weight of each ray in the losses; None: equal weights, which add up to 1.
+            first_ray: number of the first ray, if these are a part of a larger batch.
         """
+        shares = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]) if shares is None else shares
 
-        def draw_chunk(first_ray: tf.Tensor | int, rays: int) -> Draws:
+        def draw_chunk(first_row: tf.Tensor | int, rays: int) -> Draws:
             """The random draws of some rays of the batch; past its end those of the last ray."""
             if draws is None:
-                return make_draws(self.rendering, self.step_seed(), rays, first_ray)
-            rows = tf.minimum(first_ray + tf.range(rays), batch.rgb.shape[0] - 1)
+                return self.draw(rays, first_ray + first_row)
+            rows = tf.minimum(first_row + tf.range(rays), batch.rgb.shape[0] - 1)
             return tf.nest.map_structure(lambda x: None if x is None else tf.gather(x, rows), draws)
 
-        return batch_gradients(self.coarse, self.fine, self.rendering, self.optimizer.scale_loss, draw_chunk, batch)
+        scale_loss = self.optimizer.scale_loss
+        return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, draw_chunk, batch, shares)
 
     def apply(self, found: StepGradients, rgb: tf.Tensor, step: tf.Tensor) -> StepResult:
         """Moves the weights, unless the step is bad, and counts it.

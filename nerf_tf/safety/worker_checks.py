@@ -1,0 +1,80 @@
+"""Checks that workers train the same run, and what is said when one of them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nerf_tf.data.scene import Scene
+from nerf_tf.settings.options import OPTIONS
+from nerf_tf.settings.settings import Settings
+from nerf_tf.train.workers import Workers
+
+# Flags that may differ between machines: where files are, and what a machine can hold.
+PLACES = {"config", "basedir", "datadir", "ft_path", "render_path_file", "memory_budget_mb"}
+SEED = "seed"
+
+
+class LostWorker(Exception):
+    """Another worker is gone, and no step can be taken without it."""
+
+
+def agree(settings: Settings, scene: Scene, version: str, seed: int, workers: Workers) -> int:
+    """Checks that all workers have equal flags, versions and photos; returns the chief's seed.
+
+    Raises:
+        ValueError: they differ; the message says who, and in what.
+    """
+    flags = {f"--{name}": str(getattr(settings, name)) for name in OPTIONS if name not in PLACES}
+    versions = {"nerf_tf": version, "tensorflow": tf.__version__, "keras": keras.__version__}
+    record = versions | flags | {"photos and poses": _fingerprint(scene), SEED: seed}
+    records = [json.loads(text) for text in workers.gather_texts(json.dumps(record))]
+    different = differences(records)
+    if different:
+        raise ValueError(f"{different}; start all workers with the same flags, versions and photos")
+    return records[0][SEED]
+
+
+def differences(records: Sequence[dict[str, object]]) -> str:
+    """Says in what a worker's record differs from the chief's, the first, apart from seeds; empty: in nothing."""
+    chief, found = records[0], []
+    for i, record in enumerate(records):
+        names = [n for n in sorted(chief.keys() | record.keys()) if n != SEED and chief.get(n) != record.get(n)]
+        found += [f"worker {i} has {n} {record.get(n, 'none')}, worker 0 has {chief.get(n, 'none')}" for n in names]
+    return "; ".join(found)
+
+
+def _fingerprint(scene: Scene) -> str:
+    """A sum over what a scene holds that training sees."""
+    total = zlib.crc32(np.ascontiguousarray(scene.images))
+    total = zlib.crc32(np.ascontiguousarray(scene.poses), total)
+    return f"{zlib.crc32(repr((scene.cameras, scene.near, scene.far)).encode(), total):08x}"
+
+
+@contextlib.contextmanager
+def lost_workers(workers: Workers) -> Iterator[None]:
+    """Turns the errors of TensorFlow that the loss of a worker causes in a block into `LostWorker`."""
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError):
+        raise
+    except tf.errors.OpError as error:
+        if workers.count == 1:
+            raise
+        tasks = set(re.findall(r"/job:\w+/replica:\d+/task:(\d+)", str(error))) - {str(workers.index)}
+        who = f"worker {', '.join(sorted(tasks))}" if tasks else "another worker"
+        raise LostWorker(
+            f"worker {workers.index} of {workers.count} stops: {who} is gone or cannot be reached ({_kind(error)}); "
+            "start all workers again: the run goes on from its last checkpoint"
+        ) from error
+
+
+def _kind(error: tf.errors.OpError) -> str:
+    return type(error).__name__.removesuffix("Error")

@@ -1,0 +1,127 @@
+"""A training step on several devices, of one process or of several, by a `tf.distribute` strategy.
+
+    batch -> (each replica: its rays -> gradients) -> all-reduce -> (each replica: apply) -> StepResult
+
+Every process has the whole batch, since a batch is a pure function of seed and step; a replica takes its rays by its
+number. What a step computes are sums over rays, so that replicas only add up. As the sums are the same on all replicas
+and so is the rule by which weights move, so are the weights, which nobody has to send.
+
+Each replica has a `Trainer` with plain variables on its device. Under the strategy's own variables Keras's optimizer
+would add up the gradients itself, where neither a bad step could be seen before the weights move, nor XLA compile it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.train.gradients import StepGradients
+from nerf_tf.train.step import StepResult, Trainer
+from nerf_tf.train.workers import first_of_all, replica_number
+
+
+class ReplicaTrainer:
+    """The training step of `Trainer` on all replicas of a strategy; the loop, guards and checkpoints use it as one.
+
+    Attributes:
+        first: the trainer of this process's first replica; those of the others hold the same.
+        train_step: as in `Trainer`.
+    """
+
+    minutes = None  # as in `Trainer`
+
+    def __init__(self, strategy: tf.distribute.Strategy, make_trainer: Callable[[], Trainer]):
+        """Makes a trainer on each device of this process.
+
+        Args:
+            strategy: says which devices; a `MirroredStrategy` or a `MultiWorkerMirroredStrategy`.
+            make_trainer: makes a trainer; equal ones in each process and each time.
+        """
+        self._strategy = strategy
+        self._trainers = []
+        for device in strategy.extended.worker_devices:
+            with tf.device(device):
+                self._trainers.append(make_trainer())
+        self.first = self._trainers[0]
+        self._make_functions()
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a `Trainer` has is that of the first one."""
+        return getattr(self.first, name)
+
+    @property
+    def replicas(self) -> int:
+        """The number of replicas in all processes."""
+        return self._strategy.num_replicas_in_sync
+
+    def rays_of_replica(self, rays: int) -> int:
+        """How many of a batch's rays a replica takes, where the last ones may take fewer."""
+        return -(-rays // self.replicas)
+
+    def _make_functions(self) -> None:
+        compiled = self.first.coarse.compiled
+
+        def function(method: Callable) -> Callable:
+            return tf.function(method, jit_compile=True, autograph=False) if compiled else method
+
+        self._gradients = [function(trainer.gradients) for trainer in self._trainers]
+        self._apply = [function(trainer.apply) for trainer in self._trainers]
+        self.train_step = tf.function(self._train_step, autograph=False)
+
+    def resize(self, chunk: int, netchunk: int) -> None:
+        """As `Trainer.resize`, on all replicas of this process."""
+        for trainer in self._trainers:
+            trainer.resize(chunk, netchunk)
+        self._make_functions()
+
+    def copy_state_from(self, other: Trainer, restarts: int) -> None:
+        """As `Trainer.copy_state_from`, on all replicas of this process."""
+        for trainer in self._trainers:
+            trainer.copy_state_from(other, restarts)
+
+    def share_state(self) -> None:
+        """Gives every replica the state of the first replica of the first process."""
+
+        @tf.function(autograph=False)
+        def send() -> list[tf.Tensor]:
+            values = [tf.convert_to_tensor(variable) for variable in (*self.first.variables, self.first.counts)]
+            return first_of_all(self._strategy, values)
+
+        values = send()
+        for trainer in self._trainers:
+            for variable, value in zip((*trainer.variables, trainer.counts), values, strict=True):
+                variable.assign(value)
+
+    def _train_step(self, batch: RayBatch) -> StepResult:
+        step = self.first.step.read_value()
+        found = self._strategy.run(self._replica_gradients, args=(batch, step))
+        results = []
+        for i, device in enumerate(self._strategy.extended.worker_devices):
+            its = tf.nest.map_structure(lambda x, i=i: self._strategy.experimental_local_results(x)[i], found)
+            with tf.device(device):
+                results.append(self._apply[i](its, batch.rgb, step))
+        with tf.control_dependencies([result.counts for result in results]):
+            for trainer in self._trainers:
+                trainer.step.assign_add(1)
+        return tf.nest.map_structure(lambda x: None if x is None else tf.identity(x), results[0])
+
+    def _replica_gradients(self, batch: RayBatch, step: tf.Tensor) -> StepGradients:
+        """The batch's sums, of which this replica computes its part; `sigma` is that of its rays alone."""
+        context = tf.distribute.get_replica_context()
+        number = replica_number()
+        local = number % len(self._trainers)
+        count, size = batch.rgb.shape[0], self.rays_of_replica(batch.rgb.shape[0])
+        first_ray = number * size
+        rows = first_ray + tf.range(size)
+        # Where there are fewer rays than that, the rest is filled up with the last ray, at no weight.
+        part = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
+        shares = tf.where(rows < count, 1.0 / count, 0.0)
+        compiled = self.first.coarse.compiled
+        draws = self._trainers[local].draw(size, first_ray) if compiled else None
+        found = self._gradients[local](part, draws, shares, 0 if compiled else first_ray)
+        sums = tf.nest.flatten(found[:3])  # all but sigma
+        sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        return StepGradients(*tf.nest.pack_sequence_as(found[:3], sums), found.sigma)

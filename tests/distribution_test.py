@@ -1,0 +1,248 @@
+"""Training on several devices and by several processes: equal to training on one, and safe when a worker dies."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from lives import ROOT, Death, Launcher
+from step_test import assert_equal_states, make_batch, make_trainer, state_of
+
+from nerf_tf import build
+from nerf_tf.safety import worker_checks
+from nerf_tf.settings import parsing
+from nerf_tf.storage import tf1_weights
+from nerf_tf.train import workers
+from nerf_tf.train.replicas import ReplicaTrainer
+
+STEPS = 50
+WORKERS = 2
+# N_rand is odd, so that one of two replicas has a ray less; every kind of randomness is on.
+FLAGS = [
+    *("--dataset_type=blender", f"--datadir={ROOT}/tests/data/portable/scenes/blender", "--N_samples=4"),
+    *("--netdepth=2", "--netwidth=16", "--N_rand=15", "--use_viewdirs", "--raw_noise_std=1", "--random_seed=5"),
+    *("--i_print=1", "--i_weights=12", "--i_img=0", "--i_testset=0", "--i_video=0", f"--N_iters={STEPS}"),
+]
+
+
+class Cluster:
+    """Two workers on this machine, each of which lives many lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        addresses = []
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(WORKERS)]
+        for each in sockets:
+            addresses.append(f"127.0.0.1:{each.getsockname()[1]}")
+        for each in sockets:
+            each.close()
+        configs = [
+            {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}} for index in range(WORKERS)
+        ]
+        self.launchers = [Launcher(folder, TF_CONFIG=json.dumps(config)) for config in configs]
+
+    def alone(self, name: str, *more: str, devices: int = 1) -> int:
+        """A run by one process; returns its exit code."""
+        arguments = [*FLAGS, f"--basedir={self.folder}", f"--expname={name}", *more]
+        return self.launchers[0].live(*arguments, log=self.log(name, 0), devices=devices)
+
+    def together(self, name: str, *more: Sequence[str], deaths: Sequence[Death | None] = (None, None)) -> list[int]:
+        """A run by both, the second with flags of its own if there are two lists; returns their exit codes."""
+        codes = [0] * WORKERS
+
+        def live(index: int) -> None:
+            flags = more[min(index, len(more) - 1)] if more else []
+            arguments = [*FLAGS, "--distribute=multi_worker", f"--basedir={self.folder}", f"--expname={name}", *flags]
+            codes[index] = self.launchers[index].live(*arguments, log=self.log(name, index), death=deaths[index])
+
+        threads = [threading.Thread(target=live, args=(index,)) for index in range(WORKERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return codes
+
+    def log(self, name: str, index: int) -> Path:
+        return self.folder / f"{name}_{index}.log"
+
+    def said(self, name: str, index: int) -> str:
+        return self.log(name, index).read_text(encoding="utf-8")
+
+    def weights(self, name: str) -> list[np.ndarray]:
+        """The last step's weights."""
+        return tf1_weights.load(self.folder / name / f"model_{STEPS - 1:06d}.npy")
+
+    def losses(self, name: str) -> dict[int, float]:
+        """The losses that the chief printed, by step."""
+        found = re.findall(rf"{name} step (\d+) psnr \S+ loss (\S+)", self.said(name, 0))
+        return {int(step): float(loss) for step, loss in found}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    assert cluster.alone("one") == 0
+    yield cluster
+    for launcher in cluster.launchers:
+        launcher.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> list[np.ndarray]:
+    """The weights of a run by both workers that nothing disturbed."""
+    assert cluster.together("two") == [0, 0]
+    return cluster.weights("two")
+
+
+def assert_like_one(cluster: Cluster, name: str) -> None:
+    for mine, its in zip(cluster.weights("one"), cluster.weights(name), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=0, atol=1e-5)
+    one, other = cluster.losses("one"), cluster.losses(name)
+    assert list(one) == list(other) == list(range(STEPS))
+    np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=0, atol=1e-5)
+
+
+def test_two_devices_go_on_with_a_run_as_one(cluster: Cluster):
+    assert cluster.alone("mirrored", f"--N_iters={STEPS // 2}") == 0
+    assert cluster.alone("mirrored", "--distribute=mirrored", devices=2) == 0
+    assert "split over 2 devices: CPU:0, CPU:1" in cluster.said("mirrored", 0)
+    assert_like_one(cluster, "mirrored")
+
+
+def test_two_processes_train_as_one_and_only_the_chief_writes(cluster: Cluster, undisturbed: list[np.ndarray]):
+    assert_like_one(cluster, "two")
+    assert "step" not in cluster.said("two", 1)
+    names = [path.name for path in (cluster.folder / "two").iterdir()]
+    assert sorted(names) == sorted(path.name for path in (cluster.folder / "one").iterdir())
+    assert len(list((cluster.folder / "summaries" / "two").glob("*.v2"))) == 1
+
+
+def test_a_run_whose_workers_die_goes_on_to_the_same_weights(cluster: Cluster, undisturbed: list[np.ndarray]):
+    name = "killed"
+    assert cluster.together(name, deaths=[None, Death("step", 14)]) == [1, -signal.SIGKILL]
+    assert last_line(cluster, name, 0).startswith("nerf_tf: worker 0 of 2 stops: worker 1 is gone")
+    assert cluster.together(name, deaths=[Death("step", 15), None]) == [-signal.SIGKILL, 1]
+    assert last_line(cluster, name, 1).startswith("nerf_tf: worker 1 of 2 stops: worker 0 is gone")
+    # A request to stop that reaches one of them stops both.
+    stop = Death("step", 3, signals=(signal.SIGTERM,))
+    assert cluster.together(name, deaths=[None, stop]) == [128 + signal.SIGTERM] * 2
+    assert "the same command goes on" in last_line(cluster, name, 0)
+    assert cluster.together(name) == [0, 0]
+    for mine, its in zip(undisturbed, cluster.weights(name), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_workers_with_other_flags_are_refused(cluster: Cluster):
+    assert cluster.together("other", [], ["--lrate=0.1", "--basedir=/elsewhere"]) == [1, 1]
+    for index in range(WORKERS):
+        assert "worker 1 has --lrate 0.1, worker 0 has 0.0005; start all workers with" in last_line(
+            cluster, "other", index
+        )
+    assert not (cluster.folder / "other").exists()
+
+
+def test_bad_steps_end_all_workers(cluster: Cluster):
+    assert cluster.together("bad", ["--lrate=1e30", "--max_bad_steps=3"]) == [1, 1]
+    for index in range(WORKERS):
+        assert "loss or gradient was not finite in 3 steps in a row" in last_line(cluster, "bad", index)
+    assert len(list((cluster.folder / "bad").glob("bad_step_*.npz"))) == 1
+
+
+def last_line(cluster: Cluster, name: str, index: int) -> str:
+    return cluster.said(name, index).splitlines()[-1]
+
+
+def test_a_compiled_step_under_a_strategy_is_that_of_a_trainer():
+    one = make_trainer(compiled=True)
+    other = ReplicaTrainer(tf.distribute.MirroredStrategy(["CPU:0"]), lambda: make_trainer(compiled=True))
+    for step in range(2):
+        mine, its = one.train_step(make_batch(step)), other.train_step(make_batch(step))
+        for name in ("loss", "psnr", "psnr0", "learning_rate", "counts"):
+            np.testing.assert_allclose(getattr(mine, name), getattr(its, name), rtol=1e-5)
+    for mine, its in zip(state_of(one), state_of(other), strict=True):
+        np.testing.assert_allclose(mine, its, rtol=0, atol=1e-5)
+
+
+def test_a_state_is_copied_and_shared():
+    one, newcomer = make_trainer(), make_trainer(seed=7)
+    other = ReplicaTrainer(tf.distribute.MirroredStrategy(["CPU:0"]), make_trainer)
+    one.copy_state_from(newcomer, restarts=1)
+    other.copy_state_from(newcomer, restarts=1)
+    other.share_state()
+    assert_equal_states(state_of(one), state_of(other))
+    assert list(other.counts.numpy()) == list(one.counts.numpy())
+
+
+def test_the_differences_between_workers_are_named():
+    chief = {"nerf_tf": "0.3.0", "--lrate": "1", worker_checks.SEED: 1}
+    assert worker_checks.differences([chief, chief | {worker_checks.SEED: 2}]) == ""
+    found = worker_checks.differences([chief, chief, {"nerf_tf": "0.2.0", "--lrate": "1", "--new": "x"}])
+    assert found == "worker 2 has --new x, worker 0 has none; worker 2 has nerf_tf 0.2.0, worker 0 has 0.3.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "TF_CONFIG: not of the form"),
+        ("[]", "TF_CONFIG: not of the form"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "TF_CONFIG: not of the form"),
+        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "TF_CONFIG: not of the form"),
+        ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "has ps, worker"),
+        ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}', "have one address"),
+    ],
+)
+def test_a_wrong_tf_config_is_refused(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        workers.find_cluster({"TF_CONFIG": text})
+
+
+def test_several_workers_have_to_be_named():
+    with pytest.raises(ValueError, match=r"TF_CONFIG is not set; .*launch_workers\.py"):
+        workers.find_cluster({})
+
+
+def test_the_chief_comes_first(monkeypatch: pytest.MonkeyPatch):
+    config = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"type": "worker", "index": 1}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert workers.place_in(workers.find_cluster({"TF_CONFIG": json.dumps(config)})) == (2, 3)
+
+
+def test_slurm_names_the_workers(monkeypatch: pytest.MonkeyPatch):
+    variables = {
+        "SLURM_PROCID": "2",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    resolver = workers.find_cluster(variables)
+    assert workers.place_in(resolver) == (2, 4)
+    assert resolver.cluster_spec().as_dict() == {"worker": ["n1:8888", "n1:8889", "n2:8888", "n2:8889"]}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "split"),
+    [(2, [], True), (1, [], False), (2, ["--render_only"], False), (2, ["--field=hash_grid"], False)],
+)
+def test_auto_takes_several_gpus(gpus: int, flags: list[str], split: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "set_up_tensorflow", lambda: None)
+    monkeypatch.setattr(build, "mirrored", lambda: workers.Workers(strategy="all"))
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU"] * gpus)
+    settings = parsing.parse_settings(["--expname=x", "--distribute=auto", *flags])
+    assert (build.find_workers(settings).strategy == "all") == split
+
+
+def test_a_hash_grid_is_not_split(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        parsing.parse_settings(["--expname=x", "--field=hash_grid", "--distribute=mirrored"])
+    assert "--distribute=mirrored is for --field=mlp" in capsys.readouterr().err
