@@ -211,7 +211,8 @@ def test_no_lock_without_room(small_disk):
 
 
 def test_a_run_that_gives_up_says_why_even_if_it_cannot_save_the_step(small_disk):
-    run_of = SimpleNamespace(folder=small_disk, trainer=make_trainer(seed=2), scene=SimpleNamespace(ndc=False))
+    settings, scene = SimpleNamespace(field="mlp"), SimpleNamespace(ndc=False)
+    run_of = SimpleNamespace(folder=small_disk, trainer=make_trainer(seed=2), scene=scene, settings=settings)
     message = r"^step 7: bad; .*bad_step_000007.npz: cannot be written \(No space left on device\); a lower --lrate may"
     with only(0, small_disk), pytest.raises(guards.BadSteps, match=message):
         TrainingRun.end_on_bad_steps(run_of, guards.BadSteps("step 7: bad", 7, make_batch()))

@@ -133,7 +133,7 @@ def test_training_on_lego(real_data, compiled):
     check_training(np.load(real_data / "golden" / "train_lego.npz"), "", compiled)
 
 
-def load_fields(folder: Path, compiled: bool) -> tuple[Field, Field]:
+def load_fields(folder: Path, compiled: bool = False) -> tuple[Field, Field]:
     """The authors' coarse and fine networks."""
     coarse = folder / "model_200000.npy"
     settings, fields = FieldSettings(use_viewdirs=True), []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -308,6 +310,9 @@ def test_forward_computes_in_the_type_of_the_weights(name, dtype, relative, use_
     np.testing.assert_allclose(same, tf.cast(call(half, *inputs), tf.float32), rtol=relative, atol=relative)
 
 
+CPU_INFO = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "avx512"
+
+
 @pytest.mark.parametrize(("name", "dtype", "relative"), HALF_SIZES)
 @pytest.mark.parametrize("use_viewdirs", [True, False])
 @pytest.mark.parametrize("matter", ["all", "some"])
@@ -330,4 +335,7 @@ def test_gradients_of_half_size_are_nearly_those_of_float32(name, dtype, relativ
     assert {x.dtype for x in half} == {tf.float32}
     # The passes' rounding, which opens or shuts a ReLU here and there, and then the backward pass's alone.
     assert_close(half, gradients(exact_weights, exact_activations), 2 * relative)
-    assert_close(half, gradients(in_float32(weights), in_float32(activations)), relative / 4)
+    # A processor without AVX-512 adds products of bfloat16 up in blocks, whose sums it rounds.
+    rounds_sums = name == "bfloat16" and "avx512" not in CPU_INFO
+    own = 2 * relative if rounds_sums else relative / 4
+    assert_close(half, gradients(in_float32(weights), in_float32(activations)), own)

@@ -373,9 +373,9 @@ def test_a_compiled_step_is_two_programs_of_static_shapes(compiled):
     assert len(launched) <= 10, [node.name for node in launched]
     assert [node.type for node in launched].count("StatefulPartitionedCall") == 2
     draws, step = compiled.draw(RAYS), tf.constant(0, tf.int64)
-    found = compiled._compiled_gradients(batch, draws)
+    found = compiled._compiled_gradients(batch, draws, None, 0)
     for program in (
-        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws),
+        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws, None, 0),
         compiled._compiled_apply.experimental_get_compiler_ir(found, batch.rgb, step),
     ):
         text = program(stage="optimized_hlo")
