@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,21 +329,25 @@ def test_a_step_whose_gradients_overflow_leaves_the_weights_alone(float16, scale
     assert np.abs(weights_of(float16)[0] - weights[0]).max() > 1e-4
 
 
+def check_going_on(trainer: Trainer, saved: list[np.ndarray], other: Trainer, folder: Path) -> None:
+    """What a checkpoint of a trainer gives to another one leads to the same steps, bit for bit."""
+    CheckpointStore(trainer.state, folder).save()
+    expected, expected_losses = run(trainer, 3)
+    CheckpointStore(other.state, folder).restore()
+    assert_equal_states(state_of(other), saved)
+    set_state(trainer, state_of(other))  # its step is traced already
+    state, losses = run(trainer, 3)
+    assert losses == expected_losses
+    assert_equal_states(state, expected)
+
+
 def test_a_checkpoint_holds_the_loss_scale_and_the_moments(float16, tmp_path):
     float16.optimizer.dynamic_scale.assign(2.0**13)
     saved, _ = run(float16, 3)
     assert float16.optimizer.dynamic_scale == 2.0**13
     assert float16.optimizer.step_counter == 3
-    CheckpointStore(float16.state, tmp_path).save()
-    expected, expected_losses = run(float16, 3)
-
-    resumed = make_trainer(precision="float16", seed=99, netchunk=float16.coarse.netchunk)
-    CheckpointStore(resumed.state, tmp_path).restore()
-    assert_equal_states(state_of(resumed), saved)
-    set_state(float16, state_of(resumed))  # a step that was traced before
-    state, losses = run(float16, 3)
-    assert losses == expected_losses
-    assert_equal_states(state, expected)
+    other = make_trainer(precision="float16", seed=99, netchunk=float16.coarse.netchunk)
+    check_going_on(float16, saved, other, tmp_path)
 
 
 # One compiled program
@@ -400,15 +405,7 @@ def test_a_compiled_step_that_is_bad_moves_nothing_and_counts(compiled):
 
 def test_a_compiled_run_goes_on_bit_for_bit(compiled, tmp_path):
     saved, _ = run(compiled, 2)
-    CheckpointStore(compiled.state, tmp_path).save()
-    expected, losses = run(compiled, 2)
-    other = make_trainer(seed=9, compiled=True)
-    CheckpointStore(other.state, tmp_path).restore()
-    assert_equal_states(state_of(other), saved)
-    set_state(compiled, state_of(other))  # a step that was compiled before
-    state, losses_again = run(compiled, 2)
-    assert losses == losses_again
-    assert_equal_states(state, expected)
+    check_going_on(compiled, saved, make_trainer(seed=9, compiled=True), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -110,14 +110,14 @@ class DenseTrainer(Trainer):
 
 def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:
     """The program's trainer with the given engine."""
-    _, is_dense, compiled, _ = ENGINES[engine]
-    settings = settings.replace(mixed_precision=ENGINES[engine].precision, jit_compile="true" if compiled else "false")
+    kind = ENGINES[engine]
+    settings = settings.replace(mixed_precision=kind.precision, jit_compile="true" if kind.compiled else "false")
     trainer = build.make_trainer(settings, ndc)
-    if not is_dense:
+    if not kind.dense:
         build.plan_training(settings, trainer)
         return trainer
     networks = (trainer.coarse, trainer.fine)
-    fields = [f and DenseField(f.mlp, f.settings, f.netchunk, compiled=compiled) for f in networks]
+    fields = [f and DenseField(f.mlp, f.settings, f.netchunk, compiled=kind.compiled) for f in networks]
     return DenseTrainer(
         *fields, build.render_settings(settings, ndc), build.train_settings(settings), settings.random_seed
     )

@@ -76,6 +76,7 @@ class Field:
 
         @tf.custom_gradient
         def evaluate(points: tf.Tensor, *variables: tf.Tensor):
+            """Raw [B, 4] of points [B, 3], and the function that turns its gradient into that of the weights."""
             variables = [tf.cast(variable, precision(self.mlp)) for variable in variables]
 
             def gather_points(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

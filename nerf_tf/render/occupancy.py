@@ -163,6 +163,7 @@ class OccupiedField:
         points, size = tf.reshape(points, [-1, 3]), min(self.tile, total)
 
         def evaluate_tile(i: tf.Tensor, raw: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            """Evaluates the i-th tile's samples and writes them to their places in `raw` [total + 1, 4]."""
             numbers = i * size + tf.range(size)
             row = tf.gather(rows, tf.minimum(numbers, count - 1))
             found = self.field(tf.gather(points, row)[:, None], tf.gather(viewdirs, row // samples), None)

@@ -63,6 +63,7 @@ def batch_gradients(
         return gradients_of(batch, draw_chunk(0, count), shares)
 
     def add_chunk(i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
+        """Adds the i-th chunk's losses, gradients and opacity to the sums."""
         rows = i * size + tf.range(size)
         # The last chunk is filled up with the last ray, at no weight.
         chunk, weights = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), (batch, shares))

@@ -58,7 +58,7 @@ class Workers:
         def send(values: tf.Tensor) -> tf.Tensor:
             """Adds up tables of one row for each worker, in which the others' rows are 0."""
             replica, at_each = replica_number(), self.strategy.num_replicas_in_sync // self.count
-            row, is_first = divmod(replica, at_each)[0], replica % at_each == 0
+            row, is_first = replica // at_each, replica % at_each == 0
             table = tf.pad(values[None] * float(is_first), [[row, self.count - 1 - row], [0, 0]])
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, table)
 
@@ -96,6 +96,7 @@ def first_of_all(strategy: tf.distribute.Strategy, values: list[tf.Tensor]) -> l
     """Returns the values that the first replica of the chief has; called by all workers, in a `tf.function`."""
 
     def send() -> list[tf.Tensor]:
+        """Adds up the first replica's values and the others' zeros."""
         context, is_first = tf.distribute.get_replica_context(), replica_number() == 0
         # Whole numbers as float64, which GPUs add up, too; it holds steps and seeds exactly.
         kinds = [tf.float64 if value.dtype.is_integer else value.dtype for value in values]
