@@ -25,6 +25,8 @@ CERTAIN_VIEWS, ENOUGH_POINTS = 3, 100
 OWN_SIGHTINGS = 0.5
 # Points that are projected to find out: more change nothing.
 MOST_POINTS = 5000
+# Percentiles of the depths of sparse points, as some are always wrong, and the room left before and beyond.
+POINT_PERCENTILES, POINT_MARGINS = (0.1, 99.9), (0.9, 1.1)
 
 
 class ScenePoints(NamedTuple):
@@ -111,3 +113,8 @@ def depths_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.n
         rows, cols, z = camera.project(np.asarray(c2w, np.float64), points)
         inside = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
     return np.where(inside, -z, np.nan)
+
+
+def range_of(depths: np.ndarray) -> np.ndarray:
+    """Near and far [2] of what lies at these depths [P]; NaN do not count, but one must be a number."""
+    return np.nanpercentile(depths, POINT_PERCENTILES) * POINT_MARGINS

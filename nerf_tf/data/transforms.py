@@ -44,8 +44,6 @@ OBJECT_RANGE, PHOTO_RANGE = (0.5, 1.5), (0.2, 8.0)
 UNKNOWN_RANGE = (0.1, 20.0)
 # Cosine of the angle, 50 degrees, within which cameras that face one way look along their average.
 ONE_WAY = 0.64
-# Percentiles of the depths of sparse points, as some are always wrong, and the room left before and beyond.
-POINT_PERCENTILES, POINT_MARGINS = (0.1, 99.9), (0.9, 1.1)
 # Sparse points that are projected into all views: more change nothing.
 MOST_POINTS = 20_000
 # Share of a resized or undistorted pixel that has to be within its mask: all but rounding.
@@ -369,7 +367,7 @@ def _near_far(
         views = zip(cameras, poses, strict=True)
         seen = np.concatenate([scene_points.depths_in_image(*view, in_scene) for view in views])
         if np.isfinite(seen).any():
-            limits, source = np.nanpercentile(seen, POINT_PERCENTILES) * POINT_MARGINS, points.source
+            limits, source = scene_points.range_of(seen), points.source
     if not len(limits) and depths is not None:
         typical = np.percentile(depths, [10, 90])  # without the views that look elsewhere
         limits, source = typical * (OBJECT_RANGE if white_bkgd else PHOTO_RANGE), "the point that cameras look at"

@@ -161,7 +161,7 @@ def make_draws(
         raise ValueError("perturb or raw_noise_std without a seed: give a seed, or use settings.deterministic()")
 
     def draw_pass(purpose: int, numbers: int, noise_purpose: int, samples: int) -> PassDraws:
-        """The draws of a pass of so many samples, of which so many are drawn."""
+        """Draws `numbers` positions or quantiles for each ray of a pass, and noise for its `samples` samples."""
         u = noise = None
         if settings.perturb > 0:
             u = _draw_random(UNIFORM, seed, purpose, first_ray, rays, numbers)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data.scene import Scene
+from nerf_tf.data.scene_points import range_of
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import transform_points
@@ -215,7 +216,7 @@ def check_point_range(scene: Scene, points: np.ndarray) -> list[str]:
     else:
         share = float(np.mean((depths < scene.near) | (depths > scene.far)))
         what = f"near {scene.near:.3g} and far {scene.far:.3g} leave out"
-        lower, upper = np.percentile(depths, [0.1, 99.9]) * [0.9, 1.1]
+        lower, upper = range_of(depths)
         remedy = f"try --near {lower:.2g} --far {upper:.2g}"
     if share <= OUT_OF_RANGE:
         return []
