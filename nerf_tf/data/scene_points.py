@@ -107,12 +107,17 @@ def share_of_sightings(cameras: Sequence[Camera], poses: np.ndarray, points: np.
     return float(np.mean(np.minimum(counts / views, 1.0))) if len(points) else 0.0
 
 
-def depths_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distances [P] along a view's optical axis of points [P, 3]; NaN for those beside its image."""
+def pixels_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows [P] and columns [P] at which a view shows points [P, 3], and their depths [P]; NaN beside its image."""
     with np.errstate(over="ignore", invalid="ignore"):  # of absurd points, which are in no image then
         rows, cols, z = camera.project(np.asarray(c2w, np.float64), points)
         inside = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
-    return np.where(inside, -z, np.nan)
+    return tuple(np.where(inside, values, np.nan) for values in (rows, cols, -z))
+
+
+def depths_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distances [P] along a view's optical axis of points [P, 3]; NaN for those beside its image."""
+    return pixels_in_image(camera, c2w, points)[2]
 
 
 def range_of(depths: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.scene_points import range_of
+from nerf_tf.data.scene_points import pixels_in_image, range_of
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import transform_points
@@ -169,10 +169,7 @@ def depth_range(scene: Scene, view: int) -> tuple[float, float]:
 
 def pixels_of_points(scene: Scene, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows [P] and columns [P] at which a view shows points [P, 3], and their depths [P]; NaN beside its image."""
-    camera = scene.cameras[view]
-    rows, cols, z = camera.project(scene.poses[view].astype(np.float64), points)
-    inside = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
-    return tuple(np.where(inside, values, np.nan) for values in (rows, cols, -z))
+    return pixels_in_image(scene.cameras[view], scene.poses[view], points)
 
 
 def depths_in_view(scene: Scene, view: int, points: np.ndarray) -> np.ndarray:
