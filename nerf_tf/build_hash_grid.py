@@ -21,6 +21,9 @@ from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
 
 # Samples whose density is evaluated for each one that is trained on: those that turn out to be hidden are left out.
 CANDIDATES = 2
+# Samples on each ray of photos that show the surroundings. Twice as many on half as many rays were 0.5 dB worse on fern
+# after 600 steps and equal in a room; half as many were 1.7 dB worse in the room.
+RAY_SAMPLES = 16
 # Samples that are evaluated at once when views are rendered. Rays in their last rounds leave slots unused: four times
 # as many slots took twice the time on two cores.
 RENDER_SLOTS = 2**14
@@ -39,20 +42,23 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
     """
     tensor_float.use(False)  # a trainer of networks may have turned it on before
     space, own = grid_space(settings, scene), hash_grid_settings(settings)
+    surroundings = _show_surroundings(settings)
     training = PackedTrainSettings(
         slots=settings.grid_slots,
+        ray_samples=RAY_SAMPLES if surroundings else None,
         lrate=settings.grid_lrate,
         steps=settings.N_iters,
         minutes=settings.train_minutes,
         perturb=settings.perturb > 0,
         # It makes transparency cost where something should be seen: in photos that show their surroundings everywhere,
         # and elsewhere where alpha says so.
-        random_background=_show_surroundings(settings) or scene.alphas is not None,
+        random_background=surroundings or scene.alphas is not None,
         white_bkgd=settings.white_bkgd,
-        distortion=DISTORTION if _show_surroundings(settings) else 0.0,
+        distortion=DISTORTION if surroundings else 0.0,
     )
     possible = None if scene.alphas is None else seen_cells(scene, Box(space.lower, space.upper), own.cells)
-    march = March(space, own.cells, settings.grid_samples, CANDIDATES * settings.grid_slots, possible)
+    slots = settings.grid_slots * (1 if surroundings else CANDIDATES)
+    march = March(space, own.cells, settings.grid_samples, slots, possible)
     return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)
 
 

@@ -105,7 +105,7 @@ def test_weights_and_distortion_are_those_of_each_ray_by_itself(rng, space):
     samples = marching.samples_in(march, rays, jitter, packed)
     density = rng.exponential(size=march.slots).astype(np.float32)
     weights, light = marching.packed_weights(march, tf.constant(density), samples, packed)
-    spread = marching.distortion(weights, samples, packed, 40, 1 / SAMPLES).numpy()
+    spread = marching.distortion(weights, samples, packed, 40).numpy()
     acc = marching.sum_by_ray(weights[:, None], packed, 40)[:, 0].numpy()
     light, weights, place, used = light.numpy(), weights.numpy(), samples.place.numpy(), packed.in_use.numpy()
     assert np.all(weights[~used] == 0)

@@ -108,6 +108,11 @@ class March:
         t, t_following = (1.0 / ((1.0 - s) / first + s / last) for s in (at, following))
         return t, t_following - t, at
 
+    def cells_at(self, points: tf.Tensor) -> tf.Tensor:
+        """Finds the numbers [...] of the cells in which points [..., 3] of the world lie, or which they are next to."""
+        cell = tf.cast(tf.clip_by_value(self.space.to_cube(points) * self.cells, 0.0, self.cells - 1.0), tf.int32)
+        return (cell[..., 0] * self.cells + cell[..., 1]) * self.cells + cell[..., 2]
+
 
 class Packed(NamedTuple):
     """Samples of rays in slots.
@@ -251,9 +256,7 @@ def _meets(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor) -> 
     speed = tf.norm(rays.directions, axis=-1, keepdims=True)
     k = tf.range(march.samples, dtype=tf.float32) + jitter
     t, _, _ = march.candidates(first, last, speed, k)
-    points = march.space.to_cube(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
-    cell = tf.cast(tf.clip_by_value(points * march.cells, 0.0, march.cells - 1.0), tf.int32)
-    meets = tf.gather(occupied, (cell[..., 0] * march.cells + cell[..., 1]) * march.cells + cell[..., 2])
+    meets = tf.gather(occupied, march.cells_at(rays.origins[:, None] + t[..., None] * rays.directions[:, None]))
     if march.space.contracted:
         return meets | (tf.range(march.samples) == march.samples - 1)
     return meets & (t < last)
@@ -267,6 +270,7 @@ class Samples(NamedTuple):
         t: [K] ray parameter.
         length: [K] length of the sample's interval, in `GridSpace.unit`.
         place: [K] see `March.candidates`.
+        extent: [K] length of the sample's interval, in terms of `place`.
         is_last: [K] whether it is the last candidate of its ray.
     """
 
@@ -274,6 +278,7 @@ class Samples(NamedTuple):
     t: tf.Tensor
     length: tf.Tensor
     place: tf.Tensor
+    extent: tf.Tensor
     is_last: tf.Tensor
 
 
@@ -287,7 +292,8 @@ def samples_in(march: March, rays: Rays, jitter: tf.Tensor, packed: Packed) -> S
     t, interval, place = march.candidates(first, last, speed, k)
     points = tf.clip_by_value(march.space.to_cube(origins + t * directions), 0.0, 1.0)
     length = (interval * speed / march.space.unit)[:, 0]
-    return Samples(points, t[:, 0], length, place[:, 0], packed.k == march.samples - 1)
+    extent = tf.fill(length.shape, 1.0 / march.samples)
+    return Samples(points, t[:, 0], length, place[:, 0], extent, packed.k == march.samples - 1)
 
 
 def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: Packed) -> tuple[tf.Tensor, tf.Tensor]:
@@ -316,21 +322,20 @@ def sum_by_ray(values: tf.Tensor, packed: Packed, count: int) -> tf.Tensor:
     return tf.math.unsorted_segment_sum(values, packed.ray, count)
 
 
-def distortion(weights: tf.Tensor, samples: Samples, packed: Packed, count: int, interval: float) -> tf.Tensor:
+def distortion(weights: tf.Tensor, samples: Samples, packed: Packed, count: int) -> tf.Tensor:
     """Computes how far the weights of each ray are spread along it (Barron et al. 2022, equation 15): [count].
 
     Args:
         weights: [K] of the samples.
         samples, packed: what the slots hold.
         count: R.
-        interval: length of a sample's interval, in terms of `Samples.place`.
     """
     both = tf.cast(tf.stack([weights, weights * samples.place], axis=-1), tf.float64)  # [K, 2]
     before = tf.cumsum(both, exclusive=True)
     before = tf.cast(before - tf.gather(before, packed.first), tf.float32)
     # The sum is over pairs in both orders, hence the 2. Places ascend, so that |s_i - s_j| is s_i - s_j for earlier j.
     pairs = 2.0 * weights * (samples.place * before[:, 0] - before[:, 1])
-    return sum_by_ray((pairs + tf.square(weights) * interval / 3.0)[:, None], packed, count)[:, 0]
+    return sum_by_ray((pairs + tf.square(weights) * samples.extent / 3.0)[:, None], packed, count)[:, 0]
 
 
 class PackedRendering(NamedTuple):

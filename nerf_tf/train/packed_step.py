@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
 from nerf_tf.field.hash_grid import HashGridField
-from nerf_tf.render import marching
-from nerf_tf.render.marching import March
+from nerf_tf.geometry.rays import Rays
+from nerf_tf.render import importance, marching
+from nerf_tf.render.marching import March, Packed, Samples
 from nerf_tf.render.passes import PHILOX, UNIFORM
 from nerf_tf.train.counts import Counts, opacities, update_counts
 from nerf_tf.train.step import StepResult, mse_to_psnr
@@ -41,6 +42,7 @@ class PackedTrainSettings:
 
     Attributes:
         slots: largest number of samples that a step trains on.
+        ray_samples: number of samples on each ray, drawn by importance; None: those in occupied cells.
         lrate: highest learning rate.
         steps: number of steps over which the learning rate falls.
         minutes: limit of the time spent on steps; the learning rate then falls with that time if it is ahead of the
@@ -53,6 +55,7 @@ class PackedTrainSettings:
     """
 
     slots: int = 2**13
+    ray_samples: int | None = None
     lrate: float = 2e-2
     steps: int = 1000
     minutes: float | None = None
@@ -218,19 +221,10 @@ class PackedTrainer:
         return taken._replace(gradients=[]), bad
 
     def gradients(self, batch: RayBatch, draws: Draws) -> PackedGradients:
-        """Computes the next step's loss and gradients; changes nothing.
-
-        Samples are packed twice: first all of those in occupied cells, whose density then says which ones light
-        reaches, and these only take part in the step.
-        """
+        """Computes the next step's loss and gradients; changes nothing."""
         grid, march, rays = self.coarse.mlp, self.march, batch.rays
         count = batch.rgb.shape[0]
-        occupied = marching.occupied_cells(grid.occupancy.value, march)
-        packed = marching.pack(march, occupied, rays, draws.jitter)
-        samples = marching.samples_in(march, rays, draws.jitter, packed)
-        density, _ = grid.density(samples.points)
-        packed = marching.keep_visible(march, packed, density, samples, count, self._training.slots)
-        samples = marching.samples_in(march, rays, draws.jitter, packed)
+        packed, samples = self._samples(rays, draws.jitter)
         viewdirs = tf.gather(rays.viewdirs, packed.ray)
         target = batch.rgb
         if isinstance(batch, AlphaRayBatch):  # the photo on this step's background instead of white
@@ -247,10 +241,25 @@ class PackedTrainer:
             error = tf.reduce_sum(shares * tf.reduce_mean(tf.square(rgb - target), axis=-1))
             loss = error
             if self._training.distortion > 0:
-                spread = marching.distortion(weights, samples, packed, count, 1.0 / march.samples)
+                spread = marching.distortion(weights, samples, packed, count)
                 loss += self._training.distortion * tf.reduce_sum(shares * spread)
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights_of)]
         return PackedGradients(loss, error, gradients, opacities(acc, shares), density, packed.rays)
+
+    def _samples(self, rays: Rays, jitter: tf.Tensor) -> tuple[Packed, Samples]:
+        """Chooses the samples that take part in the step.
+
+        Where rays march, samples are packed twice: first all of those in occupied cells, whose density then says which
+        ones light reaches, and these only take part.
+        """
+        grid, march, training = self.coarse.mlp, self.march, self._training
+        if training.ray_samples is not None:
+            return importance.draw_samples(march, grid.occupancy.value, rays, jitter, training.ray_samples)
+        packed = marching.pack(march, marching.occupied_cells(grid.occupancy.value, march), rays, jitter)
+        samples = marching.samples_in(march, rays, jitter, packed)
+        density, _ = grid.density(samples.points)
+        packed = marching.keep_visible(march, packed, density, samples, rays.origins.shape[0], training.slots)
+        return packed, marching.samples_in(march, rays, jitter, packed)
 
     def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, bad: tf.Tensor) -> None:
         """Moves weights and moments by Adam's rule (Kingma and Ba 2015, algorithm 1), unless the step is bad."""

@@ -1,0 +1,105 @@
+"""Samples where something is expected: every ray gets the same number, spread by the occupancy grid's densities.
+
+That suits photos that show their surroundings. There many cells are occupied, so that a ray that marches through them
+has a hundred samples, few of which matter.
+
+Shapes: R rays, S candidates on each, N samples on each.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from nerf_tf.geometry.rays import Rays
+from nerf_tf.render.marching import OPAQUE, March, Packed, Samples, occupied_cells
+from nerf_tf.render.sampling import sample_pdf
+
+# This part of a ray's samples is spread evenly over occupied cells, whose densities may be out of date.
+EVEN_PART = 0.25
+# This part of a cell's density is expected. The grid keeps the largest densities; taken whole, they make light end
+# before surfaces, and fog stays: a walk around a room had 23.3 instead of 25.4 dB after 600 steps.
+EXPECTED_PART = 0.3
+# The sum of a ray's weights: beside it what `sample_pdf` adds to each, for empty cells too, is nothing.
+WEIGHT = 1e4
+
+
+def draw_samples(
+    march: March, densities: tf.Tensor, rays: Rays, jitter: tf.Tensor, count: int
+) -> tuple[Packed, Samples]:
+    """Draws N samples on each ray, one in each of N intervals that are equally likely to matter.
+
+    Args:
+        march: where rays have candidates; rays are taken while its slots hold their samples.
+        densities: [cells ** 3] of the occupancy grid, per `GridSpace.unit`.
+        rays: [R, ...].
+        jitter: [R, 1] in [0, 1), the samples' places in their intervals.
+        count: N.
+
+    Returns:
+        What the slots hold, without gaps: the samples of each ray that was taken. Of an interval only what lies in
+        occupied cells counts, for its length and for its extent.
+    """
+    taken = min(rays.origins.shape[0], march.slots // count)
+    rays, jitter = tf.nest.map_structure(lambda x: x[:taken], (rays, jitter))
+    first, last = march.span(rays)
+    speed = tf.norm(rays.directions, axis=-1, keepdims=True)
+    weights, counted = _expect(march, densities, rays, first, last, speed)
+    # Positions on a ray are numbers of candidates, of which the k-th stands for the interval from k to k + 1.
+    edges = tf.broadcast_to(tf.range(march.samples + 1, dtype=tf.float32), [taken, march.samples + 1])
+    bounds = tf.broadcast_to(tf.range(count + 1, dtype=tf.float32), [taken, count + 1])
+    inside = tf.range(count, dtype=tf.float32) + jitter
+    positions = sample_pdf(edges, WEIGHT * weights, tf.concat([bounds, inside], axis=1) / count)
+    bounds, inside = positions[:, : count + 1], positions[:, count + 1 :]
+    k = tf.minimum(tf.cast(bounds, tf.int32), march.samples - 1)
+    part = (bounds - tf.cast(k, tf.float32))[..., None]
+    before = tf.gather(tf.cumsum(counted, axis=1, exclusive=True), k, batch_dims=1)
+    before += part * tf.gather(counted, k, batch_dims=1)  # [R, N + 1, 2]
+    length, extent = tf.unstack(tf.reshape(before[:, 1:] - before[:, :-1], [-1, 2]), axis=-1)
+    t, _, place = march.candidates(first, last, speed, inside)
+    points = march.space.to_cube(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
+    slots = tf.range(taken * count)
+    ray, k = slots // count, slots % count
+    packed = Packed(tf.constant(taken), tf.constant(taken * count), ray, k, ray * count, tf.fill(slots.shape, True))
+    samples = Samples(
+        points=tf.clip_by_value(tf.reshape(points, [-1, 3]), 0.0, 1.0),
+        t=tf.reshape(t, [-1]),
+        length=length,
+        place=tf.reshape(place, [-1]),
+        extent=extent,
+        is_last=k == count - 1,
+    )
+    return packed, samples
+
+
+def _expect(
+    march: March, densities: tf.Tensor, rays: Rays, first: tf.Tensor, last: tf.Tensor, speed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Estimates how much candidates' intervals matter, from the densities of their cells.
+
+    Returns:
+        Their weights [R, S], the sum of which is 1, each raised to those of its neighbours (Barron et al. 2021, section
+        3.4), as a cell's density says little about the place of a surface in it; and [R, S, 2] their lengths in
+        `GridSpace.unit`, and in terms of `Samples.place`. All are 0 in cells that are not occupied.
+    """
+    middle = tf.range(march.samples, dtype=tf.float32) + 0.5
+    t, interval, _ = march.candidates(first, last, speed, middle)
+    cells = march.cells_at(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
+    meets = tf.gather(occupied_cells(densities, march), cells)
+    if march.space.contracted:
+        meets |= tf.range(march.samples) == march.samples - 1
+    else:
+        meets &= t < last
+    meets = tf.cast(meets, tf.float32)
+    lengths = meets * interval * speed / march.space.unit
+    depth = tf.minimum(EXPECTED_PART * tf.gather(densities, cells) * lengths, OPAQUE)
+    weights = tf.exp(-tf.cumsum(depth, axis=1, exclusive=True)) * -tf.math.expm1(-depth)
+    padded = tf.pad(weights, [[0, 0], [1, 1]])
+    larger = tf.maximum(padded[:, :-1], padded[:, 1:])  # [R, S + 1]
+    weights = meets * 0.5 * (larger[:, :-1] + larger[:, 1:])
+    weights = (1.0 - EVEN_PART) * _normalised(weights) + EVEN_PART * _normalised(meets)
+    return weights, tf.stack([lengths, meets / march.samples], axis=-1)
+
+
+def _normalised(weights: tf.Tensor) -> tf.Tensor:
+    """Scales weights [R, S] to a sum of 1, unless all of a ray's are 0."""
+    return tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=1, keepdims=True))
