@@ -44,6 +44,16 @@ def pytest_configure() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
+def pytest_collection_finish() -> None:
+    """Spares Python's garbage collector what all modules hold, and has it look less often.
+
+    To make a graph takes hundreds of thousands of objects; otherwise all of TensorFlow's are looked through meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 @contextlib.contextmanager
 def without_gpus() -> Iterator[None]:
     """TensorFlow computes on the CPU and reports no GPU; programs that are started see none."""

@@ -128,7 +128,8 @@ def test_training(portable, name, compiled):
     check_training(np.load(portable / f"{name}.npz"), "initial_", compiled)
 
 
-@COMPILED
+# Compiled it is `train_views_white` once more, of more rays and wider networks.
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "compiled"])
 def test_training_on_lego(real_data, compiled):
     check_training(np.load(real_data / "golden" / "train_lego.npz"), "", compiled)
 

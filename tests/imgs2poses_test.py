@@ -456,11 +456,15 @@ def test_without_pycolmap(fail, noise, tmp_path, monkeypatch):
 
 
 def test_fern(imgs2poses, real_data, tmp_path):
-    """Poses and bounds of the authors' photos, at an eighth of their size, against the authors'."""
-    fern = real_data / "data" / "nerf_llff_data" / "fern"
-    assert "20 of 20" in imgs2poses(fern / "images_8", tmp_path / "scene")
+    """Poses and bounds of two thirds of the authors' photos, at an eighth of their size, against the authors'."""
+    fern, photos = real_data / "data" / "nerf_llff_data" / "fern", tmp_path / "photos"
+    photos.mkdir()
+    chosen = [i for i in range(20) if i % 3]
+    for path in np.array(sorted((fern / "images_8").glob("*.png")))[chosen]:
+        (photos / path.name).symlink_to(path)
+    assert "13 of 13" in imgs2poses(photos, tmp_path / "scene")
     found, _, bounds = llff.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
-    true, _, true_bounds = llff.read_poses_bounds(fern / "poses_bounds.npy")
+    true, _, true_bounds = (values[chosen] for values in llff.read_poses_bounds(fern / "poses_bounds.npy"))
     angles, offsets, scale = pose_errors(pose_maths.llff_to_opengl(found), pose_maths.llff_to_opengl(true))
     assert angles.mean() < 0.5
     assert offsets.mean() < 0.005

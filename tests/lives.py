@@ -126,6 +126,7 @@ def main() -> None:
 
     curve.draw_curves({})  # has matplotlib find its fonts
     gc.freeze()  # what is here at the fork need not be looked through in each life
+    gc.set_threshold(50_000, 20, 50)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

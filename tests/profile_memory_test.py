@@ -180,8 +180,9 @@ from support import memory_measurement as measurement
 words = "--expname=test --dataset_type=blender --use_viewdirs --jit_compile=true --random_seed=0".split()
 settings = parsing.parse_settings(words)
 meter.make_room(2e9)
-for mode, netchunk in (("train", 8192), ("train", 2048), ("render", 4096)):
-    cell = measurement.Cell(mode, 128, 128, netchunk, 32, 32, False, "float32", 256, 256)
+# Without a fine pass half is to be compiled: of two sizes of tiles one does without.
+for mode, netchunk, N_importance in (("train", 8192, 32), ("train", 2048, 0), ("render", 4096, 32)):
+    cell = measurement.Cell(mode, 128, 128, netchunk, 32, N_importance, False, "float32", 256, 256)
     trainer = measurement.make_trainer(cell, settings, "worst", ndc=False)
     work = measurement.make_workload(cell, trainer, measurement.random_rays(settings, False, cell.rays))
     print(json.dumps([meter.measure(work)[0], measurement.predicted_mb(cell, trainer)]))

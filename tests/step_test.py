@@ -191,18 +191,9 @@ def at_once(traced):
     return train_three_steps(trainer)
 
 
-@pytest.mark.parametrize(
-    ("chunk", "netchunk", "compiled", "rays"),
-    [
-        (7, 1000, False, 6),  # 3 chunks, and as even as can be: two rays of the last are repeated
-        (1000, 50, False, 4),  # a tile of 50 points holds 5 rays of 10 samples: 4 chunks
-        (1000, 7, False, 16),  # such a tile holds none
-        (5, 7, False, 4),
-        (7, 30, True, 6),
-        (1000, 50, True, 16),
-    ],
-)
-def test_chunk_and_netchunk_do_not_change_training(at_once, monkeypatch, chunk, netchunk, compiled, rays):
+@pytest.fixture
+def taken(monkeypatch) -> list[int]:
+    """How many rays gradients are computed of together, each time that is traced."""
     taken, chunk_gradients = [], gradients.chunk_gradients
 
     def spy(*args):
@@ -210,6 +201,20 @@ def test_chunk_and_netchunk_do_not_change_training(at_once, monkeypatch, chunk, 
         return chunk_gradients(*args)
 
     monkeypatch.setattr(gradients, "chunk_gradients", spy)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("chunk", "netchunk", "compiled", "rays"),
+    [
+        (7, 1000, False, 6),  # 3 chunks, and as even as can be: two rays of the last are repeated
+        (1000, 50, False, 4),  # a tile of 50 points holds 5 rays of 10 samples: 4 chunks
+        (1000, 7, False, 16),  # such a tile holds none
+        (5, 7, False, 4),
+        (7, 25, True, 6),  # tiles of which the last is not full
+    ],
+)
+def test_chunk_and_netchunk_do_not_change_training(at_once, taken, chunk, netchunk, compiled, rays):
     trainer = make_trainer(dataclasses.replace(RANDOM, chunk=chunk), netchunk=netchunk, compiled=compiled)
     losses, weights = train_three_steps(trainer)
     np.testing.assert_allclose(losses, at_once[0], rtol=1e-5)
@@ -217,6 +222,12 @@ def test_chunk_and_netchunk_do_not_change_training(at_once, monkeypatch, chunk, 
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert trainer.train_step.experimental_get_tracing_count() == 1
     assert taken == [rays]  # once: it is a loop that TensorFlow knows of
+
+
+def test_a_compiled_step_takes_all_rays_whatever_fits_a_tile(taken):
+    trainer = make_trainer(netchunk=50, compiled=True)
+    trainer.train_step.get_concrete_function(make_batch(0))  # traced, not compiled
+    assert taken == [RAYS]
 
 
 def test_compilation_does_not_change_training(at_once, compiled):
@@ -228,12 +239,19 @@ def test_compilation_does_not_change_training(at_once, compiled):
     assert compiled.train_step.experimental_get_tracing_count() == 1
 
 
-def test_chunks_do_not_change_training_without_a_fine_network():
-    rendering = dataclasses.replace(RANDOM, N_importance=0)
-    trainers = [make_trainer(dataclasses.replace(rendering, chunk=chunk)) for chunk in (1000, 7)]
-    (expected_losses, expected), (losses, weights) = (train_three_steps(trainer) for trainer in trainers)
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    for a, b in zip(weights, expected, strict=True):
+COARSE = dataclasses.replace(RANDOM, N_importance=0)
+
+
+@pytest.fixture(scope="module")
+def coarse_at_once():
+    """What `train_three_steps` returns without a fine network when all rays are worked on together."""
+    return train_three_steps(make_trainer(COARSE))
+
+
+def test_chunks_do_not_change_training_without_a_fine_network(coarse_at_once):
+    losses, weights = train_three_steps(make_trainer(dataclasses.replace(COARSE, chunk=7)))
+    np.testing.assert_allclose(losses, coarse_at_once[0], rtol=1e-5)
+    for a, b in zip(weights, coarse_at_once[1], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -409,12 +427,12 @@ def test_a_compiled_run_goes_on_bit_for_bit(compiled, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_compiled_step_in_sixteen_bits(at_once, precision):
-    trainer = make_trainer(precision=precision, compiled=True, netchunk=64)
+def test_a_compiled_step_in_sixteen_bits(coarse_at_once, precision):
+    trainer = make_trainer(COARSE, precision=precision, compiled=True, netchunk=64)
     losses, weights = train_three_steps(trainer)
     # Later a density next to 0 takes another sign, and with it the opacity of a last sample.
-    np.testing.assert_allclose(losses[:2], at_once[0][:2], rtol=5e-3)
-    assert any((a != b).any() for a, b in zip(weights, at_once[1], strict=True))
+    np.testing.assert_allclose(losses[:2], coarse_at_once[0][:2], rtol=5e-3)
+    assert any((a != b).any() for a, b in zip(weights, coarse_at_once[1], strict=True))
     assert {v.dtype for v in trainer.coarse.mlp.weights} == {"float32"}
 
 
