@@ -99,9 +99,10 @@ def run(settings: Settings) -> None:
         if settings.eval_folder is not None:
             compare_folder(settings, folder, scene)
             return
+        poses = build.load_render_poses(settings, scene)
         with worker_checks.lost_workers(workers):
-            trainer = build.replica_trainer(settings, scene, workers)
-        renderer = build.make_renderer(settings, scene, trainer)
+            trainer = build.replica_trainer(settings, scene, poses, workers)
+        renderers = build.make_renderers(settings, scene, trainer, workers)
     # Rendering may go on beside training: it reads, and writes to folders of its own.
     locked = settings.training and workers.is_chief
     with (
@@ -115,22 +116,23 @@ def run(settings: Settings) -> None:
                 build.restore(settings, trainer, store, folder)
             if isinstance(trainer, ReplicaTrainer):
                 trainer.share_state()
-            kind = Run if not settings.training else TrainingRun if workers.is_chief else FollowingRun
-            poses = build.load_render_poses(settings, scene)
-            this = kind(settings, folder, scene, trainer, store, renderer, poses, workers=workers)
+            kind = FollowingRun if not workers.is_chief else TrainingRun if settings.training else Run
+            this = kind(settings, folder, scene, trainer, store, renderers, poses, workers=workers)
             if settings.render_only:
                 cameras = this.view_cameras()
             elif settings.training:
                 planned = build.plan_training(settings, trainer)
                 batches = this.batches()
         with user_errors(OSError, guards.Collapse, guards.BadSteps):
-            if settings.eval_only:
-                this.evaluate()
-            elif settings.render_only:
-                this.render_only(cameras)
-            else:
+            if settings.training:
                 while not this.train(batches, planned):
                     batches = this.batches()
+                return
+            if settings.eval_only:
+                this.evaluate()
+            else:
+                this.render_only(cameras)
+            workers.largest(0)  # the others wait for what the chief has yet to write
 
 
 def compare_folder(settings: Settings, folder: Path, scene: Scene) -> None:

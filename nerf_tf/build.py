@@ -32,6 +32,7 @@ from nerf_tf.safety import scene_checks, worker_checks
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
+from nerf_tf.train.packed_replicas import PackedReplicaTrainer
 from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.train.step import Trainer, TrainSettings
@@ -147,30 +148,35 @@ def trainer_for(settings: Settings, scene: Scene, seed: int | None = None) -> Tr
     return make_trainer(settings, scene.ndc, seed)
 
 
-def replica_trainer(settings: Settings, scene: Scene, workers: Workers) -> Trainer | ReplicaTrainer | PackedTrainer:
+def replica_trainer(
+    settings: Settings, scene: Scene, render_poses: np.ndarray, workers: Workers
+) -> Trainer | ReplicaTrainer | PackedTrainer:
     """What trains on the workers' devices: as `trainer_for`, with a trainer on each device if a step is split.
 
     Raises:
-        ValueError: the workers have different flags, versions or photos.
+        ValueError: the workers have different flags, versions, photos or paths, or a step has too few rays for them.
     """
     if workers.strategy is None:
         return trainer_for(settings, scene)
-    seed = worker_checks.agree(settings, scene, __version__, _seed_of(settings), workers)
-    return ReplicaTrainer(workers.strategy, lambda: trainer_for(settings, scene, seed))
+    seed = worker_checks.agree(settings, scene, render_poses, __version__, _seed_of(settings), workers)
+    if settings.training and settings.N_rand < workers.replicas:
+        raise ValueError(f"--N_rand={settings.N_rand} rays are too few for {workers.replicas} devices; raise it")
+    kind = PackedReplicaTrainer if settings.field == "hash_grid" else ReplicaTrainer
+    return kind(workers.strategy, lambda: trainer_for(settings, scene, seed))
 
 
 def find_workers(settings: Settings) -> Workers:
-    """Finds the devices and processes that `--distribute` names, and sets TensorFlow up; rendering takes one device.
+    """Finds the devices and processes that `--distribute` names, and sets TensorFlow up.
 
     Raises:
         ValueError: there is no such cluster.
     """
-    kind = settings.distribute if settings.training else "none"
+    kind = settings.distribute if settings.eval_folder is None else "none"
     resolver = find_cluster(os.environ) if kind == "multi_worker" else None  # under Slurm this chooses the GPUs
     set_up_tensorflow()
     if resolver is not None:
         return multi_worker(resolver)
-    several = len(tf.config.list_physical_devices("GPU")) > 1 and settings.field == "mlp"
+    several = len(tf.config.list_physical_devices("GPU")) > 1
     return mirrored() if kind == "mirrored" or (kind == "auto" and several) else Workers()
 
 
@@ -254,7 +260,7 @@ def plan_training(
     Raises:
         ValueError: `--memory_budget_mb` is too little for a step.
     """
-    if isinstance(trainer, PackedTrainer):
+    if settings.field == "hash_grid":
         return planning.UnplannedMemory(f"{settings.grid_slots} samples in a step; lower --grid_slots")
     rays = settings.N_rand
     if isinstance(trainer, ReplicaTrainer):
@@ -264,8 +270,23 @@ def plan_training(
     return planned
 
 
-def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTrainer) -> Renderer:
-    """Builds the renderer of the trainer's field.
+def make_renderers(
+    settings: Settings, scene: Scene, trainer: Trainer | ReplicaTrainer | PackedTrainer, workers: Workers
+) -> list[Renderer]:
+    """Builds a renderer for each of this process's devices; errors as for `make_renderer`."""
+    if not isinstance(trainer, ReplicaTrainer):
+        return [make_renderer(settings, scene, trainer)]
+    renderers = []
+    for device, own in trainer.by_device:
+        with tf.device(device):
+            renderers.append(make_renderer(settings, scene, own, workers.is_chief))
+    return renderers
+
+
+def make_renderer(
+    settings: Settings, scene: Scene, trainer: Trainer | PackedTrainer, keeps_occupancy: bool = True
+) -> Renderer:
+    """Builds the renderer of the trainer's field; `keeps_occupancy` in a file of the run's folder.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little to render in.
@@ -277,9 +298,8 @@ def make_renderer(settings: Settings, scene: Scene, trainer: Trainer | PackedTra
     rendering = render_settings(settings, scene.ndc)
 
     networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]
-    occupancy = (
-        Occupancy(ray_box(scene), settings.folder / "occupancy.npz", len(networks)) if settings.occupancy else None
-    )
+    path = settings.folder / "occupancy.npz" if keeps_occupancy else None
+    occupancy = Occupancy(ray_box(scene), path, len(networks)) if settings.occupancy else None
 
     def in_tiles(plan: prediction.Plan) -> list[FieldFunction]:
         return [dataclasses.replace(field, netchunk=plan.netchunk) for field in networks]

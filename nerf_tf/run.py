@@ -16,12 +16,13 @@ from nerf_tf.evaluation import report
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Image, Renderer
-from nerf_tf.safety.stop import StopRequest
+from nerf_tf.safety.stop import Stopped, StopRequest
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.packed_step import PackedTrainer
+from nerf_tf.train.replica_views import NotWritten, Views, rendered_by_all
 from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.train.step import Trainer
 from nerf_tf.train.workers import Workers
@@ -49,6 +50,8 @@ def render_info(settings: Settings) -> dict[str, object]:
     return {"rendered_with": {name: getattr(settings, name) for name in ("field", *names)}}
 
 
+# What the chief tells the others when it cannot write views; above all signals.
+FAILS = 128
 # Flags that decide which scene is learnt: a run that continues with others is warned of.
 SCENE_FLAGS = ("dataset_type", "datadir", "half_res", "factor", "white_bkgd", "no_ndc", "spherify", "lindisp", "shape")
 
@@ -63,7 +66,7 @@ class Run:
         scene: photos and cameras.
         trainer: networks, optimizer, step and seed.
         store: its checkpoints.
-        renderer: renders the trainer's networks.
+        renderers: render the trainer's networks, one on each of this process's devices.
         render_poses: [M, 3, 4] the path for videos.
         stop: whether a signal asked to stop.
         workers: the processes that train together.
@@ -74,7 +77,7 @@ class Run:
     scene: Scene
     trainer: Trainer | ReplicaTrainer | PackedTrainer
     store: CheckpointStore
-    renderer: Renderer
+    renderers: Sequence[Renderer]
     render_poses: np.ndarray
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
     workers: Workers = dataclasses.field(default_factory=Workers)
@@ -84,6 +87,11 @@ class Run:
         """The step that comes next."""
         return int(self.trainer.step.numpy())
 
+    @property
+    def renderer(self) -> Renderer:
+        """Renders a single view."""
+        return self.renderers[0]
+
     def view_cameras(self) -> list[Camera]:
         """The photos' cameras at the size of rendered views; see `build.view_camera`."""
         return [build.view_camera(self.settings, camera) for camera in self.scene.cameras]
@@ -92,13 +100,13 @@ class Run:
         """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
         atomic.remove_unfinished(self.folder)
         self.write_settings(replace=False)
-        if self.settings.render_test and self.settings.render_path_file is None:
+        if self.renders_test_views:
             folder = self.folder / f"renderonly_test_{self.start:06d}"
             frames = self.render_test_views(cameras, folder, self.start - 1)
         else:
             folder = self.folder / f"renderonly_path_{self.start:06d}"
-            images = self.renderer.path([cameras[0]] * len(self.render_poses), self.render_poses)
-            frames = view_files.write_views(folder, images, self.settings.save_arrays)
+            with self.rendered(self.path_views(cameras[0])) as images:
+                frames = view_files.write_views(folder, images, self.settings.save_arrays)
         videos = {"": frames.rgb, "_disp": frames.disp, "_depth": frames.depth, "_acc": frames.acc}
         for kind, video in videos.items():
             view_files.write_video(folder / f"video{kind}.mp4", video, self.settings.fps)
@@ -107,13 +115,14 @@ class Run:
     def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> view_files.VideoBuffer:
         """Renders the test views from the weights of `step`; at the photos' size also compares them with these."""
         scene, save_arrays = self.scene, self.settings.save_arrays
-        test_cameras = [cameras[i] for i in scene.i_test]
-        images = self.views(test_cameras, scene.poses[scene.i_test], description="test views")
         size, photo = (cameras[0].height, cameras[0].width), scene.images.shape[1:3]
-        if size != photo:
-            logger.info("no PSNR: views of %dx%d are not compared with photos of %dx%d", *size[::-1], *photo[::-1])
-            return view_files.write_views(folder, images, save_arrays)
-        frames, result = report.write_and_score_views(folder, images, photos_of_test_views(scene), save_arrays)
+        with self.rendered(self.test_views(cameras)) as images:
+            if size != photo:
+                logger.info("no PSNR: views of %dx%d are not compared with photos of %dx%d", *size[::-1], *photo[::-1])
+                return view_files.write_views(folder, images, save_arrays)
+            frames, result = report.write_and_score_views(
+                folder, images, photos_of_test_views(scene), save_arrays, self.workers.replicas
+            )
         info = run_info(self.settings, step) | render_info(self.settings)
         report.write_report(self.folder / "metrics.json", info, result)
         return frames
@@ -124,9 +133,44 @@ class Run:
         self.write_settings(replace=False)
         self.render_test_set(self.start - 1)
 
-    def views(self, *arguments: object, **keywords: object) -> Iterator[Image]:
-        """Yields what `renderer.path` renders; raises `Stopped` between two views if a signal asked to stop."""
-        return self.stop.check_each(self.renderer.path(*arguments, **keywords))
+    @property
+    def renders_test_views(self) -> bool:
+        """Whether `--render_only` renders the test views, rather than the path."""
+        return self.settings.render_test and self.settings.render_path_file is None
+
+    def test_views(self, cameras: Sequence[Camera]) -> Views:
+        """The test views, with the photos' cameras at the size of views."""
+        i_test = self.scene.i_test
+        return Views([cameras[i] for i in i_test], self.scene.poses[i_test], description="test views")
+
+    def path_views(self, camera: Camera) -> Views:
+        """The views along the path."""
+        return Views([camera] * len(self.render_poses), self.render_poses)
+
+    @contextlib.contextmanager
+    def rendered(self, views: Views) -> Iterator[Iterator[Image]]:
+        """Yields rendered views; raises `Stopped` between two of them, on all workers, if a signal asked to stop.
+
+        All workers call this with equal views, and iterate.
+        """
+        if self.workers.replicas == 1:
+            yield self.stop.check_each(self.renderer.path(*views))
+            return
+        with rendered_by_all(views, self.renderers, self.workers, self.agree) as images:
+            yield images
+
+    def agree(self, fails: bool = False) -> None:
+        """Waits for all workers; one of them may have been asked to stop, or the chief have failed to write.
+
+        Raises:
+            Stopped: a signal asked one of them to stop.
+            NotWritten: the chief `fails` to write views.
+        """
+        number = self.workers.largest(FAILS if fails else self.stop.number)
+        if number == FAILS and not fails:
+            raise NotWritten("worker 0 cannot write views, and says why")
+        if number not in (0, FAILS):
+            raise Stopped(number)
 
     def write_settings(self, replace: bool) -> None:
         """Writes args.txt and config.txt; unless `replace`, leaves those of an earlier run."""

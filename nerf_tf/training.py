@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.evaluation.metrics import psnr
+from nerf_tf.geometry.camera import Camera
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files
 from nerf_tf.output.curve import CurveFile
@@ -26,6 +27,7 @@ from nerf_tf.storage import atomic, tf1_weights
 from nerf_tf.storage.run_folder import summaries_folder
 from nerf_tf.train.counts import Counts
 from nerf_tf.train.loop import Event, train
+from nerf_tf.train.replica_views import Views
 from nerf_tf.train.step import StepResult
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class TrainingRun(Run):
         for folder in (self.folder, summaries):
             atomic.remove_unfinished(folder)
         if self.is_over and not self.store.uncommitted:
+            self.workers.largest(0)  # nothing is overdue
             return self.log_finished()
         self.archive_collapsed_run()
         log = TrainingLog(self.folder, summaries, self.start)
@@ -141,7 +144,6 @@ class TrainingRun(Run):
                 return False
             except Stopped as stopped:
                 self.save_stopped(stopped)
-                self.stop_others(stopped)
                 raise
             self.workers.largest(0)  # the others wait for what has just been written
         logger.info("%s: trained to step %d", self.folder, last)
@@ -162,15 +164,8 @@ class TrainingRun(Run):
     def until_stopped(self, batches: Iterable[RayBatch]) -> Iterator[RayBatch]:
         """Yields the batches; raises `Stopped` on all workers before the same step if a signal asked one to stop."""
         for batch in batches:
-            number = self.workers.largest(self.stop.number)
-            if number:
-                raise Stopped(number, agreed=True)
+            self.agree()
             yield batch
-
-    def stop_others(self, stopped: Stopped) -> None:
-        """Tells the other workers, who wait for the next step or the end, that this one was stopped before it."""
-        if not stopped.agreed:
-            self.workers.largest(stopped.signal)
 
     def save_stopped(self, stopped: Stopped) -> None:
         """Saves a checkpoint of a run that a signal stopped, and logs how to continue."""
@@ -250,19 +245,23 @@ class TrainingRun(Run):
             Event(settings.i_video if len(self.render_poses) else 0, self.write_path_videos, at_zero=False),
             Event(settings.i_testset if len(self.scene.i_test) else 0, self.render_test_set, at_zero=False),
             Event(settings.i_img if len(self.scene.i_val) else 0, lambda step: self.write_holdout(step, log)),
-            *(Event(interval, lambda step: log.curve.write()) for interval in {settings.i_img, settings.i_testset}),
+            *(Event(interval, lambda step: self.write_curve(log)) for interval in {settings.i_img, settings.i_testset}),
         )
         return [event._replace(action=warn_if_unwritable(event.action)) for event in events]
 
-    def write_overdue(self, log: TrainingLog) -> None:
-        """Writes what was due at the last checkpoint's step if the run was killed or stopped before it was written."""
+    def write_overdue(self, log: TrainingLog | None) -> None:
+        """Writes what was due at the last checkpoint's step if the run was killed or stopped before it was written.
+
+        The chief knows whether it was; all workers render its views.
+        """
         step = self.start - 1
-        if self.store.uncommitted and step >= 0:
+        if self.workers.largest(int(self.store.uncommitted and step >= 0)):
             for event in self.events(log):
                 if event.due(step):
                     event.action(step)
             if self.is_over:
                 self.write_weights(step)
+        if self.store.uncommitted and step >= 0:
             self.store.commit()
 
     def write_weights(self, step: int) -> None:
@@ -289,53 +288,97 @@ class TrainingRun(Run):
         view_files.write_side_by_side(self.folder / "latest.png", photo, image, f"step {step}, {psnr_holdout:.2f} dB")
         return psnr_holdout
 
+    def write_curve(self, log: TrainingLog) -> None:
+        """Writes `curve.png`."""
+        log.curve.write()
+
     def write_path_videos(self, step: int) -> None:
         """Writes `{expname}_spiral_{step}_rgb.mp4` and `_disp.mp4`; with viewdirs also `_rgb_still.mp4`.
 
         In the last the camera stays at the path's first pose while view directions come from the moving one: whatever
         changes is view-dependent colour.
         """
-        poses, fps = self.render_poses, self.settings.fps
-        cameras = [build.view_camera(self.settings, self.scene.cameras[0])] * len(poses)
-        stem = f"{self.settings.expname}_spiral_{step:06d}"
-        video = view_files.VideoBuffer(self.folder)
-        for image in self.views(cameras, poses):
-            video.append(image)
+        fps, stem = self.settings.fps, f"{self.settings.expname}_spiral_{step:06d}"
+        path, *still = self.videos_views()
+        video = self.render_video(path)
         view_files.write_video(self.folder / f"{stem}_rgb.mp4", video.rgb, fps)
         view_files.write_video(self.folder / f"{stem}_disp.mp4", video.grey_disp, fps)
-        if self.settings.use_viewdirs:
-            still_poses = np.repeat(poses[:1], len(poses), axis=0)
+        for views in still:
+            view_files.write_video(self.folder / f"{stem}_rgb_still.mp4", self.render_video(views).rgb, fps)
+
+    def videos_views(self) -> list[Views]:
+        """The views of the path, and with viewdirs those of the still camera."""
+        path = self.path_views(build.view_camera(self.settings, self.scene.cameras[0]))
+        still_poses = np.repeat(path.poses[:1], len(path.poses), axis=0)
+        still = Views(path.cameras, still_poses, path.poses, "still path")
+        return [path, still] if self.settings.use_viewdirs else [path]
+
+    def render_video(self, views: Views) -> view_files.VideoBuffer:
+        """Renders the views of a video."""
+        with self.rendered(views) as images:
             video = view_files.VideoBuffer(self.folder)
-            for image in self.views(cameras, still_poses, poses, description="still path"):
+            for image in images:
                 video.append(image)
-            view_files.write_video(self.folder / f"{stem}_rgb_still.mp4", video.rgb, fps)
+        return video
 
 
 class FollowingRun(TrainingRun):
-    """A run that takes part in the steps of the chief's run, by the same rules, and writes nothing."""
+    """A run that takes part in the steps and views of the chief's run, by the same rules, and writes nothing."""
 
     def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
         """Takes every step with the other workers; returns and raises as `TrainingRun.train` does."""
         save = Event(self.settings.i_weights, lambda step: None)
         with self.stop.handle_signals():
             try:
-                train(
-                    self.trainer,
-                    self.until_stopped(batches),
-                    self.settings.N_iters,
-                    self.settings.expname,
-                    # Counts are read when something is due, and who reads them ends or starts over: all at once.
-                    self.settings.i_print,
-                    report=lambda *_: None,
-                    events=[event._replace(action=lambda step: None) for event in (save, *self.events(None))],
-                    on_out_of_memory=lambda error: self.on_out_of_memory(error, planned),
-                    watch=self.monitor().check,
-                    shows_progress=False,
-                )
+                self.write_overdue(None)
+                if not self.is_over:
+                    train(
+                        self.trainer,
+                        self.until_stopped(batches),
+                        self.settings.N_iters,
+                        self.settings.expname,
+                        # Counts are read when something is due, and who reads them ends or starts over: all at once.
+                        self.settings.i_print,
+                        report=lambda *_: None,
+                        events=[save, *self.events(None)],
+                        on_out_of_memory=lambda error: self.on_out_of_memory(error, planned),
+                        watch=self.monitor().check,
+                        shows_progress=False,
+                    )
             except guards.Collapse as collapse:
                 self.start_over(collapse)
                 return False
-            number = self.workers.largest(0)  # until the chief has written everything
-        if number:
-            raise Stopped(number)
+            self.workers.largest(0)  # until the chief has written everything
         return True
+
+    def render_only(self, cameras: Sequence[Camera]) -> None:
+        """Renders this worker's part of the views."""
+        self.follow(self.test_views(cameras) if self.renders_test_views else self.path_views(cameras[0]))
+
+    def evaluate(self) -> None:
+        """Renders this worker's part of the test views."""
+        self.render_test_set(self.start - 1)
+
+    def render_test_set(self, step: int) -> None:
+        """Renders this worker's part of the test views."""
+        self.follow(self.test_views(self.view_cameras()))
+
+    def write_path_videos(self, step: int) -> None:
+        """Renders this worker's part of the videos' views."""
+        for views in self.videos_views():
+            self.follow(views)
+
+    def follow(self, views: Views) -> None:
+        """Renders this worker's part of the views; the chief writes them."""
+        with self.rendered(views) as images:
+            for _ in images:
+                pass
+
+    def write_weights(self, step: int) -> None:
+        """Nothing: the chief writes them."""
+
+    def write_holdout(self, step: int, log: TrainingLog | None) -> None:
+        """Nothing: the chief renders this view."""
+
+    def write_curve(self, log: TrainingLog | None) -> None:
+        """Nothing: the chief writes it."""

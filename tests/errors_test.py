@@ -434,7 +434,6 @@ TABLE = [
     flag("render_width 0", "--render_width=0"),
     flag("hash_grid with occupancy", "--field=hash_grid --occupancy"),
     flag("hash_grid in 16 bits", "--field=hash_grid --mixed_precision=bfloat16"),
-    flag("hash_grid with distribute", "--field=hash_grid --distribute=mirrored"),
     flag("unknown distribute", "--distribute=all"),
     Mistake("multi_worker without workers", "blender", nothing, "--distribute=multi_worker", 1),
     flag("grid_slots below grid_samples", "--field=hash_grid --grid_slots=1024 --grid_samples=1025"),

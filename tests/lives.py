@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gc
+import importlib
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,13 +75,22 @@ class Launcher:
 
         TensorFlow sees the CPU as so many `devices`.
         """
-        order = {
-            "arguments": [str(argument) for argument in arguments],
-            "log": str(log),
-            "deaths": [dataclasses.asdict(each) for each in (death, then) if each],
-            "largest_file": largest_file,
-            "devices": devices,
-        }
+        return self._carry_out(
+            arguments=[str(argument) for argument in arguments],
+            log=str(log),
+            deaths=[dataclasses.asdict(each) for each in (death, then) if each],
+            largest_file=largest_file,
+            devices=devices,
+        )
+
+    def call(self, function: str, *arguments: object, log: Path, devices: int) -> int:
+        """Calls a function `module.name` of a file in this folder, which logs errors; returns 1 if it raised one.
+
+        TensorFlow sees the CPU as so many `devices`.
+        """
+        return self._carry_out(function=function, arguments=arguments, log=str(log), devices=devices)
+
+    def _carry_out(self, **order: Any) -> int:
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
@@ -136,29 +147,45 @@ def main() -> None:
 
 
 def live(order: dict[str, Any]) -> None:
-    """Runs the program, and ends this process."""
+    """Carries out an order, and ends this process."""
     import tensorflow as tf
-
-    from nerf_tf import app
-    from nerf_tf.settings import parsing
 
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
-    make_small()
     # Saves a third of the time that goes into making graphs, which is nearly all there is.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if order["devices"] > 1:
         one = tf.config.LogicalDeviceConfiguration()
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [one] * order["devices"])
-    for death in order["deaths"]:
-        die(Death(**death))
-    if order["largest_file"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], resource.RLIM_INFINITY))
-    code = app.main(parsing.parse_settings(order["arguments"]))
+    code = call(**order) if "function" in order else run(**order)
     sys.stderr.flush()
     os._exit(code)
+
+
+def call(function: str, arguments: list[Any], **_: Any) -> int:
+    """Calls a function of a file in this folder; returns 1 if it raised something, and prints that."""
+    module, name = function.split(".")
+    try:
+        getattr(importlib.import_module(module), name)(*arguments)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run(arguments: list[str], deaths: list[dict[str, Any]], largest_file: int | None, **_: Any) -> int:
+    """Runs the program; returns its exit code."""
+    from nerf_tf import app
+    from nerf_tf.settings import parsing
+
+    make_small()
+    for death in deaths:
+        die(Death(**death))
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+    return app.main(parsing.parse_settings(arguments))
 
 
 def make_small() -> None:

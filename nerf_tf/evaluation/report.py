@@ -36,8 +36,8 @@ class Evaluation:
         height, width: of every view.
         scores: name of the metric -> its value for each view. `psnr_8bit`, `ssim` and `lpips` compare the saved 8-bit
             images, `psnr_float` the images before rounding. Metrics that cannot be computed are absent.
-        seconds_per_view: median time to render and write a view, as the first one also traces graphs; None if views
-            were not rendered.
+        seconds_per_view: median time to render and write a view, as the first one also traces graphs; where several are
+            rendered at once, that of all of them by their number. None if views were not rendered.
     """
 
     folder: Path
@@ -70,9 +70,12 @@ def _json_number(value: float) -> float | None:
 
 
 def write_and_score_views(
-    folder: Path, images: Iterable[Image], photos: Sequence[np.ndarray], save_arrays: bool
+    folder: Path, images: Iterable[Image], photos: Sequence[np.ndarray], save_arrays: bool, at_once: int = 1
 ) -> tuple[view_files.VideoBuffer, Evaluation]:
-    """Writes test views as `view_files.write_views` does, and scores them with photos [H, W, 3]."""
+    """Writes test views as `view_files.write_views` does, and scores them with photos [H, W, 3].
+
+    `at_once` is how many views are rendered at a time.
+    """
     float_psnrs: list[float] = []
     times = [time.perf_counter()]
 
@@ -84,7 +87,9 @@ def write_and_score_views(
 
     frames = view_files.write_views(folder, add_float_psnrs(), save_arrays)
     scores = {"psnr_float": float_psnrs} | score_views(frames.rgb, photos)
-    return frames, Evaluation(folder, *photos[0].shape[:2], scores, float(np.median(np.diff(times))))
+    ends = np.append(np.arange(0, len(photos), at_once), len(photos))
+    seconds = np.median(np.diff(np.array(times)[ends]) / np.diff(ends))
+    return frames, Evaluation(folder, *photos[0].shape[:2], scores, float(seconds))
 
 
 def score_folder(folder: Path, photos: Sequence[np.ndarray]) -> Evaluation:

@@ -39,13 +39,13 @@ BUILD_POINTS = 2**18
 MAX_FILE_SIZE = 2**24
 
 
-def find_occupied(field: FieldFunction, box: Box, description: str = "occupancy") -> np.ndarray:
+def find_occupied(field: FieldFunction, box: Box, description: str | None = "occupancy") -> np.ndarray:
     """Finds the occupied cells: evaluates a coarse grid, then a fine one where that is not empty.
 
     Args:
         field: the network.
         box: the space to cover.
-        description: text of the progress bar.
+        description: text of the progress bar; None: no bar.
 
     Returns:
         [FINE_CELLS] * 3 bool, by x, y, z: whether a cell may contain anything.
@@ -66,7 +66,7 @@ def _upsample(cells: np.ndarray) -> np.ndarray:
     return cells
 
 
-def _evaluate_densities(field: FieldFunction, box: Box, selected: np.ndarray, description: str) -> np.ndarray:
+def _evaluate_densities(field: FieldFunction, box: Box, selected: np.ndarray, description: str | None) -> np.ndarray:
     """Evaluates raw density at the centres of the `selected` cells [n, n, n] of the box; 0 elsewhere."""
 
     @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])], autograph=False)
@@ -76,7 +76,8 @@ def _evaluate_densities(field: FieldFunction, box: Box, selected: np.ndarray, de
 
     size = (box.upper - box.lower) / len(selected)
     numbers, densities = np.flatnonzero(selected), np.zeros(selected.size, np.float32)
-    with tqdm(total=len(numbers), desc=description, unit="point", unit_scale=True, dynamic_ncols=True) as bar:
+    how = {"unit": "point", "unit_scale": True, "dynamic_ncols": True, "disable": description is None}
+    with tqdm(total=len(numbers), desc=description, **how) as bar:
         for first in range(0, len(numbers), BUILD_POINTS):
             part = numbers[first : first + BUILD_POINTS]
             cells = np.stack(np.unravel_index(part, selected.shape), axis=-1)
@@ -183,12 +184,12 @@ class Occupancy:
         box: the space that they cover.
     """
 
-    def __init__(self, box: Box, path: Path, networks: int):
+    def __init__(self, box: Box, path: Path | None, networks: int):
         """Starts with all cells occupied.
 
         Args:
             box: the space to cover.
-            path: the npz file for the grids.
+            path: the npz file for the grids; None: there is no file, and nothing is reported.
             networks: number of networks.
         """
         self.box, self._path, self._key = box, path, ""
@@ -208,18 +209,20 @@ class Occupancy:
         key = self._hash(weights)
         if key == self._key:
             return
-        grids = self._load(key)
+        grids = None if self._path is None else self._load(key)
         if grids is None:
-            names = ["occupancy, coarse", "occupancy, fine"]
+            names = [None] * 2 if self._path is None else ["occupancy, coarse", "occupancy, fine"]
             grids = [find_occupied(field, self.box, name) for field, name in zip(fields, names, strict=False)]
             try:
-                self._save(key, grids)
+                if self._path is not None:
+                    self._save(key, grids)
             except OSError as error:
                 logger.warning("%s; the grids are made anew the next time", error)
         for variable, grid in zip(self._grids, grids, strict=True):
             variable.assign(np.append(grid.reshape(-1), True))
-        parts = ", ".join(f"{100 * (1 - grid.mean()):.1f} %" for grid in grids)
-        logger.info("%s: empty, by network: %s", self._path, parts)
+        if self._path is not None:
+            parts = ", ".join(f"{100 * (1 - grid.mean()):.1f} %" for grid in grids)
+            logger.info("%s: empty, by network: %s", self._path, parts)
         self._key = key
 
     def _hash(self, weights: Sequence[Sequence[np.ndarray]]) -> str:

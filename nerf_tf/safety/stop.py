@@ -22,12 +22,10 @@ class Stopped(Exception):
 
     Attributes:
         signal: SIGINT or SIGTERM.
-        agreed: whether all workers stop before the same step.
     """
 
-    def __init__(self, number: int, agreed: bool = False):
+    def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.agreed = agreed
         self.signal = signal.Signals(number)
 
     @property

@@ -26,15 +26,16 @@ class LostWorker(Exception):
     """Another worker is gone, and no step can be taken without it."""
 
 
-def agree(settings: Settings, scene: Scene, version: str, seed: int, workers: Workers) -> int:
-    """Checks that all workers have equal flags, versions and photos; returns the chief's seed.
+def agree(settings: Settings, scene: Scene, render_poses: np.ndarray, version: str, seed: int, workers: Workers) -> int:
+    """Checks that all workers have equal flags, versions, photos and paths; returns the chief's seed.
 
     Raises:
         ValueError: they differ; the message says who, and in what.
     """
     flags = {f"--{name}": str(getattr(settings, name)) for name in OPTIONS if name not in PLACES}
     versions = {"nerf_tf": version, "tensorflow": tf.__version__, "keras": keras.__version__}
-    record = versions | flags | {"photos and poses": _fingerprint(scene), SEED: seed}
+    scene_files = {"photos and poses": _fingerprint(scene), "render path": f"{zlib.crc32(_bytes(render_poses)):08x}"}
+    record = versions | flags | scene_files | {SEED: seed}
     records = [json.loads(text) for text in workers.gather_texts(json.dumps(record))]
     different = differences(records)
     if different:
@@ -52,10 +53,17 @@ def differences(records: Sequence[dict[str, object]]) -> str:
 
 
 def _fingerprint(scene: Scene) -> str:
-    """A sum over what a scene holds that training sees."""
-    total = zlib.crc32(np.ascontiguousarray(scene.images))
-    total = zlib.crc32(np.ascontiguousarray(scene.poses), total)
+    """A sum over what a scene holds that training and evaluation see."""
+    total = 0
+    parts = (scene.images, scene.poses, scene.alphas, scene.masks, scene.i_train, scene.i_val, scene.i_test)
+    for array in parts:
+        total = total if array is None else zlib.crc32(_bytes(array), total)
     return f"{zlib.crc32(repr((scene.cameras, scene.near, scene.far)).encode(), total):08x}"
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array in C order."""
+    return np.ascontiguousarray(array).data
 
 
 @contextlib.contextmanager
@@ -72,7 +80,7 @@ def lost_workers(workers: Workers) -> Iterator[None]:
         who = f"worker {', '.join(sorted(tasks))}" if tasks else "another worker"
         raise LostWorker(
             f"worker {workers.index} of {workers.count} stops: {who} is gone or cannot be reached ({_kind(error)}); "
-            "start all workers again: the run goes on from its last checkpoint"
+            "start all workers again: training goes on from the last checkpoint"
         ) from error
 
 

@@ -238,8 +238,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
             "distribute",
             str,
             "none",
-            "split training steps over devices. mirrored: this machine's GPUs; multi_worker: several processes, named "
-            "by TF_CONFIG or Slurm; auto: mirrored where there are several GPUs",
+            "split training steps over devices, and share out views. mirrored: this machine's GPUs; multi_worker: "
+            "several processes, named by TF_CONFIG or Slurm; auto: mirrored where there are several GPUs",
             choices=("none", "mirrored", "multi_worker", "auto"),
         ),
         Option("occupancy", bool, False, "render faster: skip empty space, and what a surface hides"),

@@ -93,11 +93,6 @@ def _check_combinations(settings: Settings) -> None:
         raise ValueError("--render_path_file is a path of its own: add --render_path=auto --render_frames=None")
     if settings.field == "hash_grid" and settings.mixed_precision != "float32":
         raise ValueError(f"--mixed_precision={settings.mixed_precision}: a hash grid computes in float32; leave it out")
-    if settings.field == "hash_grid" and settings.distribute in ("mirrored", "multi_worker"):
-        raise ValueError(
-            f"--distribute={settings.distribute} is for --field=mlp: how many rays fit into a hash grid's step depends "
-            "on all of them; leave it out"
-        )
     if settings.field == "hash_grid" and settings.occupancy:
         raise ValueError("--occupancy is for --field=mlp: a hash grid skips empty space by itself; leave it out")
     if settings.field == "hash_grid" and settings.grid_slots < settings.grid_samples:

@@ -153,18 +153,34 @@ class PackedTrainer:
             other: the trainer to copy from.
             restarts: the new count of restarts.
         """
-        for mine, its in zip(self._variables, other._variables, strict=True):
+        for mine, its in zip(self.variables, other.variables, strict=True):
             mine.assign(its)
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
 
     @property
-    def _variables(self) -> list:
+    def variables(self) -> list:
+        """What a step changes, without the counts."""
         return [*self.coarse.mlp.weights, *self.optimizer.variables, self.step, self.seed, self.seconds]
 
     def _train_step(self, batch: RayBatch) -> StepResult:
-        rate = self.learning_rate()
+        # The step is read here: what XLA compiles for one device cannot read variables of another.
+        rate, step = self.learning_rate(), self.step.read_value()
         with tf.control_dependencies([rate]):
-            taken, bad = self._step(batch, self.draw(batch.rgb.shape[0]), rate, self.step)
+            taken, bad = self._step(batch, self.draw(batch.rgb.shape[0]), rate, step)
+        return self.finish_step(batch.rgb, taken, bad, rate, tf.range(batch.rgb.shape[0]) < taken.rays)
+
+    def finish_step(
+        self, rgb: tf.Tensor, taken: PackedGradients, bad: tf.Tensor, rate: tf.Tensor, fits: tf.Tensor
+    ) -> StepResult:
+        """Updates the occupancy grid if its turn has come, and counts the step, after the weights have moved.
+
+        Args:
+            rgb: [R, 3] the batch's colours.
+            taken: what `gradients` returned.
+            bad: whether the step was skipped.
+            rate: its learning rate.
+            fits: [R] whether each ray fitted into the slots.
+        """
         cells = self.coarse.mlp.settings.cells
         every = tf.where(self.step < EARLY_UNTIL, UPDATE_EVERY_EARLY, UPDATE_EVERY)
         every = tf.cast(every, tf.int64)
@@ -182,7 +198,7 @@ class PackedTrainer:
         with tf.control_dependencies([updated]):
             self.step.assign_add(1)
             # Rays that did not fit were not learnt from: they count with the first ray's colour, not with their own.
-            shown = tf.where((tf.range(batch.rgb.shape[0]) < taken.rays)[:, None], batch.rgb, batch.rgb[:1])
+            shown = tf.where(fits[:, None], rgb, rgb[:1])
             counts = self.counts.assign(update_counts(self.counts, bad, taken.error, taken.opacity, shown))
         return StepResult(taken.loss, mse_to_psnr(taken.error), None, rate, taken.density[None], tf.identity(counts))
 
@@ -212,10 +228,19 @@ class PackedTrainer:
         """Computes gradients and moves the weights unless the step is bad: the part that is compiled.
 
         Returns:
-            What `gradients` returns, without the gradients, and whether the step is bad: its loss or a gradient is not
+            As `apply_unless_bad`.
+        """
+        return self.apply_unless_bad(self.gradients(batch, draws), rate, step)
+
+    def apply_unless_bad(
+        self, taken: PackedGradients, rate: tf.Tensor, step: tf.Tensor
+    ) -> tuple[PackedGradients, tf.Tensor]:
+        """Moves the weights unless the step is bad.
+
+        Returns:
+            What `gradients` returned, without the gradients, and whether the step is bad: its loss or a gradient is not
             finite.
         """
-        taken = self.gradients(batch, draws)
         bad = ~(tf.math.is_finite(taken.loss) & tf.math.is_finite(tf.linalg.global_norm(taken.gradients)))
         self.apply(taken.gradients, rate, step, bad)
         return taken._replace(gradients=[]), bad

@@ -53,6 +53,11 @@ class ReplicaTrainer:
         return getattr(self.first, name)
 
     @property
+    def by_device(self) -> list[tuple[str, Trainer]]:
+        """The devices of this process, each with its trainer."""
+        return list(zip(self._strategy.extended.worker_devices, self._trainers, strict=True))
+
+    @property
     def replicas(self) -> int:
         """The number of replicas in all processes."""
         return self._strategy.num_replicas_in_sync
@@ -99,7 +104,7 @@ class ReplicaTrainer:
         step = self.first.step.read_value()
         found = self._strategy.run(self._replica_gradients, args=(batch, step))
         results = []
-        for i, device in enumerate(self._strategy.extended.worker_devices):
+        for i, (device, _) in enumerate(self.by_device):
             its = tf.nest.map_structure(lambda x, i=i: self._strategy.experimental_local_results(x)[i], found)
             with tf.device(device):
                 results.append(self._apply[i](its, batch.rgb, step))

@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -40,6 +40,16 @@ class Workers:
         """Whether this worker writes the run's files."""
         return self.index == 0
 
+    @property
+    def replicas(self) -> int:
+        """The number of devices of all workers; each has equally many."""
+        return 1 if self.strategy is None else self.strategy.num_replicas_in_sync
+
+    @property
+    def devices(self) -> Sequence[str | None]:
+        """This worker's devices; None is TensorFlow's choice."""
+        return [None] if self.strategy is None else self.strategy.extended.worker_devices
+
     def gather(self, values: np.ndarray) -> np.ndarray:
         """Returns what each worker called this with; waits until all have.
 
@@ -53,13 +63,31 @@ class Workers:
             return values[None]
         return self._gather(tf.constant(values, tf.float32)).numpy()
 
+    def gather_pixels(self, values: np.ndarray) -> np.ndarray:
+        """As `gather`, for many values: they arrive bit by bit as they are, and no zeros are sent with them."""
+        if self.count == 1:
+            return values[None]
+        return self._gather_pixels(tf.constant(values, tf.float32)).numpy()
+
+    @functools.cached_property
+    def _gather_pixels(self) -> tf.types.experimental.PolymorphicFunction:
+        def send(values: tf.Tensor) -> tf.Tensor:
+            """Puts together tables of one row from each worker's first replica, and none from the others."""
+            number = replica_number() % (self.replicas // self.count)
+            return tf.distribute.get_replica_context().all_gather(values[None][: int(number == 0)], axis=0)
+
+        @tf.function(autograph=False)
+        def gather(values: tf.Tensor) -> tf.Tensor:
+            return self.strategy.experimental_local_results(self.strategy.run(send, args=(values,)))[0]
+
+        return gather
+
     @functools.cached_property
     def _gather(self) -> tf.types.experimental.PolymorphicFunction:
         def send(values: tf.Tensor) -> tf.Tensor:
             """Adds up tables of one row for each worker, in which the others' rows are 0."""
-            replica, at_each = replica_number(), self.strategy.num_replicas_in_sync // self.count
-            row, is_first = replica // at_each, replica % at_each == 0
-            table = tf.pad(values[None] * float(is_first), [[row, self.count - 1 - row], [0, 0]])
+            row, number = divmod(replica_number(), self.replicas // self.count)
+            table = tf.pad(values[None] * float(number == 0), [[row, self.count - 1 - row], [0, 0]])
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, table)
 
         @tf.function(autograph=False)
