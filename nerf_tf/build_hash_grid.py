@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from nerf_tf.render.marching_renderer import MarchingRenderer
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.settings.settings import Settings
 from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
+
+logger = logging.getLogger(__name__)
 
 # Samples whose density is evaluated for each one that is trained on: those that turn out to be hidden are left out.
 CANDIDATES = 2
@@ -57,6 +60,9 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
         distortion=DISTORTION if surroundings else 0.0,
     )
     possible = None if scene.alphas is None else seen_cells(scene, Box(space.lower, space.upper), own.cells)
+    if surroundings and settings.N_rand > settings.grid_slots // RAY_SAMPLES:
+        rays = settings.grid_slots // RAY_SAMPLES
+        logger.warning("a step has room for %d of --N_rand=%d rays; give --N_rand=%d", rays, settings.N_rand, rays)
     slots = settings.grid_slots * (1 if surroundings else CANDIDATES)
     march = March(space, own.cells, settings.grid_samples, slots, possible)
     return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)

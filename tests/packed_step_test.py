@@ -54,8 +54,9 @@ def values(trainer: PackedTrainer) -> list[np.ndarray]:
     return [variable.numpy() for variable in variables(trainer)]
 
 
-def test_compiled_and_eager_gradients_agree():
-    trainer = make_trainer(BALL, distortion=0.01, random_background=True)
+@pytest.mark.parametrize("ray_samples", [None, 16])
+def test_compiled_and_eager_gradients_agree(ray_samples):
+    trainer = make_trainer(BALL, distortion=0.01, random_background=True, ray_samples=ray_samples)
     batch, draws = make_batch(0), trainer.draw(RAYS)
     eager = trainer.gradients(batch, draws)
     compiled = tf.function(trainer.gradients, jit_compile=True)(batch, draws)
