@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def set_up_tensorflow() -> None:
-    """Sets how TensorFlow uses a GPU; in a program that has computed something before, that stays as it is."""
+    """Makes TensorFlow take a GPU's memory only as needed; without effect once it has computed something."""
     for gpu in tf.config.list_physical_devices("GPU"):
         # By default TensorFlow takes the whole GPU at once, and leaves nothing to measure.
         with contextlib.suppress(RuntimeError):
@@ -103,6 +103,7 @@ def read_scene(settings: Settings) -> Scene:
     )  # fmt: skip
     scene = dataclasses.replace(scene, near=near, far=far)
     if settings.field == "hash_grid":
+        # Photos show the centres of pixels. The original's rays go through corners, which only its networks must match.
         cameras = tuple(camera.through_pixel_centres() for camera in scene.cameras)
         scene = dataclasses.replace(scene, cameras=cameras)
     return scene
@@ -286,7 +287,11 @@ def make_renderers(
 def make_renderer(
     settings: Settings, scene: Scene, trainer: Trainer | PackedTrainer, keeps_occupancy: bool = True
 ) -> Renderer:
-    """Builds the renderer of the trainer's field; `keeps_occupancy` in a file of the run's folder.
+    """Builds the renderer of the trainer's field.
+
+    Args:
+        settings, scene, trainer: the run's.
+        keeps_occupancy: whether the grid of `--occupancy` is kept in a file of the run's folder.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little to render in.
@@ -356,6 +361,9 @@ def restore(settings: Settings, trainer: Trainer | PackedTrainer, store: Checkpo
     That is `--ft_path`; else the newest checkpoint in the run's folder, with the optimizer's state; else the newest
     `model_*.npy` there, as the original does; nothing with `--no_reload`. Where `--config` is the run's own args.txt,
     its `ft_path` and `no_reload` say how the run began and are not applied again once it has a checkpoint.
+
+    Raises:
+        ValueError, OSError: there are no weights to render, or a file is missing, damaged or of other networks.
     """
     newest = tf1_weights.newest(folder)
     own = settings.config is not None and Path(settings.config).resolve() == (folder / "args.txt").resolve()

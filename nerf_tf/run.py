@@ -50,7 +50,7 @@ def render_info(settings: Settings) -> dict[str, object]:
     return {"rendered_with": {name: getattr(settings, name) for name in ("field", *names)}}
 
 
-# What the chief tells the others when it cannot write views; above all signals.
+# What the chief tells the others when it cannot write views; greater than any signal's number.
 FAILS = 128
 # Flags that decide which scene is learnt: a run that continues with others is warned of.
 SCENE_FLAGS = ("dataset_type", "datadir", "half_res", "factor", "white_bkgd", "no_ndc", "spherify", "lindisp", "shape")
@@ -160,11 +160,11 @@ class Run:
             yield images
 
     def agree(self, fails: bool = False) -> None:
-        """Waits for all workers; one of them may have been asked to stop, or the chief have failed to write.
+        """Waits for all workers; raises if one of them was asked to stop, or the chief cannot write.
 
         Raises:
             Stopped: a signal asked one of them to stop.
-            NotWritten: the chief `fails` to write views.
+            NotWritten: the chief, which calls this with `fails`, cannot write views; raised on the others.
         """
         number = self.workers.largest(FAILS if fails else self.stop.number)
         if number == FAILS and not fails:

@@ -102,6 +102,7 @@ class TrainingRun(Run):
         Raises:
             guards.BadSteps: too many steps in a row had no finite gradient; the last is saved.
             guards.Collapse: the scene collapsed and the run ends.
+            planning.OutOfMemory: a step does not fit into memory.
             Stopped: a signal asked to stop; everything is saved.
         """
         settings = self.settings
@@ -155,7 +156,7 @@ class TrainingRun(Run):
         return guards.TrainingMonitor(settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn")
 
     def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError, planned: planning.MemoryPlanner) -> None:
-        """Makes the next attempt at a step take less memory; raises when the others wait for this worker meanwhile."""
+        """Makes the next attempt at a step take less memory; raises `error` if other workers wait for this one."""
         if self.workers.count > 1:
             raise error
         plan = planned.on_out_of_memory(error)
@@ -337,7 +338,7 @@ class FollowingRun(TrainingRun):
                         self.until_stopped(batches),
                         self.settings.N_iters,
                         self.settings.expname,
-                        # Counts are read when something is due, and who reads them ends or starts over: all at once.
+                        # As the chief's: counts are read where something is due, and may end the run on all workers.
                         self.settings.i_print,
                         report=lambda *_: None,
                         events=[save, *self.events(None)],

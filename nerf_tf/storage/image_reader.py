@@ -31,7 +31,7 @@ _FORMATS = ("PNG", "JPEG")
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image at `path`, not decoded yet; what goes wrong while it is used names the file."""
+    """Yields the image at `path`, not decoded yet; an error that the block raises names the file."""
     readers.require_file(path)
     try:
         with Image.open(path, formats=_FORMATS) as image:
