@@ -45,7 +45,7 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import image_reader, sparse_points
 
-# What is drawn: points, frusta from near to far, photos and columns of them, points of a photo's longer side.
+# What is drawn: points, frusta from near to far, photos and columns of them, pixels of a photo's longer side, about.
 DRAWN_POINTS, DRAWN_FRUSTA, DRAWN_PHOTOS, COLUMNS, THUMBNAIL = 2000, 6, 40, 10, 160
 # Per cent of the points' depths that the panel of the frusta is large enough for.
 SHOWN_DEPTHS = (1.0, 95.0)
@@ -187,7 +187,7 @@ def inspect(settings: Settings) -> Inspection:
 
 
 def load_points(scene: Scene, settings: Settings) -> tuple[ScenePoints | None, str]:
-    """The scene's sparse points, None if there are none of its own, moved to its world; and where points are from.
+    """Loads the scene's sparse points, moved to its world, and says where they are from; None if it has none.
 
     Raises:
         ValueError: the file that transforms.json names is damaged.
@@ -215,7 +215,7 @@ def load_reprojection(
         return None
     try:
         sightings = sparse_points.read_sightings(found.model)
-    except FileNotFoundError:  # it says nothing of the photos
+    except FileNotFoundError:  # the model has points only
         return None
     if settings.field == "hash_grid":  # whose rays go through pixels' middles, and COLMAP counts from their corners
         scene = dataclasses.replace(scene, cameras=tuple(camera.through_pixel_corners() for camera in scene.cameras))

@@ -28,8 +28,8 @@ from nerf_tf.storage import atomic, image_reader, readers
 
 COLUMNS = ("photograph", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
-PATH_TILE_HEIGHT = 100
-GAP = 14
+PATH_TILE_HEIGHT = 100  # pixels, likewise, of frames of a path
+GAP = 14  # pixels
 PALE = (120, 128, 138)
 
 
@@ -62,7 +62,7 @@ def newest_path(run: Path) -> Path:
 
 def _newest(run: Path, patterns: Sequence[str], remedy: str) -> Path:
     found = (folder for pattern in patterns for folder in run.glob(pattern))
-    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are copies of a user
+    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are a user's copies
     if not folders:
         raise FileNotFoundError(f"{run}: no {' or '.join(patterns)}; run it with {remedy} --save_arrays")
     return max(folders, key=lambda folder: (int(folder.name.rsplit("_", 1)[1]), folder.name.startswith("renderonly")))

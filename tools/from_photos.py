@@ -88,7 +88,7 @@ def run_program(program: str, *words: object, output: Path | None = None) -> int
 
 @contextlib.contextmanager
 def _signals_passed_on(process: subprocess.Popen) -> Iterator[None]:
-    """Waits for a program that was asked to stop, as it saves what it has; Ctrl-C reaches it without help."""
+    """Passes SIGTERM on to a program, and leaves Ctrl-C to it, which reaches both: it saves what it has, and ends."""
     handlers = {
         signal.SIGINT: lambda *_: None,
         signal.SIGTERM: lambda *_: process.terminate(),

@@ -32,6 +32,7 @@ def read(path: Path):
     """Reads a mesh or point cloud as a trimesh object.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it is neither.
     """
     import trimesh
