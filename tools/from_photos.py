@@ -88,7 +88,7 @@ def run_program(program: str, *words: object, output: Path | None = None) -> int
 
 @contextlib.contextmanager
 def _signals_passed_on(process: subprocess.Popen) -> Iterator[None]:
-    """Passes SIGTERM on to a program, and leaves Ctrl-C to it, which reaches both: it saves what it has, and ends."""
+    """Passes SIGTERM on to a program, and ignores Ctrl-C, which reaches the program anyway: it saves, and then ends."""
     handlers = {
         signal.SIGINT: lambda *_: None,
         signal.SIGTERM: lambda *_: process.terminate(),
@@ -235,7 +235,7 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
         lindisp = ["--lindisp"] if kind == "360" else []  # how the hash grid samples there
         words = [scene, "--factor", factor, *of_kind, *lindisp, "--out", picture]
         code = run_program("check_scene", *words, output=out / "check.txt")
-        if not picture.exists():  # with it, there is a problem with the photos, which may do all the same
+        if not picture.exists():  # if it was drawn, the photos have a problem, and may do even so
             raise StageFailed(code or 1)
         if code:
             print(f"there are problems, see above and {picture}; goes on all the same", flush=True)

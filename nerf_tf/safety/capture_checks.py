@@ -63,7 +63,7 @@ class Capture:
     Attributes:
         kind: FORWARD (they look one way, so that NDC holds all rays), AROUND (they look at something from several
             sides) or MIXED (they look at nothing in common, as from the middle of a room).
-        widest: largest angle in degrees between a ray and the mean viewing direction; 180 if views look all around.
+        widest: largest angle in degrees between a ray and the mean viewing direction; 180 if views cancel out.
         depth: median distance along the optical axes to what the cameras look at; None for MIXED and parallel axes.
     """
 
@@ -295,7 +295,7 @@ def check_reprojection(scene: Scene, reprojection: Reprojection) -> list[str]:
 
 
 def check_sightings(reprojection: Reprojection) -> list[str]:
-    """Warns where photos show few sparse points, as poses and focal length are not to be relied on then."""
+    """Warns where photos show few sparse points, as poses and focal length are unreliable then."""
     usual = np.median(reprojection.counts[reprojection.counts > 0])
     if usual >= FEWEST_SIGHTINGS:
         return []

@@ -68,7 +68,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 @contextlib.contextmanager
 def lost_workers(workers: Workers) -> Iterator[None]:
-    """Turns the errors of TensorFlow that the loss of a worker causes in a block into `LostWorker`."""
+    """Raises `LostWorker` instead of the TensorFlow errors that a lost worker causes in the block."""
     try:
         yield
     except (tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError):

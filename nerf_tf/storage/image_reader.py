@@ -45,7 +45,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except MemoryError as error:
         raise ValueError(f"{path}: there is not enough memory to unpack it; load smaller images") from error
     except Exception as error:
-        # Whatever Pillow stumbles over in a damaged file: OSError, SyntaxError, AssertionError, struct.error and more.
+        # What Pillow raises over a damaged file: OSError, SyntaxError, AssertionError, struct.error and more.
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: not a readable image ({reason}); replace it by a PNG or JPEG") from error
 
