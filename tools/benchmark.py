@@ -228,7 +228,7 @@ class Products(NamedTuple):
 
 
 def products(trainer: Trainer, pass_: int, dense: bool) -> tuple[Products, Products, Products]:
-    """Counts the products of a point in a network: its trunk, its view branch forward, its view branch backward.
+    """Counts a point's products in a network: trunk, view branch forward, view branch backward.
 
     The tape computes gradients of all inputs of a layer, unless they are encodings only. The engine leaves out
     encodings, and joins the bottleneck with the next layer: always backward, in 16 bits forward too.
@@ -326,7 +326,7 @@ def time_run(run: Callable[[], object]) -> float:
 
 
 def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, float]:
-    """Compares each engine's gradients with dense's: the largest |difference| / |dense| of all weight tensors.
+    """Compares engines' gradients with dense's: largest |difference| / |dense| of all weight tensors.
 
     All engines evaluate the same points, so that rounding of coarse weights does not move fine samples.
     """

@@ -45,7 +45,7 @@ class View:
 
 
 def load_photos(args_file: Path) -> np.ndarray:
-    """Loads the test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as in that run."""
+    """Loads the test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as there."""
     scene = build.load_scene(parsing.parse_settings(["--config", str(args_file)]))
     return scene.images[scene.i_test]
 
@@ -122,7 +122,7 @@ def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarr
 
 
 def draw_path(frames: Sequence[Frame]) -> Image.Image:
-    """Draws a column for each frame: colour, disparity, depth and opacity, with one range of colours for all."""
+    """Draws a column for each frame: colour, disparity, depth and opacity, with one range for all."""
     away, close = pictures.display_range(pictures.opaque_values(frame.disp, frame.acc) for frame in frames)
     near, far = pictures.display_range(pictures.opaque_values(frame.depth, frame.acc) for frame in frames)
     rows = {
@@ -145,7 +145,7 @@ def draw_path(frames: Sequence[Frame]) -> Image.Image:
 
 
 def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image.Image:
-    """Draws a row for each view whose number is in `shown`, and the mean PSNR of all `views` in the heading."""
+    """Draws a row for each view whose number is in `shown`, and above them the mean PSNR of all `views`."""
     height, width = views[0].photo.shape[:2]
     scale = max(1.0, TILE_HEIGHT / height)
     tile = round(width * scale), round(height * scale)

@@ -99,7 +99,7 @@ def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float
 
 
 def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
-    """Takes intrinsics and bounds from --hwf and --bounds if given, else from the source, else from --scene.
+    """Takes intrinsics and bounds from --hwf and --bounds, else from the source, else from --scene.
 
     A --scene with another number of cameras is left out.
 

@@ -88,7 +88,7 @@ def run_program(program: str, *words: object, output: Path | None = None) -> int
 
 @contextlib.contextmanager
 def _signals_passed_on(process: subprocess.Popen) -> Iterator[None]:
-    """Passes SIGTERM on to a program, and ignores Ctrl-C, which reaches the program anyway: it saves, and then ends."""
+    """Passes SIGTERM on to a program, which then saves and ends; Ctrl-C reaches it without help."""
     handlers = {
         signal.SIGINT: lambda *_: None,
         signal.SIGTERM: lambda *_: process.terminate(),
@@ -140,14 +140,14 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
 
 
 def choose_factor(scene: Path) -> int:
-    """The factor by which photos are shrunk for training, so that their longer side is about `LONGER_SIDE`."""
+    """The factor by which photos are shrunk, so that their longer side is about `LONGER_SIDE`."""
     from nerf_tf.storage import image_folders, image_reader
 
     return max(1, round(max(image_reader.image_size(image_folders.list_images(scene / "images")[0])) / LONGER_SIDE))
 
 
 def choose_video(scene: Path, of_video: Iterable[str]) -> list[str]:
-    """Flags for number, size and speed of the video's views, where the flags in `of_video` leave them open."""
+    """Flags for number, size and speed of the video's views, where those in `of_video` leave them open."""
     from nerf_tf.storage import image_folders, image_reader
 
     named = {word.lstrip("-").partition("=")[0] for word in of_video}

@@ -71,7 +71,7 @@ def _peak() -> int:
 
 
 class Meter:
-    """Runs stages and records their memory, above the memory in use when the meter was made; errors as `measure`."""
+    """Runs stages and records their memory, above what was in use at first; errors as `measure`."""
 
     def __init__(self) -> None:
         gc.collect()

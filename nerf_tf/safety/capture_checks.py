@@ -139,7 +139,7 @@ def check_rotations(scene: Scene) -> list[str]:
 
 
 def rotation_errors(poses: np.ndarray) -> np.ndarray:
-    """How far the axes of `poses` [N, 3, 4] are from a rotation: [N] largest entry of R^T R - 1 and of det R - 1."""
+    """How far axes of `poses` [N, 3, 4] are from a rotation [N]: largest of |R^T R - 1| and |det R - 1|."""
     axes = np.asarray(poses, np.float64)[:, :, :3]
     products = np.swapaxes(axes, 1, 2) @ axes - np.eye(3)
     return np.maximum(np.abs(products).max(axis=(1, 2)), np.abs(np.linalg.det(axes) - 1.0))
@@ -160,7 +160,7 @@ def sample_points(scene: Scene, seed: int = 0) -> np.ndarray:
 
 
 def depth_range(scene: Scene, view: int) -> tuple[float, float]:
-    """Near and far of a view as depths along its optical axis; under NDC its bounds, or 1 and 10 without bounds."""
+    """Near and far depth of a view; under NDC those of its bounds, or 1 and 10 without bounds."""
     if scene.ndc:
         near, far = (NDC_NEAR, 10.0 * NDC_NEAR) if scene.bounds is None else map(float, scene.bounds[view])
         return near, far
@@ -168,19 +168,20 @@ def depth_range(scene: Scene, view: int) -> tuple[float, float]:
 
 
 def pixels_of_points(scene: Scene, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [P] and columns [P] at which a view shows points [P, 3], and their depths [P]; NaN outside its image."""
+    """Rows, columns and depths, each [P], of points [P, 3] in a view; NaN outside its image."""
     return pixels_in_image(scene.cameras[view], scene.poses[view], points)
 
 
 def depths_in_view(scene: Scene, view: int, points: np.ndarray) -> np.ndarray:
-    """Depths [P] of points [P, 3] along a view's optical axis, whatever near and far are; NaN outside its image."""
+    """Depths [P] of points [P, 3] along a view's optical axis; NaN outside its image."""
     return pixels_of_points(scene, view, points)[2]
 
 
 def shares_in_frusta(scene: Scene, points: np.ndarray, sampled: bool = False) -> np.ndarray:
-    """The share [N] of points [P, 3] inside the frustum of each view, from near to far; under NDC far is infinite.
+    """The share [N] of points [P, 3] inside the frustum of each view, from near to far.
 
-    With `sampled`, `points` are those of `sample_points`, and a view's own do not count, as all of them lie inside.
+    Under NDC the range is 0 to infinity. With `sampled`, `points` are those of `sample_points`, and a view's own do
+    not count, as all of them lie inside.
     """
     near, far = (0.0, np.inf) if scene.ndc else (scene.near, scene.far)
     depths = np.stack([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
@@ -201,7 +202,7 @@ def check_frusta(scene: Scene, shares: np.ndarray) -> list[str]:
 
 
 def check_point_range(scene: Scene, points: np.ndarray) -> list[str]:
-    """Warns where near and far, or NDC's near plane, leave out points [P, 3] of a sparse model that views show."""
+    """Warns where near and far, or NDC's near plane, leave out sparse points [P, 3] that views show."""
     depths = np.concatenate([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
     depths = depths[np.isfinite(depths)]
     if not depths.size:

@@ -45,10 +45,11 @@ def brightness_stops(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def exposure_of_points(scene: Scene, points: np.ndarray) -> np.ndarray:
-    """How bright photos [N] show the same points, in stops over the median photo; NaN for those that show too few.
+    """How bright photos [N] show the same points, in stops over the median photo.
 
-    Unlike the mean of a photo, this does not depend on what it shows: pairs of photos are compared by the median of
-    their common points, and all pairs by least squares. So what hides a point from a photo hardly matters.
+    NaN for photos that show too few. Unlike a photo's mean, this does not depend on what it shows: pairs of photos are
+    compared by the median of their common points, and all pairs by least squares. So what hides a point from a photo
+    hardly matters.
 
     Args:
         scene: the scene, its photos in the order in which they were taken.
@@ -80,9 +81,9 @@ def exposure_of_points(scene: Scene, points: np.ndarray) -> np.ndarray:
 
 
 def sharpness(image: np.ndarray) -> float:
-    """How sharp an image [H, W, 3] is among others of the same things: the variance of the Laplacian of its green.
+    """Sharpness of an image [H, W, 3]: the variance of the Laplacian of its green.
 
-    Values are bytes, or floats in [0, 1]; compare only results of the same kind.
+    It compares images of the same things. Values are bytes, or floats in [0, 1], alike in all of them.
     """
     green = image[..., 1]
     green = green.astype(np.int16) if green.dtype == np.uint8 else green
@@ -98,7 +99,7 @@ def relative_sharpness(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def exposure_drift(stops: np.ndarray) -> tuple[float, float]:
-    """Stops between the first and the last third of the photos, by medians, and their spread within a third.
+    """Stops between the medians of the first and the last third of photos, and the spread in a third.
 
     Args:
         stops: [N] as for `check_exposure`, none of them NaN.
@@ -109,7 +110,7 @@ def exposure_drift(stops: np.ndarray) -> tuple[float, float]:
 
 
 def odd_exposures(stops: np.ndarray) -> np.ndarray:
-    """Indices of the photos that are far brighter, or far darker, by `stops` [N], than those before and those after."""
+    """Indices of photos far brighter, or far darker, than those before and after; `stops` [N]."""
     differences = np.full([2, len(stops)], np.nan)
     for i in range(len(stops)):
         for side, others in enumerate((stops[max(0, i - NEIGHBOURS) : i], stops[i + 1 : i + 1 + NEIGHBOURS])):

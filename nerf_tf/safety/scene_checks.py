@@ -126,7 +126,7 @@ def check_range(scene: Scene) -> list[str]:
 
 
 def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
-    """Warns of rows of poses_bounds.npy whose near bound scales the scene, or whose far bound stretches its range."""
+    """Warns of rows of poses_bounds.npy with a far too small near bound or a far too large far bound."""
     if scene.bounds is None:
         return []
     bounds, warnings = scene.bounds * scene.unit, []  # as in the file
@@ -165,7 +165,7 @@ def check_cameras(scene: Scene) -> list[str]:
 
 
 def check_copies(scene: Scene, datadir: Path) -> list[str]:
-    """Warns of an images_N whose files are not copies of the photos in images/, by their names, times and content."""
+    """Warns of an images_N that are not copies of the photos in images/: by names, times and content."""
     folder, originals = Path(scene.names[0]).parent if scene.names else Path(), datadir / "images"
     if not re.fullmatch(r"images_\d+", str(folder)) or not originals.is_dir():
         return []
@@ -207,7 +207,7 @@ def _shows(photo: Path, image: np.ndarray) -> bool:
 
 
 def name_views(scene: Scene, views: Sequence[int]) -> str:
-    """What to call views in a message: rows of poses_bounds.npy where the scene has bounds, and their photos."""
+    """Names views in a message: as rows of poses_bounds.npy if there are bounds; with their photos."""
     photos = [f" ({scene.names[i]})" if scene.names else "" for i in views]
     if scene.bounds is None:
         return listed([f"view {i}{photo}" for i, photo in zip(views, photos, strict=True)])

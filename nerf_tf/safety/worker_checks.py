@@ -44,7 +44,7 @@ def agree(settings: Settings, scene: Scene, render_poses: np.ndarray, version: s
 
 
 def differences(records: Sequence[dict[str, object]]) -> str:
-    """Describes how workers' records differ from the chief's, the first; seeds may differ. Empty if they agree."""
+    """Describes how workers' records differ from the first, the chief's, but for seeds; "" if nowhere."""
     chief, found = records[0], []
     for i, record in enumerate(records):
         names = [n for n in sorted(chief.keys() | record.keys()) if n != SEED and chief.get(n) != record.get(n)]

@@ -112,7 +112,7 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
 
 
 def args_text(settings: Settings) -> str:
-    """The text of args.txt: all flags as sorted `name = value` lines, which --config reads back to the same values."""
+    """The text of args.txt: all flags as sorted `name = value` lines, which --config reads back."""
     return "".join(f"{name} = {_quote(getattr(settings, name))}\n" for name in sorted(OPTIONS))
 
 
@@ -234,7 +234,7 @@ def _read_file(path: str) -> dict[str, str | list]:
 
 
 def _quote(value: object) -> str:
-    """Writes a value so that the config file parser reads it back; raises ValueError where that is impossible."""
+    """Writes a value so that the config file parser reads it back; raises ValueError if it cannot."""
     text = str(value)
     for spelling in (text, f'"{text}"', f"'{text}'"):
         if configargparse.DefaultConfigFileParser().parse(io.StringIO(f"key = {spelling}")) == {"key": text}:

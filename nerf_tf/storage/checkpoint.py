@@ -163,7 +163,7 @@ class CheckpointStore:
         return None
 
     def _check_parts(self, path: Path, prefix: str) -> None:
-        """Raises ValueError if checkpoint and run differ in --field, or only one has a fine network or a loss scale."""
+        """Raises ValueError unless checkpoint and run agree in --field, fine network and loss scale."""
         graph = tf.train.load_checkpoint(prefix).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
         nodes = TrackableObjectGraph.FromString(graph).nodes
         parts = {

@@ -32,7 +32,7 @@ def _stem(name: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Joins names for a message: `a`, `a and b`, `a, b and c`; of more than `MOST_NAMED` the first, and the count."""
+    """Joins names for a message: `a`, `a, b and c`, or the first `MOST_NAMED` and how many more."""
     parts = list(names[:MOST_NAMED])
     if len(names) > MOST_NAMED:
         parts.append(f"{len(names) - MOST_NAMED} more")

@@ -80,9 +80,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def run_parallel(function: Callable[[int], None], count: int, description: str) -> None:
-    """Calls `function` on range(count) from threads, under a progress bar; the first failure in order is raised.
+    """Calls `function` on range(count) from threads, under a progress bar.
 
-    Threads suffice, since Pillow and numpy release Python's lock while they work. Short jobs show no bar.
+    Threads suffice, since Pillow and numpy release Python's lock while they work. Short jobs show no bar. Of several
+    failures the first in order is raised.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in tqdm(pool.map(function, range(count)), desc=description, total=count, unit="image", delay=0.5):

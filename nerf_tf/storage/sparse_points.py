@@ -67,7 +67,7 @@ def read_points(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_sightings(folder: Path) -> list[Sightings]:
-    """Reads where photos of pinhole cameras show points; photos of other cameras are left out, as they are distorted.
+    """Reads where photos show points; only of pinhole cameras, as the others distort.
 
     Args:
         folder: holds cameras, images and points3D, each .bin or .txt.
@@ -91,7 +91,7 @@ def read_sightings(folder: Path) -> list[Sightings]:
 
 
 def _read(folder: Path, name: str, what: str, parse: Callable[[bytes], T], parse_text: Callable[[bytes], T]) -> T:
-    """Parses the file of that name in a model's folder, the binary one if there are both; errors call it `what`."""
+    """Parses a file of a model, the binary one if there are both; errors call its content `what`."""
     text, binary = folder / f"{name}.txt", folder / f"{name}.bin"
     path, parse = (text, parse_text) if text.is_file() and not binary.is_file() else (binary, parse)
     content = readers.read_bytes(path, LARGEST_FILE)

@@ -104,7 +104,11 @@ def step_of(path: str | os.PathLike) -> int:
 
 
 def newest(folder: str | os.PathLike) -> Path | None:
-    """Finds the coarse weight file of the largest step in a run's folder; None if there is none. Errors: `step_of`."""
+    """Finds the coarse weight file of the largest step in a run's folder; None if there is none.
+
+    Raises:
+        ValueError: a file's step has more than 18 digits.
+    """
     files = (file for file in Path(folder).glob("model_*.npy") if re.fullmatch(r"model_\d+\.npy", file.name))
     return max(files, key=step_of, default=None)
 

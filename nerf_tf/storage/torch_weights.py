@@ -122,7 +122,7 @@ def save(path: str | os.PathLike, content: Mapping[str, object]) -> None:
 
 
 class _Storage(NamedTuple):
-    """The record of a tensor's storage: type of its numbers, key under which they lie, and how many they are."""
+    """The record of a tensor's storage: its type, the key of its bytes, and how many numbers it has."""
 
     kind: str
     key: str
@@ -190,7 +190,10 @@ def _open_archive(archive: zipfile.ZipFile) -> tuple[object, _ReadStorage]:
 
 
 def _open_old(payload: bytes) -> tuple[object, _ReadStorage]:
-    """A file of before 1.6: magic number, version, system, content, keys of storages; then count and bytes of each."""
+    """Opens a file of before 1.6.
+
+    It holds magic number, version, system, content and keys of storages; then count and bytes of each storage.
+    """
     if not payload.startswith(_OLD_START):
         raise ValueError("it begins as no file of PyTorch does")
     place, pickles = 0, []
@@ -246,7 +249,7 @@ def _storages(content: object) -> list[_Storage]:
 
 
 def _entries(content: object, storage: _ReadStorage, wanted: Sequence[str], most: int) -> dict[str, object]:
-    """Builds the entries. A pickle can name one storage many times: together arrays must not pass `most` bytes."""
+    """Builds the entries, of `most` bytes together: a pickle can name one storage many times."""
     if not isinstance(content, dict):
         raise ValueError("it holds no dict")
     entries: dict[str, object] = {}
@@ -296,9 +299,10 @@ def _array(record: object, storage: _ReadStorage, what: str) -> np.ndarray:
 
 
 def _pickled(value: object, arrays: list[np.ndarray]) -> bytes:
-    """Pickle instructions of protocol 2 that make `value`; its arrays, the tensors' storages, are added to `arrays`.
+    """Pickle instructions of protocol 2 that make `value`.
 
-    Written by hand, because `pickle` refers only to names that it can import, and PyTorch need not be installed.
+    Its arrays, the tensors' storages, are added to `arrays`. Written by hand, because `pickle` refers only to
+    names that it can import, and PyTorch need not be installed.
     """
 
     def all_of(items: Sequence[object]) -> bytes:

@@ -120,7 +120,7 @@ def copy_upright(paths: Sequence[Path], folder: Path) -> None:
 
 
 def write_sharpest_frames(video: Path, folder: Path, count: int) -> None:
-    """Writes the sharpest frame of each of `count` equal parts of a video as frame_NNNNN.jpg, numbered from 0.
+    """Writes the sharpest frame of each of `count` equal parts of a video as frame_NNNNN.jpg, from 0.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no video with `FEWEST` frames.

@@ -155,7 +155,7 @@ def _run(
     count: Callable[[], int],
     function: Callable[[pycolmap.CancellationToken], object],
 ) -> object:
-    """Returns what `function` does in a thread, under a progress bar of `count` of `total`; Ctrl-C ends it."""
+    """Runs `function` in a thread, under a progress bar of `count` of `total`; Ctrl-C ends it."""
     token = pycolmap.CancellationToken()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, tqdm(total=total, desc=description, unit=unit) as bar:
         future = pool.submit(function, token)
