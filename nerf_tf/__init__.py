@@ -38,6 +38,6 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_PUBLIC[name]}")
-    if "tensorflow" in sys.modules:  # `render_rays` with a network of the user's own: products in full float32, too
+    if "tensorflow" in sys.modules:  # turns TensorFloat-32 off, also where only `render_rays` is used
         importlib.import_module(f"{__name__}.field")
     return getattr(module, name)

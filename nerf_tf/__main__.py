@@ -25,7 +25,7 @@ def main() -> None:
     """Reads flags and config file, then runs the program."""
     try:
         app.run(_run, flags_parser=parsing.parse_flags)
-    except KeyboardInterrupt:  # while TensorFlow loads; later the program sees to it
+    except KeyboardInterrupt:  # while TensorFlow loads; later `app` handles it
         sys.stderr.write("nerf_tf: interrupted\n")
         sys.exit(128 + signal.SIGINT)
 

@@ -51,7 +51,7 @@ def main(settings: Settings, verbosity: int | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     if verbosity is not None:
         logging.getLogger().setLevel(converter.absl_to_standard(verbosity))
-    logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow's checkpoints chatter there
+    logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow's checkpoints log details there
     tf.get_logger().setLevel(logging.ERROR)  # its warnings are for those who change the code
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()  # of what XLA compiles, too
@@ -69,7 +69,7 @@ def main(settings: Settings, verbosity: int | None = None) -> int:
 def end_of_run(settings: Settings) -> tuple[int, str | None]:
     """Runs the program; returns the exit code, and what went wrong if something did.
 
-    When this returns, what an error left behind is gone, and progress bars are closed: the line stands by itself.
+    When this returns, progress bars are closed, so that the reason can be printed on a line of its own.
     """
     try:
         run(settings)
@@ -87,7 +87,14 @@ def end_of_run(settings: Settings) -> tuple[int, str | None]:
 
 
 def run(settings: Settings) -> None:
-    """Loads what the settings name, then renders, evaluates or trains."""
+    """Loads what the settings name, then renders, evaluates or trains.
+
+    Raises:
+        UserError: files or flags are wrong, a file cannot be written, or training failed.
+        planning.OutOfMemory: memory ran out.
+        worker_checks.LostWorker: another worker is gone.
+        Stopped: a signal asked to stop.
+    """
     folder = settings.folder
     with user_errors(ValueError, OSError):
         workers = build.find_workers(settings)

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def set_up_tensorflow() -> None:
-    """Sets how TensorFlow uses a GPU; in a program that has computed something before, that stays as it is."""
+    """Makes TensorFlow take a GPU's memory only as needed; without effect once it has computed something."""
     for gpu in tf.config.list_physical_devices("GPU"):
         # By default TensorFlow takes the whole GPU at once, and leaves nothing to measure.
         with contextlib.suppress(RuntimeError):
@@ -51,7 +51,9 @@ def set_up_tensorflow() -> None:
 
 
 def load_scene(settings: Settings) -> Scene:
-    """Loads the scene that the settings describe, with `--near` and `--far` applied, and warns where it makes no sense.
+    """Loads the scene that the settings describe, and warns where it makes no sense.
+
+    `--near` and `--far`, if given, replace the scene's own.
 
     Raises:
         ValueError, OSError: files are missing or wrong, or flags do not go with the scene.
@@ -63,7 +65,7 @@ def load_scene(settings: Settings) -> Scene:
 
 
 def read_scene(settings: Settings) -> Scene:
-    """Loads the scene as `load_scene` does, without its checks of what was loaded."""
+    """Loads the scene as `load_scene` does, without its checks of what was loaded; errors are the same."""
     set_up_tensorflow()
     if not Path(settings.datadir).is_dir():
         raise FileNotFoundError(f"{settings.datadir}: no such folder; --datadir names the folder of the scene")
@@ -103,13 +105,16 @@ def read_scene(settings: Settings) -> Scene:
     )  # fmt: skip
     scene = dataclasses.replace(scene, near=near, far=far)
     if settings.field == "hash_grid":
+        # Photos show the centres of pixels. The original's rays go through corners, which only its networks must match.
         cameras = tuple(camera.through_pixel_centres() for camera in scene.cameras)
         scene = dataclasses.replace(scene, cameras=cameras)
     return scene
 
 
 def view_camera(settings: Settings, camera: Camera) -> Camera:
-    """The camera of a rendered view: that of a photo at `--render_width`, or with `--render_only` at `--render_factor`.
+    """The camera of a rendered view: a photo's camera at the size of views.
+
+    That is `--render_width`; or, with `--render_only`, the photo's sides over `--render_factor`; or the photo's size.
 
     Raises:
         ValueError: nothing is left of an image.
@@ -125,7 +130,7 @@ def view_camera(settings: Settings, camera: Camera) -> Camera:
 
 
 def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:
-    """Poses [M, 3, 4] to render as the path: of `--render_path_file`, of the test views, or of `--render_path`.
+    """The path's poses [M, 3, 4]: of `--render_path_file`, the test views, or `--render_path`.
 
     Raises:
         ValueError, OSError: the file holds no path, or the scene has no such path.
@@ -138,7 +143,7 @@ def load_render_poses(settings: Settings, scene: Scene) -> np.ndarray:
 
 
 def trainer_for(settings: Settings, scene: Scene, seed: int | None = None) -> Trainer | PackedTrainer:
-    """What trains the kind of field that `--field` names, with fresh weights; `seed` as for `make_trainer`.
+    """Builds the trainer of `--field` with fresh weights; `seed` as for `make_trainer`.
 
     Raises:
         ValueError: a hash grid needs another near.
@@ -151,7 +156,7 @@ def trainer_for(settings: Settings, scene: Scene, seed: int | None = None) -> Tr
 def replica_trainer(
     settings: Settings, scene: Scene, render_poses: np.ndarray, workers: Workers
 ) -> Trainer | ReplicaTrainer | PackedTrainer:
-    """What trains on the workers' devices: as `trainer_for`, with a trainer on each device if a step is split.
+    """Builds what trains on the workers' devices: a trainer as `trainer_for`, or one on each device.
 
     Raises:
         ValueError: the workers have different flags, versions, photos or paths, or a step has too few rays for them.
@@ -181,7 +186,7 @@ def find_workers(settings: Settings) -> Workers:
 
 
 def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trainer:
-    """Builds networks with fresh weights and their optimizer; `seed` defaults to `--random_seed` or a new one.
+    """Builds fresh networks and their optimizer; `seed` defaults to `--random_seed` or a new one.
 
     Turns TensorFloat-32 on or off for the process, as the settings say.
 
@@ -286,7 +291,11 @@ def make_renderers(
 def make_renderer(
     settings: Settings, scene: Scene, trainer: Trainer | PackedTrainer, keeps_occupancy: bool = True
 ) -> Renderer:
-    """Builds the renderer of the trainer's field; `keeps_occupancy` in a file of the run's folder.
+    """Builds the renderer of the trainer's field.
+
+    Args:
+        settings, scene, trainer: the run's.
+        keeps_occupancy: whether the grid of `--occupancy` is kept in a file of the run's folder.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little to render in.
@@ -326,7 +335,7 @@ def make_renderer(
 
 
 def load_weights(trainer: Trainer | PackedTrainer, path: Path) -> None:
-    """Loads the weights of a coarse `.npy` file, and of the fine one that lies beside it, into the networks.
+    """Loads weights into the networks: of a coarse `.npy` file, and of the fine one beside it.
 
     Raises:
         ValueError, OSError: a file is missing, is no weight file, or belongs to another network.
@@ -356,6 +365,9 @@ def restore(settings: Settings, trainer: Trainer | PackedTrainer, store: Checkpo
     That is `--ft_path`; else the newest checkpoint in the run's folder, with the optimizer's state; else the newest
     `model_*.npy` there, as the original does; nothing with `--no_reload`. Where `--config` is the run's own args.txt,
     its `ft_path` and `no_reload` say how the run began and are not applied again once it has a checkpoint.
+
+    Raises:
+        ValueError, OSError: there are no weights to render, or a file is missing, damaged or of other networks.
     """
     newest = tf1_weights.newest(folder)
     own = settings.config is not None and Path(settings.config).resolve() == (folder / "args.txt").resolve()
@@ -398,9 +410,10 @@ def field_settings(settings: Settings, fine: bool) -> FieldSettings:
 
 
 def render_settings(settings: Settings, ndc: bool) -> RenderSettings:
-    """How rays are sampled and composited. Under NDC `lindisp` has no effect: t is even in disparity already.
+    """How rays are sampled and composited.
 
-    With `--chunk auto` the chunk is the default one until memory is planned.
+    Under NDC `lindisp` has no effect: t is even in disparity already. With `--chunk auto` the chunk is the default one
+    until memory is planned.
     """
     chunk = {} if settings.chunk == "auto" else {"chunk": settings.chunk}
     return RenderSettings(

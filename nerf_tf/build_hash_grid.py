@@ -41,7 +41,7 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
     """Builds a hash grid with fresh weights and its trainer.
 
     Raises:
-        ValueError: near is 0 in a scene without NDC and bounds.
+        ValueError: near is 0 in contracted space, see `grid_space`.
     """
     tensor_float.use(False)  # a trainer of networks may have turned it on before
     space, own = grid_space(settings, scene), hash_grid_settings(settings)
@@ -53,8 +53,8 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
         steps=settings.N_iters,
         minutes=settings.train_minutes,
         perturb=settings.perturb > 0,
-        # It makes transparency cost where something should be seen: in photos that show their surroundings everywhere,
-        # and elsewhere where alpha says so.
+        # Against random colours a transparent ray is wrong where something should be seen: everywhere in photos that
+        # show their surroundings, and elsewhere where alpha says so.
         random_background=surroundings or scene.alphas is not None,
         white_bkgd=settings.white_bkgd,
         distortion=DISTORTION if surroundings else 0.0,
@@ -69,7 +69,7 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
 
 
 def _show_surroundings(settings: Settings) -> bool:
-    """Whether images show the object's surroundings, rather than an object in front of nothing."""
+    """Whether photos show surroundings, rather than an object in front of nothing."""
     return settings.dataset_type == "llff" or (settings.dataset_type == "transforms" and not settings.white_bkgd)
 
 

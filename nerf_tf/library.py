@@ -50,7 +50,7 @@ def build_fields(settings: Settings) -> tuple[Field, Field | None]:
     sigmoid, density before the ReLU.
 
     Raises:
-        ValueError: the settings are those of a hash grid, which lies where its scene is.
+        ValueError: the settings are those of a hash grid, which needs its scene.
     """
     if settings.field == "hash_grid":
         raise ValueError("field=hash_grid: a hash grid lies where its scene is; use train_scene, then load_renderer")
@@ -95,7 +95,9 @@ def train_scene(settings: Settings) -> Path:
     """Trains up to step `N_iters` and writes what the program writes; returns the run's folder.
 
     Raises:
-        ValueError: the settings, the scene or the folder do not allow it; the text says why.
+        ValueError: the settings, the scene or the folder do not allow it, or training failed; the text says why.
+        nerf_tf.memory.planning.OutOfMemory: a step does not fit into memory.
+        nerf_tf.safety.stop.Stopped: Ctrl-C or SIGTERM asked to stop; a checkpoint is saved.
     """
     if settings.expname is None:
         raise ValueError("expname is missing: name the run")

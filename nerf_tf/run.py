@@ -50,7 +50,7 @@ def render_info(settings: Settings) -> dict[str, object]:
     return {"rendered_with": {name: getattr(settings, name) for name in ("field", *names)}}
 
 
-# What the chief tells the others when it cannot write views; above all signals.
+# What the chief tells the others when it cannot write views; greater than any signal's number.
 FAILS = 128
 # Flags that decide which scene is learnt: a run that continues with others is warned of.
 SCENE_FLAGS = ("dataset_type", "datadir", "half_res", "factor", "white_bkgd", "no_ndc", "spherify", "lindisp", "shape")
@@ -97,7 +97,7 @@ class Run:
         return [build.view_camera(self.settings, camera) for camera in self.scene.cameras]
 
     def render_only(self, cameras: Sequence[Camera]) -> None:
-        """Renders the test views or the path into `renderonly_{test,path}_{step}`, the path with the first camera."""
+        """Renders test views, or the path with the first camera, into `renderonly_{test,path}_{step}`."""
         atomic.remove_unfinished(self.folder)
         self.write_settings(replace=False)
         if self.renders_test_views:
@@ -113,7 +113,7 @@ class Run:
         logger.info("%s", folder)
 
     def render_test_views(self, cameras: Sequence[Camera], folder: Path, step: int) -> view_files.VideoBuffer:
-        """Renders the test views from the weights of `step`; at the photos' size also compares them with these."""
+        """Renders the test views; at the photos' size also scores them, as of the weights of `step`."""
         scene, save_arrays = self.scene, self.settings.save_arrays
         size, photo = (cameras[0].height, cameras[0].width), scene.images.shape[1:3]
         with self.rendered(self.test_views(cameras)) as images:
@@ -128,7 +128,7 @@ class Run:
         return frames
 
     def evaluate(self) -> None:
-        """Renders the test views into `testset_{step}`, named after the weights, and compares them with the photos."""
+        """Renders the test views into `testset_{step}`, the weights' step, and scores them."""
         atomic.remove_unfinished(self.folder)
         self.write_settings(replace=False)
         self.render_test_set(self.start - 1)
@@ -149,9 +149,9 @@ class Run:
 
     @contextlib.contextmanager
     def rendered(self, views: Views) -> Iterator[Iterator[Image]]:
-        """Yields rendered views; raises `Stopped` between two of them, on all workers, if a signal asked to stop.
+        """Yields rendered views; raises `Stopped` between two of them if a signal asked to stop.
 
-        All workers call this with equal views, and iterate.
+        All workers call this with equal views, and iterate; a signal to one of them stops all.
         """
         if self.workers.replicas == 1:
             yield self.stop.check_each(self.renderer.path(*views))
@@ -160,11 +160,11 @@ class Run:
             yield images
 
     def agree(self, fails: bool = False) -> None:
-        """Waits for all workers; one of them may have been asked to stop, or the chief have failed to write.
+        """Waits for all workers; raises if one of them was asked to stop, or the chief cannot write.
 
         Raises:
             Stopped: a signal asked one of them to stop.
-            NotWritten: the chief `fails` to write views.
+            NotWritten: the chief, which calls this with `fails`, cannot write views; raised on the others.
         """
         number = self.workers.largest(FAILS if fails else self.stop.number)
         if number == FAILS and not fails:

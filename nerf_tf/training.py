@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_if_unwritable(action: Callable[..., None], once: bool = False) -> Callable[..., None]:
-    """Wraps an action so that it warns instead of raising OSError; with `once`, only at the first failure in a row."""
+    """Makes an action warn instead of raising OSError; with `once`, only at the first failure in a row."""
     failing = False
 
     def attempt(*arguments: object) -> None:
@@ -102,6 +102,7 @@ class TrainingRun(Run):
         Raises:
             guards.BadSteps: too many steps in a row had no finite gradient; the last is saved.
             guards.Collapse: the scene collapsed and the run ends.
+            planning.OutOfMemory: a step does not fit into memory.
             Stopped: a signal asked to stop; everything is saved.
         """
         settings = self.settings
@@ -155,14 +156,14 @@ class TrainingRun(Run):
         return guards.TrainingMonitor(settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn")
 
     def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError, planned: planning.MemoryPlanner) -> None:
-        """Makes the next attempt at a step take less memory; raises when the others wait for this worker meanwhile."""
+        """Makes the next attempt at a step take less memory; raises `error` if there are other workers."""
         if self.workers.count > 1:
             raise error
         plan = planned.on_out_of_memory(error)
         self.trainer.resize(plan.chunk, plan.netchunk)
 
     def until_stopped(self, batches: Iterable[RayBatch]) -> Iterator[RayBatch]:
-        """Yields the batches; raises `Stopped` on all workers before the same step if a signal asked one to stop."""
+        """Yields the batches; raises `Stopped` on all workers before one step if one was asked to stop."""
         for batch in batches:
             self.agree()
             yield batch
@@ -193,7 +194,10 @@ class TrainingRun(Run):
         return True
 
     def end_on_bad_steps(self, error: guards.BadSteps) -> NoReturn:
-        """Saves the last bad step for diagnosis, and no checkpoint: the last good one stays the newest."""
+        """Saves the last bad step for diagnosis, and raises `BadSteps` with its cause.
+
+        No checkpoint is saved: the last good one stays the newest.
+        """
         path = self.folder / f"bad_step_{error.step:06d}.npz"
         rate = "grid_lrate" if self.settings.field == "hash_grid" else "lrate"
         try:
@@ -205,7 +209,9 @@ class TrainingRun(Run):
         raise guards.BadSteps(f"{error}; first not finite: {found}. {hint}", error.step, error.batch) from error
 
     def start_over(self, collapse: guards.Collapse) -> None:
-        """Starts over with the next seed after a collapse; the old files are archived when training starts again.
+        """Starts over with the next seed after a collapse.
+
+        The old files are archived when training starts again.
 
         Raises:
             guards.Collapse: `--on_collapse` is not restart, or there were too many restarts.
@@ -250,7 +256,7 @@ class TrainingRun(Run):
         return [event._replace(action=warn_if_unwritable(event.action)) for event in events]
 
     def write_overdue(self, log: TrainingLog | None) -> None:
-        """Writes what was due at the last checkpoint's step if the run was killed or stopped before it was written.
+        """Writes what was due at the last checkpoint's step, if the run ended before it was written.
 
         The chief knows whether it was; all workers render its views.
         """
@@ -323,7 +329,7 @@ class TrainingRun(Run):
 
 
 class FollowingRun(TrainingRun):
-    """A run that takes part in the steps and views of the chief's run, by the same rules, and writes nothing."""
+    """A run that takes part in the steps and views of the chief's run, and writes nothing."""
 
     def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
         """Takes every step with the other workers; returns and raises as `TrainingRun.train` does."""
@@ -337,7 +343,7 @@ class FollowingRun(TrainingRun):
                         self.until_stopped(batches),
                         self.settings.N_iters,
                         self.settings.expname,
-                        # Counts are read when something is due, and who reads them ends or starts over: all at once.
+                        # As the chief's: counts are read where something is due, and may end the run on all workers.
                         self.settings.i_print,
                         report=lambda *_: None,
                         events=[save, *self.events(None)],

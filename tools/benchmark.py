@@ -228,7 +228,7 @@ class Products(NamedTuple):
 
 
 def products(trainer: Trainer, pass_: int, dense: bool) -> tuple[Products, Products, Products]:
-    """Counts the products of a point in a network: its trunk, its view branch forward, its view branch backward.
+    """Counts a point's products in a network: trunk, view branch forward, view branch backward.
 
     The tape computes gradients of all inputs of a layer, unless they are encodings only. The engine leaves out
     encodings, and joins the bottleneck with the next layer: always backward, in 16 bits forward too.
@@ -291,8 +291,8 @@ def gigaflops(trainer: Trainer, work: list[dict[str, float]], dense: bool, train
 def matmul_limit(precision: str, repeats: int) -> float:
     """GFLOP/s of matrix products with kernels of 256 by 256: the machine's limit.
 
-    On a CPU of eight layers with bias and ReLU on 16384 points, which stay in its caches. On a GPU of products alone on
-    so many points that each keeps it busy, and so many products that the wait for the last one does not count.
+    On a CPU: eight layers with bias and ReLU on 16384 points, which stay in its caches. On a GPU: products alone, on
+    so many points that each keeps it busy, and so many of them that the wait for the last one does not count.
     """
     on_gpu = meter.device() != "CPU:0"
     points, count = (2**18, 500) if on_gpu else (2**14, 8)
@@ -326,7 +326,7 @@ def time_run(run: Callable[[], object]) -> float:
 
 
 def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, float]:
-    """Compares each engine's gradients with dense's: the largest |difference| / |dense| of all weight tensors.
+    """Compares engines' gradients with dense's: largest |difference| / |dense| of all weight tensors.
 
     All engines evaluate the same points, so that rounding of coarse weights does not move fine samples.
     """
@@ -390,7 +390,7 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
             fresh.append(time_run(lambda: trainers["float32"].train_step(next(stream)).loss))
     works = {engine: count_work(trainer, batch) for engine, trainer in trainers.items()}
     sparse = [engine for engine in args.engines if not (ENGINES[engine].dense or ENGINES[engine].compiled)]
-    result = {"work": works[(sparse or args.engines)[-1]], "engines": {}}  # others leave out less
+    result = {"work": works[(sparse or args.engines)[-1]], "engines": {}}  # dense and compiled engines leave out less
     if errors is not None:
         result["gradient_error"] = errors
     for (engine, kind), seconds in times.items():

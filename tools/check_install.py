@@ -32,7 +32,7 @@ FRAMES = 10
 
 
 class Problem(Exception):
-    """A failed check; its text says what is wrong and what to do, in one line."""
+    """What a check raises if it fails; its text says what is wrong and what to do, in one line."""
 
 
 def check_python() -> str:

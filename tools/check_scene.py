@@ -45,7 +45,7 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import image_reader, sparse_points
 
-# What is drawn: points, frusta from near to far, photos and columns of them, points of a photo's longer side.
+# What is drawn: points, frusta from near to far, photos and columns of them, pixels of a photo's longer side, about.
 DRAWN_POINTS, DRAWN_FRUSTA, DRAWN_PHOTOS, COLUMNS, THUMBNAIL = 2000, 6, 40, 10, 160
 # Per cent of the points' depths that the panel of the frusta is large enough for.
 SHOWN_DEPTHS = (1.0, 95.0)
@@ -54,7 +54,7 @@ LINE_HEIGHT, WRAPPED_AT = 0.19, 165  # inches and characters of the verdicts in 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was found on one topic, and what is wrong with it: a line for each problem, none if all is well."""
+    """What was found on one topic, and a line for each problem with it, none if all is well."""
 
     topic: str
     finding: str
@@ -141,7 +141,7 @@ def guess_kind(folder: Path) -> str:
 
 
 def _is_transparent(folder: Path) -> bool:
-    """Whether the first training image of a Blender scene has transparent pixels; False where it cannot be read."""
+    """Whether a Blender scene's first training image has transparent pixels; False if it is unreadable."""
     first = next(iter(sorted(folder.glob("train/*.png"))), None)
     try:
         image = None if first is None else image_reader.read_image(first)
@@ -187,7 +187,7 @@ def inspect(settings: Settings) -> Inspection:
 
 
 def load_points(scene: Scene, settings: Settings) -> tuple[ScenePoints | None, str]:
-    """The scene's sparse points, None if there are none of its own, moved to its world; and where points are from.
+    """Loads the scene's sparse points, None if it has none, in its world; and says where points are from.
 
     Raises:
         ValueError: the file that transforms.json names is damaged.
@@ -206,7 +206,7 @@ def load_points(scene: Scene, settings: Settings) -> tuple[ScenePoints | None, s
 def load_reprojection(
     scene: Scene, settings: Settings, found: ScenePoints | None
 ) -> capture_checks.Reprojection | None:
-    """How the cameras agree with where photos show the points that were found; None where the model does not tell.
+    """How the cameras agree with where photos show the points; None if the model does not tell.
 
     Raises:
         ValueError: a file of the model is damaged.
@@ -215,7 +215,7 @@ def load_reprojection(
         return None
     try:
         sightings = sparse_points.read_sightings(found.model)
-    except FileNotFoundError:  # it says nothing of the photos
+    except FileNotFoundError:  # the model has points only
         return None
     if settings.field == "hash_grid":  # whose rays go through pixels' middles, and COLMAP counts from their corners
         scene = dataclasses.replace(scene, cameras=tuple(camera.through_pixel_corners() for camera in scene.cameras))

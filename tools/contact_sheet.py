@@ -28,8 +28,8 @@ from nerf_tf.storage import atomic, image_reader, readers
 
 COLUMNS = ("photograph", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
-PATH_TILE_HEIGHT = 100
-GAP = 14
+PATH_TILE_HEIGHT = 100  # pixels, likewise, of frames of a path
+GAP = 14  # pixels
 PALE = (120, 128, 138)
 
 
@@ -45,7 +45,7 @@ class View:
 
 
 def load_photos(args_file: Path) -> np.ndarray:
-    """Loads the test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as in that run."""
+    """Loads the test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as there."""
     scene = build.load_scene(parsing.parse_settings(["--config", str(args_file)]))
     return scene.images[scene.i_test]
 
@@ -62,7 +62,7 @@ def newest_path(run: Path) -> Path:
 
 def _newest(run: Path, patterns: Sequence[str], remedy: str) -> Path:
     found = (folder for pattern in patterns for folder in run.glob(pattern))
-    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are copies of a user
+    folders = [folder for folder in found if folder.name.rsplit("_", 1)[1].isdecimal()]  # others are a user's copies
     if not folders:
         raise FileNotFoundError(f"{run}: no {' or '.join(patterns)}; run it with {remedy} --save_arrays")
     return max(folders, key=lambda folder: (int(folder.name.rsplit("_", 1)[1]), folder.name.startswith("renderonly")))
@@ -122,7 +122,7 @@ def _maps(path: Path, names: Sequence[str], render: np.ndarray) -> list[np.ndarr
 
 
 def draw_path(frames: Sequence[Frame]) -> Image.Image:
-    """Draws a column for each frame: colour, disparity, depth and opacity, with one range of colours for all."""
+    """Draws a column for each frame: colour, disparity, depth and opacity, with one range for all."""
     away, close = pictures.display_range(pictures.opaque_values(frame.disp, frame.acc) for frame in frames)
     near, far = pictures.display_range(pictures.opaque_values(frame.depth, frame.acc) for frame in frames)
     rows = {
@@ -145,7 +145,7 @@ def draw_path(frames: Sequence[Frame]) -> Image.Image:
 
 
 def draw_sheet(title: str, views: Sequence[View], shown: Sequence[int]) -> Image.Image:
-    """Draws a row for each view whose number is in `shown`, and the mean PSNR of all `views` in the heading."""
+    """Draws a row for each view whose number is in `shown`, and above them the mean PSNR of all `views`."""
     height, width = views[0].photo.shape[:2]
     scale = max(1.0, TILE_HEIGHT / height)
     tile = round(width * scale), round(height * scale)

@@ -40,10 +40,10 @@ WORLDS = ("dataset", "loaded")
 
 
 def read(path: Path, kind: str, only_poses: bool = False) -> Cameras:
-    """Reads a file of one of `FORMATS`.
+    """Reads a file of one of `FORMATS`; with `only_poses` not the intrinsics of transforms.json.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing or malformed. `only_poses` does not read the rest of it.
+        FileNotFoundError, ValueError: it is missing or malformed.
     """
     if kind == "llff":
         poses, hwf, bounds = llff.read_poses_bounds(path)
@@ -99,10 +99,12 @@ def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float
 
 
 def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
-    """Takes intrinsics and bounds from --hwf and --bounds if given, else from the source, else from --scene.
+    """Takes intrinsics and bounds from --hwf and --bounds, else from the source, else from --scene.
+
+    A --scene with another number of cameras is left out.
 
     Raises:
-        ValueError: --scene has another number of cameras.
+        FileNotFoundError, ValueError: --scene is missing or malformed.
     """
     count = len(cameras.poses)
     intrinsics, bounds = cameras.intrinsics, cameras.bounds

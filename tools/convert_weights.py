@@ -101,7 +101,7 @@ def to_torch(weights: Sequence[np.ndarray], outputs: int = 4) -> State:
 
 
 def _check_shapes(names: Sequence[str], layers: Sequence[tuple[np.ndarray, np.ndarray]], has_views: bool) -> None:
-    """Raises ValueError unless kernels [in, out] fit nerf-pytorch's network, with the skip after layer `SKIP_AFTER`."""
+    """Raises ValueError unless kernels [in, out] fit nerf-pytorch's network, its skip at `SKIP_AFTER`."""
     points, width = layers[0][0].shape
     depth = len(layers) - (4 if has_views else 1)
     expected = [(points, width)]
@@ -124,10 +124,10 @@ def _check_shapes(names: Sequence[str], layers: Sequence[tuple[np.ndarray, np.nd
 def _with_bottleneck(
     bottleneck: np.ndarray, bottleneck_bias: np.ndarray, views: np.ndarray, views_bias: np.ndarray, width: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Changes the width of the bottleneck such that bottleneck and view layer, kernels [in, out], compute the same.
+    """Changes the bottleneck's width; together with the view layer it computes the same.
 
-    nerf-pytorch's bottleneck is as wide as the trunk, the original's 256. It has no activation, so only its product
-    with the view layer matters.
+    Kernels are [in, out]. nerf-pytorch's bottleneck is as wide as the trunk, the original's 256. It has no activation,
+    so only its product with the view layer matters.
     """
     old = bottleneck.shape[1]
     if old == width:
@@ -145,7 +145,11 @@ def _with_bottleneck(
 
 
 def from_torch_file(path: Path, out: Path) -> list[Path]:
-    """Writes the weight files of a checkpoint; returns them, the coarse network's first."""
+    """Writes the weight files of a checkpoint; returns them, the coarse network's first.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or no checkpoint of nerf-pytorch with a training step.
+    """
     entries = torch_weights.load(path, (COARSE, FINE, STEP))
     with readers.path_in_errors(path):
         if not isinstance(entries.get(COARSE), dict):
@@ -161,7 +165,7 @@ def from_torch_file(path: Path, out: Path) -> list[Path]:
 
 
 def to_torch_file(path: Path, out: Path) -> Path:
-    """Writes a checkpoint of the networks in a weight file and, if there is one, its fine sibling; returns its path."""
+    """Writes a checkpoint of a weight file and, if there is one, the fine one; returns its path."""
     step, fine = tf1_weights.step_of(path), tf1_weights.fine_path(path)
     files = {COARSE: path} | ({FINE: fine} if fine.is_file() else {})
     content: dict[str, object] = {STEP: step}

@@ -227,7 +227,7 @@ def _download_once(address: str, path: Path) -> None:
         have = part.stat().st_size if part.exists() else 0
         _require_room(path.parent, total - have, f"what is missing of {path.name}")
         if 0 < have < total:
-            strong = [text for text in version if text and not text.startswith("W/")]  # no weak ones
+            strong = [text for text in version if text and not text.startswith("W/")]  # If-Range takes no weak ETag
             validator = {"If-Range": strong[0]} if strong else {}
             response.close()
             response = stack.enter_context(_open(address, Range=f"bytes={have}-", **validator))

@@ -72,7 +72,7 @@ def collect_points(
 
 
 def in_mid_air(depth: np.ndarray, max_jump: float) -> np.ndarray:
-    """Finds pixels on an edge: they see a thing and what is behind it, so that their mean depth is neither's.
+    """Finds pixels on an edge, which see a thing and what is behind it: their mean depth is neither's.
 
     Args:
         depth: [H, W]; NaN where a ray meets nothing.

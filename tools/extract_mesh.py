@@ -69,7 +69,7 @@ class Surface(NamedTuple):
 
 
 def make_grid(low: np.ndarray, high: np.ndarray, resolution: int) -> Grid:
-    """The grid of cubic cells over the box from `low` to `high`, with `resolution` points along its longest side."""
+    """The grid of cubic cells over a box, with `resolution` points along the longest side."""
     step = float((high - low).max() / (resolution - 1))
     return Grid(low, step, tuple(int(n) for n in np.ceil((high - low) / step - 1e-6).astype(int) + 1))
 
@@ -137,7 +137,7 @@ class Space:
 def sample_density(
     field: FieldFunction, grid: Grid, space: Space, threshold: float, description: str = "density"
 ) -> np.ndarray:
-    """Evaluates density [grid.shape], a slab of constant x at a time; 0 at dense points that few cameras see."""
+    """Evaluates density [grid.shape], a slab of one x at a time; 0 at dense points that few cameras see."""
     viewdirs = tf.zeros([grid.shape[1], 3])  # density does not depend on them
 
     @tf.function(input_signature=[tf.TensorSpec([grid.shape[1], grid.shape[2], 3], tf.float32)])
@@ -156,7 +156,7 @@ def sample_density(
 
 
 def occupied_box(density: np.ndarray, grid: Grid, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the box around dense points, with a margin, within the grid; the whole grid if none is dense."""
+    """Corners of the box around dense points, with a margin; of the whole grid if none is dense."""
     dense = np.argwhere(density >= threshold)
     last = np.array(grid.shape) - 1
     low, high = (dense.min(axis=0), dense.max(axis=0)) if len(dense) else (np.zeros(3), last)

@@ -88,7 +88,7 @@ def run_program(program: str, *words: object, output: Path | None = None) -> int
 
 @contextlib.contextmanager
 def _signals_passed_on(process: subprocess.Popen) -> Iterator[None]:
-    """Waits for a program that was asked to stop, as it saves what it has; Ctrl-C reaches it without help."""
+    """Passes SIGTERM on to a program, which then saves and ends; Ctrl-C reaches it without help."""
     handlers = {
         signal.SIGINT: lambda *_: None,
         signal.SIGTERM: lambda *_: process.terminate(),
@@ -140,14 +140,14 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
 
 
 def choose_factor(scene: Path) -> int:
-    """The factor by which photos are shrunk for training, so that their longer side is about `LONGER_SIDE`."""
+    """The factor by which photos are shrunk, so that their longer side is about `LONGER_SIDE`."""
     from nerf_tf.storage import image_folders, image_reader
 
     return max(1, round(max(image_reader.image_size(image_folders.list_images(scene / "images")[0])) / LONGER_SIDE))
 
 
 def choose_video(scene: Path, of_video: Iterable[str]) -> list[str]:
-    """Flags for number, size and speed of the video's views, where the flags in `of_video` leave them open."""
+    """Flags for number, size and speed of the video's views, where those in `of_video` leave them open."""
     from nerf_tf.storage import image_folders, image_reader
 
     named = {word.lstrip("-").partition("=")[0] for word in of_video}
@@ -235,7 +235,7 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
         lindisp = ["--lindisp"] if kind == "360" else []  # how the hash grid samples there
         words = [scene, "--factor", factor, *of_kind, *lindisp, "--out", picture]
         code = run_program("check_scene", *words, output=out / "check.txt")
-        if not picture.exists():  # with it, there is a problem with the photos, which may do all the same
+        if not picture.exists():  # if it was drawn, the photos have a problem, and may do even so
             raise StageFailed(code or 1)
         if code:
             print(f"there are problems, see above and {picture}; goes on all the same", flush=True)

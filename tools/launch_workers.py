@@ -66,14 +66,17 @@ def start(command: Sequence[str], addresses: Sequence[str], index: int) -> subpr
 
 
 def show_lines(stream: IO[str], index: int) -> None:
-    """Prints a worker's lines with its number before them. A progress bar writes many lines over each other."""
+    """Prints a worker's lines, also those of a progress bar, with its number before them."""
     for line in stream:
         if line.strip():
             print(f"[{index}] {line}", end="", flush=True)
 
 
 def wait(workers: Sequence[subprocess.Popen[str]], grace: float) -> int:
-    """Waits until all have ended; kills those left some seconds after one failed. Returns the first failure's code."""
+    """Waits until all have ended; returns the exit code of the first that failed, or 0.
+
+    Workers that still run `grace` seconds after it are killed.
+    """
     code, deadline = 0, None
     while True:
         codes = [worker.poll() for worker in workers]

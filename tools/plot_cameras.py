@@ -58,7 +58,7 @@ def metric_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np
 
 
 def ndc_samples(camera: Camera, c2w: np.ndarray, cols: np.ndarray, t_vals: np.ndarray) -> np.ndarray:
-    """The same samples in NDC [R, S, 3], as the program makes them; within the image they lie in [-1, 1]^3."""
+    """The same samples in NDC [R, S, 3], as the program makes them; an image's lie in [-1, 1]^3."""
     origins, directions = ndc_rays(camera, NDC_NEAR, *(tf.constant(x) for x in _middle_row(camera, c2w, cols)))
     return (origins[:, None] + directions[:, None] * tf.constant(t_vals, tf.float32)[:, None]).numpy()
 

@@ -32,6 +32,7 @@ def read(path: Path):
     """Reads a mesh or point cloud as a trimesh object.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it is neither.
     """
     import trimesh
@@ -99,7 +100,7 @@ def picture_of_mesh(mesh, c2w: np.ndarray) -> np.ndarray:
 
 
 def view_of(points: np.ndarray, args: argparse.Namespace) -> np.ndarray:
-    """The camera's pose [3, 4]: as the arguments say, or such that it sees all points from the side and from above."""
+    """The camera's pose [3, 4]: as the arguments say, or from a side and above, where it sees all points."""
     low, high = np.percentile(points, [1, 99], axis=0)
     at = (low + high) / 2 if args.at is None else np.array(args.at)
     if args.eye is None:

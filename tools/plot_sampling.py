@@ -204,7 +204,7 @@ def _draw_result(axes, trace: RayTrace) -> None:
 
 
 def draw(trace: RayTrace):
-    """Draws five panels over t: weights, pdf, cdf with arrows from u to samples, all samples, their weights."""
+    """Draws five panels over t: weights, pdf, cdf with arrows from u, all samples, their weights."""
     figure = figures.new_figure(9.0, 11.5)
     panels = figure.subplots(5, 1, sharex=True, gridspec_kw={"height_ratios": [1.6, 1.6, 3.4, 1.1, 1.4]})
     steps = (_draw_weights, _draw_pdf, _draw_cdf, _draw_samples, _draw_result)

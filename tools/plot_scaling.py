@@ -42,7 +42,7 @@ LINKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step on one GPU: its milliseconds, those that do not depend on the number of rays, and its gradients' MB."""
+    """A step on one GPU: its milliseconds, those of them that rays do not change, and its gradients' MB."""
 
     milliseconds: float
     fixed: float

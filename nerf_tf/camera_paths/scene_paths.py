@@ -80,7 +80,7 @@ def read_path(path: Path, fps: int) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it holds neither.
+        ValueError: it holds none of these, or a pose that is not rigid.
     """
     if path.suffix.lower() != ".json":
         poses = readers.read_npy(path, "; --render_path_file takes poses as npy or keyframes as json")

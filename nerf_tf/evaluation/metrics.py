@@ -16,7 +16,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     return float("inf") if error == 0 else float(-10.0 * np.log10(error))
 
 
-@tensor_float.turned_off()  # scores are comparable, whatever views were rendered in
+@tensor_float.turned_off()  # so that scores are comparable, whatever precision views were rendered in
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004) of two images [H, W, 3], 8-bit or in [0, 1].
 

@@ -36,8 +36,8 @@ class Evaluation:
         height, width: of every view.
         scores: name of the metric -> its value for each view. `psnr_8bit`, `ssim` and `lpips` compare the saved 8-bit
             images, `psnr_float` the images before rounding. Metrics that cannot be computed are absent.
-        seconds_per_view: median time to render and write a view, as the first one also traces graphs; where several are
-            rendered at once, that of all of them by their number. None if views were not rendered.
+        seconds_per_view: time to render and write a view; for views rendered at once, their time divided by their
+            number. The median, as the first view also traces graphs. None if views were not rendered.
     """
 
     folder: Path

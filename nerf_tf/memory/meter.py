@@ -32,7 +32,11 @@ def device() -> str:
 
 
 def measure(work: Callable[[], object]) -> tuple[float, float]:
-    """Runs `work` twice; returns the second run's peak in MB above the memory in use, and its seconds."""
+    """Runs `work` twice; returns the second run's peak in MB above the memory in use, and its seconds.
+
+    Raises:
+        ValueError: TensorFlow keeps no memory statistics of the device.
+    """
     work()  # traces graphs and creates variables
     gc.collect()
     before = _reset_peak()
@@ -45,10 +49,10 @@ def measure(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def make_room(size: float) -> None:
-    """Has TensorFlow's allocator hold a free block of so many bytes.
+    """Makes TensorFlow's allocator keep a free block of `size` bytes.
 
-    From a large block it cuts just what is asked for; of its smaller ones it hands out up to twice that, which matters
-    where XLA asks for all of a program's memory at once.
+    From a large block the allocator cuts exactly what is asked for. A small one it may hand out whole, up to twice what
+    is asked for, which counts where XLA asks for all of a program's memory at once.
     """
     tf.raw_ops.Empty(shape=[int(size)], dtype=tf.uint8)
 
@@ -67,7 +71,7 @@ def _peak() -> int:
 
 
 class Meter:
-    """Runs stages and records their memory, above the memory in use when the meter was made."""
+    """Runs stages and records their memory, above what was in use at first; errors as `measure`."""
 
     def __init__(self) -> None:
         gc.collect()

@@ -17,7 +17,7 @@ PLANNED_SHARE = 0.8
 
 
 class OutOfMemory(Exception):
-    """Memory ran out and nothing is left to halve; the message names the plan and one that may fit."""
+    """Memory ran out, and there is nothing left to halve; the message names the work and what may fit."""
 
 
 class MemoryPlanner:
@@ -84,7 +84,7 @@ class MemoryPlanner:
 
 
 class UnplannedMemory:
-    """The memory of work whose size is fixed by its settings.
+    """Stands in for `MemoryPlanner` where settings fix the memory, as those of a hash grid do.
 
     Attributes:
         work: what it is, and what would make it smaller.

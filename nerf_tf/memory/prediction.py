@@ -20,7 +20,7 @@ from nerf_tf.field.query import COMPILED_BACKWARD_TILES, rays_at_once
 FLOAT = 4  # bytes
 MEGABYTE = 1e6
 
-# The first four constants are fitted to measurements with TensorFlow's allocator counters, over many settings.
+# The constants down to ACCUMULATORS are fitted to measurements with TensorFlow's allocator counters at many settings.
 # Float32 values per sample alive at once outside the networks: positions, raw, intervals, opacities, weights, weighted
 # colours, and in training the gradients of all these.
 RENDERED_SAMPLE, TRAINED_SAMPLE = 10.9, 45.0
@@ -41,7 +41,7 @@ COMPILED_RENDERED_SAMPLE, COMPILED_TRAINED_SAMPLE = 8.7, 22.0
 COMPILED_LAYERS, COMPILED_BOTTLENECKS = 2.07, 2.34
 COMPILED_GRADIENT_COPIES = 1.4
 COMPILED_VALUE_BYTES = {4: 4.0, 2: 3.45}
-# Measured peaks exceed the prediction by at most this factor; a plan must fit nevertheless.
+# A measured peak is at most this many times the prediction; a plan must fit even then.
 MARGIN = 1.3
 # What `choose_plan` chooses from. On a CPU a tile of LARGEST_TILE points stays in the caches; a GPU needs larger tiles.
 LARGEST_CHUNK, SMALLEST_CHUNK = 32768, 64
@@ -132,7 +132,7 @@ def predict_memory(work: Workload, chunk: int, netchunk: int) -> int:
         passes.append((work.fine or work.coarse, work.samples))
     peak = max(_pass_bytes(work, network, rays * samples, netchunk) for network, samples in passes)
     if work.compiled and work.N_importance > 0:
-        # XLA's search of fine samples' bins compares each with all, and on a CPU it keeps what it compared.
+        # XLA finds a fine sample's bin by comparing the sample with all bins, and on a CPU it keeps all comparisons.
         search = work.N_importance * (work.N_samples - 1)
         outside = COMPILED_TRAINED_SAMPLE if work.training else COMPILED_RENDERED_SAMPLE
         peak = max(peak, rays * (search + work.samples * outside) * FLOAT)
@@ -182,7 +182,7 @@ def _compiled_pass_bytes(work: Workload, network: NetworkShape, points: int, net
 def choose_plan(
     work: Workload, budget: float, chunk: int | None, netchunk: int | None, largest_tile: int = LARGEST_TILE
 ) -> Plan:
-    """Chooses the largest netchunk that fits a budget, as it decides the speed; then the largest chunk.
+    """Chooses the largest netchunk that fits a budget, then the largest chunk: netchunk decides the speed.
 
     Args:
         work: the workload.

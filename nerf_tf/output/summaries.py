@@ -14,7 +14,7 @@ from nerf_tf.output.view_files import normalised_disparity, to_8bit
 from nerf_tf.render.renderer import Image
 from nerf_tf.storage.atomic import complete_file, make_folder
 
-MAX_HISTOGRAM_VALUES = 2**16
+MAX_HISTOGRAM_VALUES = 2**16  # TensorBoard then needs 16 MB, see `write_histogram`
 
 
 class Summaries:

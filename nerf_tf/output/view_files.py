@@ -173,7 +173,11 @@ def write_arrays(path: Path, image: Image) -> None:
 def write_views(folder: Path, images: Iterable[Image], save_arrays: bool) -> VideoBuffer:
     """Writes each view as `NNN.png` as soon as it is rendered, and with `save_arrays` also as `NNN.npz`.
 
-    After the last view, removes further views and arrays that an earlier rendering left in the folder.
+    After the last view, removes further views and arrays that an earlier rendering left in the folder. Returns the
+    views for videos.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     video, written = VideoBuffer(folder), set()
     for i, image in enumerate(images):
@@ -218,7 +222,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
                 writer.append_data(np.pad(frame, odd_sides + [(0, 0)] * (frame.ndim - 2), mode="edge"))
             writer.close()
             _check_video(temporary, len(frames))
-    # LookupError: imageio_ffmpeg looks for the encoder in what a program that is no ffmpeg does not print.
+    # LookupError: imageio_ffmpeg searches ffmpeg's output for the encoder; another program prints none.
     except (OSError, RuntimeError, ValueError, ImportError, LookupError) as error:
         cause = error.__cause__ or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[-1]

@@ -1,1 +1,1 @@
-"""Guards of a training run: bad steps, collapsed scenes, and stopping on a signal."""
+"""Guards of a training run, diagnosis of bad steps, stopping on a signal, and checks of scenes, folders and workers."""

@@ -63,7 +63,7 @@ class Capture:
     Attributes:
         kind: FORWARD (they look one way, so that NDC holds all rays), AROUND (they look at something from several
             sides) or MIXED (they look at nothing in common, as from the middle of a room).
-        widest: largest angle in degrees between a ray and the mean viewing direction; 180 where there is no such.
+        widest: largest angle in degrees between a ray and the mean viewing direction; 180 if views cancel out.
         depth: median distance along the optical axes to what the cameras look at; None for MIXED and parallel axes.
     """
 
@@ -112,7 +112,7 @@ def _widest_angle(cameras: Sequence[Camera], poses: np.ndarray) -> float:
 
 
 def check_capture(scene: Scene) -> list[str]:
-    """Warns where cameras look too far aside for NDC, though `scene_checks.check_ndc` does not."""
+    """Warns where cameras look too far aside for NDC, unless `scene_checks.check_ndc` has warned already."""
     capture = find_capture(scene.cameras, scene.poses)
     if not scene.ndc or capture.kind == FORWARD or check_ndc(scene):
         return []
@@ -139,7 +139,7 @@ def check_rotations(scene: Scene) -> list[str]:
 
 
 def rotation_errors(poses: np.ndarray) -> np.ndarray:
-    """How far the axes of `poses` [N, 3, 4] are from a rotation: [N] largest entry of R^T R - 1 and of det R - 1."""
+    """How far axes of `poses` [N, 3, 4] are from a rotation [N]: largest of |R^T R - 1| and |det R - 1|."""
     axes = np.asarray(poses, np.float64)[:, :, :3]
     products = np.swapaxes(axes, 1, 2) @ axes - np.eye(3)
     return np.maximum(np.abs(products).max(axis=(1, 2)), np.abs(np.linalg.det(axes) - 1.0))
@@ -148,7 +148,7 @@ def rotation_errors(poses: np.ndarray) -> np.ndarray:
 def sample_points(scene: Scene, seed: int = 0) -> np.ndarray:
     """Samples points [P, 3] of the volume that the cameras look at, from near to far along random rays.
 
-    Under NDC, where far is infinite, distances are those of the scene's bounds.
+    Under NDC, where far is infinite, near and far are those of `depth_range`.
     """
     rng, points = np.random.default_rng(seed), []
     for i, (camera, c2w) in enumerate(zip(scene.cameras, scene.poses, strict=True)):
@@ -160,7 +160,7 @@ def sample_points(scene: Scene, seed: int = 0) -> np.ndarray:
 
 
 def depth_range(scene: Scene, view: int) -> tuple[float, float]:
-    """Near and far of a view as distances along its optical axis; under NDC those that its bounds give."""
+    """Near and far depth of a view; under NDC those of its bounds, or 1 and 10 without bounds."""
     if scene.ndc:
         near, far = (NDC_NEAR, 10.0 * NDC_NEAR) if scene.bounds is None else map(float, scene.bounds[view])
         return near, far
@@ -168,19 +168,20 @@ def depth_range(scene: Scene, view: int) -> tuple[float, float]:
 
 
 def pixels_of_points(scene: Scene, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [P] and columns [P] at which a view shows points [P, 3], and their depths [P]; NaN beside its image."""
+    """Rows, columns and depths, each [P], of points [P, 3] in a view; NaN outside its image."""
     return pixels_in_image(scene.cameras[view], scene.poses[view], points)
 
 
 def depths_in_view(scene: Scene, view: int, points: np.ndarray) -> np.ndarray:
-    """Distances [P] along a view's optical axis of points [P, 3], near or far; NaN beside its image."""
+    """Depths [P] of points [P, 3] along a view's optical axis; NaN outside its image."""
     return pixels_of_points(scene, view, points)[2]
 
 
 def shares_in_frusta(scene: Scene, points: np.ndarray, sampled: bool = False) -> np.ndarray:
-    """The share [N] of points [P, 3] inside the frustum of each view, from near to far; under NDC far is infinite.
+    """The share [N] of points [P, 3] inside the frustum of each view, from near to far.
 
-    Of points of `sample_points` (`sampled`) each view's own, which all lie inside, do not count.
+    Under NDC the range is 0 to infinity. With `sampled`, `points` are those of `sample_points`, and a view's own do
+    not count, as all of them lie inside.
     """
     near, far = (0.0, np.inf) if scene.ndc else (scene.near, scene.far)
     depths = np.stack([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
@@ -201,7 +202,7 @@ def check_frusta(scene: Scene, shares: np.ndarray) -> list[str]:
 
 
 def check_point_range(scene: Scene, points: np.ndarray) -> list[str]:
-    """Warns where near and far, or NDC's near plane, leave out points [P, 3] of a sparse model that views show."""
+    """Warns where near and far, or NDC's near plane, leave out sparse points [P, 3] that views show."""
     depths = np.concatenate([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
     depths = depths[np.isfinite(depths)]
     if not depths.size:
@@ -229,7 +230,7 @@ class Reprojection:
         errors: [N] median distance from where a photo shows points to where its camera has them, in pixels of the
             photos that COLMAP had; NaN for photos that the model lacks.
         zoom: what all focal lengths would have to be multiplied by to fit best.
-        error_at_zoom: the median distance then.
+        error_at_zoom: the median distance then, in pixels.
     """
 
     counts: np.ndarray
@@ -239,15 +240,17 @@ class Reprojection:
 
 
 def reproject(scene: Scene, sightings: Sequence[Sightings], from_model: np.ndarray) -> Reprojection | None:
-    """Compares a scene's cameras with a model's sightings, of the photos whose names differ in folder and ending only.
+    """Compares a scene's cameras with where a model's photos show its points.
+
+    Photos of scene and model are matched by their names without folder and ending.
 
     Args:
         scene: the scene; its images may be smaller than the model's.
-        sightings: what photos show.
+        sightings: where the model's photos show its points.
         from_model: [4, 4] takes the model's points to the scene's world.
 
     Returns:
-        None if the model has none of the photos.
+        How well they agree; None if the model has none of the photos.
     """
     stems = Counter(Path(seen.name).stem for seen in sightings)
     by_stem = {Path(seen.name).stem: seen for seen in sightings if stems[Path(seen.name).stem] == 1}
@@ -293,7 +296,7 @@ def check_reprojection(scene: Scene, reprojection: Reprojection) -> list[str]:
 
 
 def check_sightings(reprojection: Reprojection) -> list[str]:
-    """Warns where photos show few sparse points, as poses and focal length are not to be relied on then."""
+    """Warns where photos show few sparse points, as poses and focal length are unreliable then."""
     usual = np.median(reprojection.counts[reprojection.counts > 0])
     if usual >= FEWEST_SIGHTINGS:
         return []
@@ -304,8 +307,7 @@ def check_sightings(reprojection: Reprojection) -> list[str]:
 
 
 def parallax(scene: Scene, points: np.ndarray | None = None) -> float | None:
-    """Angle in degrees under which the outermost cameras lie, seen from the scene; None where nothing tells how far it
-    is.
+    """Angle in degrees between the outermost cameras, seen from the scene; None if that is not known.
 
     The scene is at the median distance of a sparse model's points [P, 3], else of the bounds, else where the optical
     axes meet. Outermost means the 90th percentile of all distances between two cameras, which a stray one hardly moves.

@@ -23,7 +23,8 @@ def replay_step(trainer: Trainer | PackedTrainer, batch: RayBatch) -> Iterator[t
     """Replays the trainer's next step, without changing the trainer, and yields its tensors with names.
 
     First the rays and the photos' colours. Then, for the coarse and the fine pass: weights, samples, raw network
-    output, rendered values, loss, and the gradient of the loss (with float16, of the scaled loss) by each weight.
+    output, rendered values, loss, and the gradient of the loss (with float16, of the scaled loss) by each weight. For a
+    hash grid: its weights, the samples' density, loss, and the gradient by each weight.
     """
     for name, tensor in batch.rays._asdict().items():
         yield f"rays {name}", tensor

@@ -13,23 +13,24 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.safety import capture_checks
 from nerf_tf.storage.image_folders import listed
 
-# Stops (factors of 2 of light) between the first and the last third of the photos that are too much.
+# Most stops (factors of 2 of light) between the first and the last third of the photos.
 DRIFT = 0.5
-# And in spreads of the photos within a third.
+# A larger difference is still no drift up to this many times the spread of the photos within a third.
 DRIFT_SPREADS = 2.0
-# Stops by which a photo may differ from both the NEIGHBOURS before and those after it, and in spreads of that.
+# Most stops by which a photo may differ from the NEIGHBOURS before it and from those after it; or, if that is more,
+# ODD_SPREADS times the spread of such differences.
 ODD, ODD_SPREADS, NEIGHBOURS = 0.5, 6.0, 2
 # Fewest photos to find a drift in.
 FEWEST = 6
 # Sharpness, over the median, below which a photo is blurred. The least of lego on black is 0.35, of fern 0.71; a
 # Gaussian blur of fern's photos leaves 0.34 (0.5 pixels), 0.13 (0.7 pixels) and 0.03 (1 pixel).
 BLURRED = 0.25
-# Values of photos are about this root of the light. A photo with less mean light than DARKEST counts as black.
+# A photo's values are about the GAMMA-th root of the light. A photo with less mean light than DARKEST counts as black.
 GAMMA, DARKEST = 2.2, 1e-4
-# Most points that are compared between photos, and fewest between two; values of colours neither dark nor clipped; the
-# photos after it that a photo is compared with.
+# How many points are compared, about; fewest points that two photos must both show; range of colours that are neither
+# dark nor clipped; by how many places in the order two photos differ that are compared.
 MOST_POINTS, FEWEST_POINTS, EXPOSED, STEPS = 2000, 20, (0.02, 0.98), (*range(1, 11), 16, 32, 64, 128)
-# Rows and columns of pixels, at least, whose mean is taken.
+# Fewest rows and columns of pixels to take a photo's mean over.
 PIXELS_A_SIDE = 100
 # The standard deviation of a normal distribution, in median absolute deviations.
 _SPREAD = 1.4826
@@ -44,10 +45,11 @@ def brightness_stops(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def exposure_of_points(scene: Scene, points: np.ndarray) -> np.ndarray:
-    """How bright photos [N] show the same points, in stops over the median photo; NaN for those that show too few.
+    """How bright photos [N] show the same points, in stops over the median photo.
 
-    Unlike the mean of a photo, this does not depend on what it shows: pairs of photos are compared by the median of
-    their common points, and all pairs by least squares. So what hides a point from a photo hardly matters.
+    NaN for photos that show too few. Unlike a photo's mean, this does not depend on what it shows: pairs of photos are
+    compared by the median of their common points, and all pairs by least squares. So what hides a point from a photo
+    hardly matters.
 
     Args:
         scene: the scene, its photos in the order in which they were taken.
@@ -79,9 +81,9 @@ def exposure_of_points(scene: Scene, points: np.ndarray) -> np.ndarray:
 
 
 def sharpness(image: np.ndarray) -> float:
-    """How sharp an image [H, W, 3] is among others of the same things: the variance of the Laplacian of its green.
+    """Sharpness of an image [H, W, 3]: the variance of the Laplacian of its green.
 
-    The unit is that of the values: bytes, or floats in [0, 1].
+    It compares images of the same things. Values are bytes, or floats in [0, 1], alike in all of them.
     """
     green = image[..., 1]
     green = green.astype(np.int16) if green.dtype == np.uint8 else green
@@ -97,7 +99,7 @@ def relative_sharpness(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def exposure_drift(stops: np.ndarray) -> tuple[float, float]:
-    """Stops between the first and the last third of the photos, by medians, and their spread within a third.
+    """Stops between the medians of the first and the last third of photos, and the spread in a third.
 
     Args:
         stops: [N] as for `check_exposure`, none of them NaN.
@@ -108,7 +110,7 @@ def exposure_drift(stops: np.ndarray) -> tuple[float, float]:
 
 
 def odd_exposures(stops: np.ndarray) -> np.ndarray:
-    """Indices of the photos that are far brighter, or far darker, by `stops` [N], than those before and those after."""
+    """Indices of photos far brighter, or far darker, than those before and after; `stops` [N]."""
     differences = np.full([2, len(stops)], np.nan)
     for i in range(len(stops)):
         for side, others in enumerate((stops[max(0, i - NEIGHBOURS) : i], stops[i + 1 : i + 1 + NEIGHBOURS])):
@@ -123,8 +125,8 @@ def check_exposure(stops: np.ndarray, names: Sequence[str]) -> list[str]:
     """Warns where photos get brighter or darker, or single ones differ from their neighbours.
 
     Args:
-        stops: [N] `exposure_of_points`, or of photos that all show the same `brightness_stops`, in the order in which
-            they were taken.
+        stops: [N] in the order in which the photos were taken: of `exposure_of_points`, or, if all photos show the
+            same things, of `brightness_stops`.
         names: N names of the photos.
     """
     known = np.isfinite(stops)

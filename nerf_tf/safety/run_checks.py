@@ -41,7 +41,7 @@ def check_folders(settings: Settings) -> None:
 
 
 def _check_the_configs_folder(settings: Settings) -> None:
-    """Checks that a `--config` out of a run's folder is used with that folder, or that the flags name another one.
+    """Checks that a `--config` from a run's folder is used for that run, or that flags name another one.
 
     After a run was renamed, copied or moved, its args.txt names the old folder, and training would start over there.
     """

@@ -17,11 +17,11 @@ from nerf_tf.geometry.rays import NDC_NEAR
 from nerf_tf.storage import image_folders, image_reader
 
 NDC_REMEDY = "add --no_ndc --spherify --lindisp"
-# Photos below which nothing makes a scene of them: of 3 even the focal length that COLMAP finds is wrong.
+# Fewest photos that can make a scene: of 3 even the focal length that COLMAP finds is wrong.
 FEWEST_PHOTOS = 5
 # Rows and columns of pixels in which the share of backward rays is counted: exact to about 2 %.
 RAY_GRID = 50
-# Views out of NDC that are so few that they may be mistakes in the file: these and at most a quarter of all.
+# Views outside NDC that are at most this many, and at most a quarter of all, may be mistakes in the file.
 FEW = 3
 # How many times below, or above, the median a bound is an error. The authors' fern stays within 1.2; one near bound at
 # a tenth of the others cost 7.6 of 29.7 dB on a small room of 24 views.
@@ -57,7 +57,7 @@ def check_scene(scene: Scene, datadir: str | os.PathLike[str] | None = None, lin
 
 
 def check_number(scene: Scene, fewest: int = FEWEST_PHOTOS) -> list[str]:
-    """Warns of fewer photos than `fewest`, with those that are held out."""
+    """Warns of fewer than `fewest` photos, held-out ones included."""
     count = len(scene.images)
     if count >= fewest:
         return []
@@ -126,7 +126,7 @@ def check_range(scene: Scene) -> list[str]:
 
 
 def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
-    """Warns of rows of poses_bounds.npy whose near bound scales the scene, or whose far bound stretches its range."""
+    """Warns of rows of poses_bounds.npy with a far too small near bound or a far too large far bound."""
     if scene.bounds is None:
         return []
     bounds, warnings = scene.bounds * scene.unit, []  # as in the file
@@ -138,7 +138,7 @@ def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
             f"times smaller than the median {near:.3g}; the whole scene is scaled by it; {remedy_for_views(scene, low)}"
         )
     high = np.flatnonzero(bounds[:, 1] > BOUND_OUTLIER * far)
-    # Under NDC and lindisp far hardly counts, and --far may have settled it.
+    # Under NDC and lindisp far hardly counts, and --far may have corrected it.
     if high.size and not (scene.ndc or lindisp) and scene.far > BOUND_OUTLIER * far / scene.unit:
         warnings.append(
             f"{name_views(scene, high)}: far bound {bounds[high, 1].max():.3g} is {bounds[high, 1].max() / far:.0f} "
@@ -165,7 +165,7 @@ def check_cameras(scene: Scene) -> list[str]:
 
 
 def check_copies(scene: Scene, datadir: Path) -> list[str]:
-    """Warns of an images_N whose files are not copies of the photos in images/, by their names, times and content."""
+    """Warns of an images_N that are not copies of the photos in images/: by names, times and content."""
     folder, originals = Path(scene.names[0]).parent if scene.names else Path(), datadir / "images"
     if not re.fullmatch(r"images_\d+", str(folder)) or not originals.is_dir():
         return []
@@ -207,7 +207,7 @@ def _shows(photo: Path, image: np.ndarray) -> bool:
 
 
 def name_views(scene: Scene, views: Sequence[int]) -> str:
-    """What to call views in a message: rows of poses_bounds.npy where the scene has bounds, and their photos."""
+    """Names views in a message: as rows of poses_bounds.npy if there are bounds; with their photos."""
     photos = [f" ({scene.names[i]})" if scene.names else "" for i in views]
     if scene.bounds is None:
         return listed([f"view {i}{photo}" for i, photo in zip(views, photos, strict=True)])

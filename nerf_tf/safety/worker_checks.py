@@ -1,4 +1,4 @@
-"""Checks that workers train the same run, and what is said when one of them is gone."""
+"""Checks that all workers train the same run, and reports a lost worker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def agree(settings: Settings, scene: Scene, render_poses: np.ndarray, version: s
 
 
 def differences(records: Sequence[dict[str, object]]) -> str:
-    """Says in what a worker's record differs from the chief's, the first, apart from seeds; empty: in nothing."""
+    """Describes how workers' records differ from the first, the chief's, but for seeds; "" if nowhere."""
     chief, found = records[0], []
     for i, record in enumerate(records):
         names = [n for n in sorted(chief.keys() | record.keys()) if n != SEED and chief.get(n) != record.get(n)]
@@ -53,7 +53,7 @@ def differences(records: Sequence[dict[str, object]]) -> str:
 
 
 def _fingerprint(scene: Scene) -> str:
-    """A sum over what a scene holds that training and evaluation see."""
+    """A checksum of what training and evaluation use of a scene."""
     total = 0
     parts = (scene.images, scene.poses, scene.alphas, scene.masks, scene.i_train, scene.i_val, scene.i_test)
     for array in parts:
@@ -68,7 +68,7 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 @contextlib.contextmanager
 def lost_workers(workers: Workers) -> Iterator[None]:
-    """Turns the errors of TensorFlow that the loss of a worker causes in a block into `LostWorker`."""
+    """Raises `LostWorker` instead of the TensorFlow errors that a lost worker causes in the block."""
     try:
         yield
     except (tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError):

@@ -43,7 +43,11 @@ class Option:
         return f"{words} {within}".strip() + "".join(f" or {word}" for word in self.words)
 
     def parse(self, text: str) -> bool | int | float | str | None:
-        """The value that a text stands for; ValueError says what was expected."""
+        """The value that a text stands for.
+
+        Raises:
+            ValueError: the flag takes no such value; the message says what was expected.
+        """
         if self.default is None and text in ("None", ""):
             return None
         if text in self.words:
@@ -85,7 +89,7 @@ _LARGEST = {int: 2**31 - 1, float: 3.4e38}
 
 _MAX_SEED = 2**32 - 1  # What numpy, and so the original, takes as a seed.
 
-# Flags of the classic field and its two passes, which mean nothing to a hash grid.
+# Flags of the paper's networks and their two passes; they have no effect on a hash grid.
 MLP_ONLY = (
     *("netdepth", "netwidth", "netdepth_fine", "netwidth_fine", "lrate", "lrate_decay", "chunk", "netchunk"),
     *("N_samples", "N_importance", "i_embed", "multires", "multires_views", "raw_noise_std", "lindisp"),

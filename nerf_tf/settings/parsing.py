@@ -22,7 +22,8 @@ from nerf_tf.settings.options import GROUPS, OPTIONS, Option
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import readers
 
-# Characters in a config file and in a line of it: configs/ needs 500 and 60, and long lines take the parser seconds.
+# Most characters of a config file, and of a line in it: configs/ needs 831 and 120, and long lines take the parser
+# seconds.
 _LARGEST_FILE, _LONGEST_LINE = 2**16, 2**10
 _PACKAGE = Path(__file__).parent.parent
 
@@ -111,7 +112,7 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
 
 
 def args_text(settings: Settings) -> str:
-    """The text of args.txt: all flags as sorted `name = value` lines, which --config reads back to the same values."""
+    """The text of args.txt: all flags as sorted `name = value` lines, which --config reads back."""
     return "".join(f"{name} = {_quote(getattr(settings, name))}\n" for name in sorted(OPTIONS))
 
 
@@ -140,7 +141,7 @@ def find_config(path: str) -> Path:
 
 
 def help_text(flag_values: flags.FlagValues = flags.FLAGS, full: bool = False) -> str:
-    """The help page: flags in groups with their defaults; with `full`, also those that absl brings."""
+    """The help page: flags in groups with their defaults; with `full`, also absl's own."""
     lines = ["usage: python -m nerf_tf [--config FILE] --expname NAME [flags]", ""]
     lines += ["A switch is given as --flag or --flag=True, and undone by --flag=False.", ""]
     for group, options in GROUPS.items():
@@ -209,7 +210,7 @@ def read_config(path: str) -> dict[str, object]:
     values = {}
     for key, value in _read_file(path).items():
         name = key.removeprefix("--")
-        if name == "config":  # the line that args.txt writes about its own run; files do not nest
+        if name == "config":  # args.txt names the config of its run; configs do not nest
             continue
         if name not in OPTIONS:
             raise ValueError(f"{path}: unknown key {key!r}{_suggest_name(name, OPTIONS)}")
@@ -233,7 +234,7 @@ def _read_file(path: str) -> dict[str, str | list]:
 
 
 def _quote(value: object) -> str:
-    """Writes a value so that the config file parser reads it back; raises ValueError where that is impossible."""
+    """Writes a value so that the config file parser reads it back; raises ValueError if it cannot."""
     text = str(value)
     for spelling in (text, f'"{text}"', f"'{text}'"):
         if configargparse.DefaultConfigFileParser().parse(io.StringIO(f"key = {spelling}")) == {"key": text}:

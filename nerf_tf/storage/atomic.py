@@ -82,7 +82,11 @@ def path_in_write_errors(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Makes a folder and its missing parents; returns the folders that it made, the innermost first."""
+    """Makes a folder and its missing parents; returns the folders that it made, the innermost first.
+
+    Raises:
+        OSError: it cannot be made; those of its parents that were made are removed.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

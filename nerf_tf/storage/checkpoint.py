@@ -45,7 +45,7 @@ class CheckpointStore:
 
     Attributes:
         path: the checkpoint saved or restored last; None before the first.
-        step: the next training step stored in it.
+        step: the step that training takes next from it.
     """
 
     def __init__(self, state: Mapping[str, Any], folder: Path):
@@ -163,7 +163,7 @@ class CheckpointStore:
         return None
 
     def _check_parts(self, path: Path, prefix: str) -> None:
-        """Raises ValueError if only one of checkpoint and run has a fine network or a loss scale."""
+        """Raises ValueError unless checkpoint and run agree in --field, fine network and loss scale."""
         graph = tf.train.load_checkpoint(prefix).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
         nodes = TrackableObjectGraph.FromString(graph).nodes
         parts = {

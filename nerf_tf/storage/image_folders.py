@@ -1,4 +1,4 @@
-"""Finds image files: those of a folder, and those that a data set names by paths of any system."""
+"""Finds image files: those of a folder, and those that a data set names by paths of any operating system."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _stem(name: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Joins names for a message: `a`, `a and b`, `a, b and c`; of more than `MOST_NAMED` the first, and the count."""
+    """Joins names for a message: `a`, `a, b and c`, or the first `MOST_NAMED` and how many more."""
     parts = list(names[:MOST_NAMED])
     if len(names) > MOST_NAMED:
         parts.append(f"{len(names) - MOST_NAMED} more")
@@ -99,8 +99,9 @@ def match_images(folder: Path, names: Sequence[str], not_meant: Sequence[Path] =
     """Finds images below a folder by the ends of paths that were written on another machine.
 
     An image matches a path if the file names and the most folders before them agree, but for endings and capitals. It
-    must agree in as many folders as the best match of all paths, or in all of its own: a mask is no missing photo.
-    Images in `not_meant` are left out. Returns the images that match each path: one if all is well.
+    must agree in as many folders as the best match of any path, or in all of its own: else masks/1.png could stand in
+    for a missing photo 1.png. Images in `not_meant` are left out. Returns the images that match each path: one if all
+    is well.
     """
     by_stem, not_meant = collections.defaultdict(list), set(not_meant)
     for parent, folders, files in os.walk(folder):

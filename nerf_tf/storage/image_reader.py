@@ -31,7 +31,7 @@ _FORMATS = ("PNG", "JPEG")
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image at `path`, not decoded yet; what goes wrong while it is used names the file."""
+    """Yields the image at `path`, not decoded yet; an error that the block raises names the file."""
     readers.require_file(path)
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -45,7 +45,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except MemoryError as error:
         raise ValueError(f"{path}: there is not enough memory to unpack it; load smaller images") from error
     except Exception as error:
-        # Whatever Pillow stumbles over in a damaged file: OSError, SyntaxError, AssertionError, struct.error and more.
+        # What Pillow raises over a damaged file: OSError, SyntaxError, AssertionError, struct.error and more.
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: not a readable image ({reason}); replace it by a PNG or JPEG") from error
 
@@ -80,9 +80,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def run_parallel(function: Callable[[int], None], count: int, description: str) -> None:
-    """Calls `function` on range(count) from threads, under a progress bar; the first failure in order is raised.
+    """Calls `function` on range(count) from threads, under a progress bar.
 
-    Threads suffice, since Pillow and numpy release Python's lock while they work. Short jobs show no bar.
+    Threads suffice, since Pillow and numpy release Python's lock while they work. Short jobs show no bar. Of several
+    failures the first in order is raised.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in tqdm(pool.map(function, range(count)), desc=description, total=count, unit="image", delay=0.5):

@@ -25,7 +25,7 @@ def read_points(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no PLY file whose first element are vertices with x, y and z, or it is cut short.
+        ValueError: it is no PLY file, its first element is not `vertex` with x, y and z, or it is cut short.
     """
     content = readers.read_bytes(path, LARGEST_FILE)
     try:

@@ -13,17 +13,18 @@ from nerf_tf.storage import readers
 
 # Bytes of a file: room for some millions of points.
 LARGEST_FILE = 2**29
-# A record of points3D.bin: number, x, y, z, red, green, blue, error, length of the track; the track follows, of pairs
-# of numbers of 4 bytes.
+# A record of points3D.bin: the point's id, x, y, z, red, green, blue, error, length of the track. The track follows:
+# for each photo its id and the index of the position in it, 4 bytes each.
 _RECORD = struct.Struct("<Q3d3BdQ")
 _PAIR = 8
 # Words of a line of points3D.txt before the track.
 _WORDS = 8
-# A record of images.bin: number, rotation and translation, number of the camera; the name, ended by a zero byte, and
-# the number of the positions follow, then these: x, y, and the number of the point, -1 for none.
+# A record of images.bin: the photo's id, rotation and translation, the camera's id. The name follows, ended by a zero
+# byte, then the count of positions, then these: x, y, and the point's id, -1 for none.
 _IMAGE, _COUNT = struct.Struct("<I7dI"), struct.Struct("<Q")
 _POSITION = np.dtype([("x", "<f8"), ("y", "<f8"), ("point", "<i8")])
-# A record of cameras.bin: number, kind, width, height; its numbers follow, as many as the kind has.
+# A record of cameras.bin: the camera's id, its kind (COLMAP's model), width, height. Its parameters follow, 8 bytes
+# each; below is how many each kind has.
 _CAMERA = struct.Struct("<IiQQ")
 _NUMBERS_OF_KIND = (3, 4, 4, 5, 8, 8, 12, 5, 4, 5, 12, 16)
 _PINHOLES = (0, 1, "SIMPLE_PINHOLE", "PINHOLE")
@@ -66,7 +67,7 @@ def read_points(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_sightings(folder: Path) -> list[Sightings]:
-    """Reads where photos of pinhole cameras show points; photos of other cameras are left out, as they are distorted.
+    """Reads where photos show points; only of pinhole cameras, as the others distort.
 
     Args:
         folder: holds cameras, images and points3D, each .bin or .txt.
@@ -90,7 +91,7 @@ def read_sightings(folder: Path) -> list[Sightings]:
 
 
 def _read(folder: Path, name: str, what: str, parse: Callable[[bytes], T], parse_text: Callable[[bytes], T]) -> T:
-    """What the parser makes of the file of that name in a model's folder; the binary one if there are both."""
+    """Parses a file of a model, the binary one if there are both; errors call its content `what`."""
     text, binary = folder / f"{name}.txt", folder / f"{name}.bin"
     path, parse = (text, parse_text) if text.is_file() and not binary.is_file() else (binary, parse)
     content = readers.read_bytes(path, LARGEST_FILE)
@@ -101,7 +102,7 @@ def _read(folder: Path, name: str, what: str, parse: Callable[[bytes], T], parse
 
 
 def _read_points(folder: Path) -> np.ndarray:
-    """Rows [P, 5] of the points whose coordinates are finite: number, x, y, z and how many photos show it."""
+    """Rows [P, 5] of the points whose coordinates are finite: id, x, y, z and how many photos show it."""
     rows = _read(folder, "points3D", "points", _parse_points, _parse_text_points)
     return rows[np.isfinite(rows).all(axis=-1)]
 
@@ -129,7 +130,7 @@ def _parse_text_points(content: bytes) -> np.ndarray:
 
 
 def _parse_images(content: bytes) -> list[tuple[str, int, np.ndarray]]:
-    """Name, camera and positions [K, 3], x, y and number of the point, of each photo."""
+    """Name, camera's id and positions [K, 3] (x, y and the point's id) of each photo."""
     (count,), offset, images = _COUNT.unpack_from(content), _COUNT.size, []
     if count * (_IMAGE.size + _COUNT.size) > len(content):
         raise ValueError(f"it announces {count} photos in {len(content)} bytes")
@@ -158,7 +159,7 @@ def _parse_text_images(content: bytes) -> list[tuple[str, int, np.ndarray]]:
 
 
 def _parse_cameras(content: bytes) -> dict[int, tuple[int, int]]:
-    """Height and width of the pinhole cameras, by number."""
+    """Height and width of the pinhole cameras, by id."""
     (count,), offset, cameras = _COUNT.unpack_from(content), _COUNT.size, {}
     if count * _CAMERA.size > len(content):
         raise ValueError(f"it announces {count} cameras in {len(content)} bytes")

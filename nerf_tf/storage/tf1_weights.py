@@ -40,7 +40,7 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a list of float arrays; the message says what it is instead.
+        ValueError: it is not a list of float arrays, or holds NaN or infinity; the message says what it is instead.
     """
     path = Path(path)
     readers.require_file(path, "; expected weights, as in model_200000.npy")
@@ -66,6 +66,9 @@ def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
     Args:
         path: the file to write.
         weights: arrays as `model.get_weights()` returns them.
+
+    Raises:
+        OSError: it cannot be written.
     """
     array = np.empty(len(weights), object)
     for i, weight in enumerate(weights):
@@ -78,7 +81,11 @@ def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
 
 
 def fine_path(path: str | os.PathLike) -> Path:
-    """The fine network's file that belongs to a coarse one: model_200000.npy -> model_fine_200000.npy."""
+    """The fine network's file that belongs to a coarse one: model_200000.npy -> model_fine_200000.npy.
+
+    Raises:
+        ValueError: the name does not end in a step.
+    """
     path = Path(path)
     digits = _step_digits(path)
     return path.with_name(path.name.removesuffix(f"{digits}.npy") + f"fine_{digits}.npy")
@@ -88,7 +95,7 @@ def step_of(path: str | os.PathLike) -> int:
     """Reads the training step from a weight file's name: model_200000.npy -> 200000.
 
     Raises:
-        ValueError: the name does not end in a step.
+        ValueError: the name does not end in a step of at most 18 digits.
     """
     digits = _step_digits(Path(path))
     if len(digits) > 18:
@@ -97,7 +104,11 @@ def step_of(path: str | os.PathLike) -> int:
 
 
 def newest(folder: str | os.PathLike) -> Path | None:
-    """Finds the coarse weight file of the largest step in a run's folder; None if there is none."""
+    """Finds the coarse weight file of the largest step in a run's folder; None if there is none.
+
+    Raises:
+        ValueError: a file's step has more than 18 digits.
+    """
     files = (file for file in Path(folder).glob("model_*.npy") if re.fullmatch(r"model_\d+\.npy", file.name))
     return max(files, key=step_of, default=None)
 

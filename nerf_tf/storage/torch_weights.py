@@ -44,7 +44,7 @@ _READING_ERRORS = (*pickled_arrays.READING_ERRORS, *readers.ZIP_ERRORS)
 def describe_torch_file(path: str | os.PathLike) -> str | None:
     """What a checkpoint of PyTorch or a zip archive is, and what to do with it; None for anything else.
 
-    Cheap, whatever the file holds: reads its first bytes only.
+    Reads the file's first kilobyte only.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +54,8 @@ def describe_torch_file(path: str | os.PathLike) -> str | None:
             start = file.read(1024)
     except OSError:
         return None
-    # The name of an archive's first member, which begins 30 bytes behind the archive: PyTorch's is the pickle.
+    # The name of a zip archive's first member begins at byte 30, its length is in bytes 26 and 27. PyTorch's first
+    # member is the pickle.
     name = start[30 : 30 + int.from_bytes(start[26:28], "little")].decode("latin1")
     if start.startswith(_OLD_START) or (start.startswith(_ZIP_START) and name.endswith(f"/{_PICKLE_NAME}")):
         return (
@@ -104,6 +105,10 @@ def save(path: str | os.PathLike, content: Mapping[str, object]) -> None:
     Args:
         path: the file to write.
         content: dicts with text or whole numbers as keys, lists, tuples, text, numbers and float32 arrays.
+
+    Raises:
+        OSError: it cannot be written.
+        TypeError: something in it is of another type.
     """
     arrays: list[np.ndarray] = []
     payload = b"\x80\x02" + _pickled(content, arrays) + b"."
@@ -117,7 +122,7 @@ def save(path: str | os.PathLike, content: Mapping[str, object]) -> None:
 
 
 class _Storage(NamedTuple):
-    """The record of a tensor's bytes: their type, the key under which they lie, and how many numbers they are."""
+    """The record of a tensor's storage: its type, the key of its bytes, and how many numbers it has."""
 
     kind: str
     key: str
@@ -185,7 +190,10 @@ def _open_archive(archive: zipfile.ZipFile) -> tuple[object, _ReadStorage]:
 
 
 def _open_old(payload: bytes) -> tuple[object, _ReadStorage]:
-    """A file of before 1.6: magic number, version, system, content, keys of storages; then count and bytes of each."""
+    """Opens a file of before 1.6.
+
+    It holds magic number, version, system, content and keys of storages; then count and bytes of each storage.
+    """
     if not payload.startswith(_OLD_START):
         raise ValueError("it begins as no file of PyTorch does")
     place, pickles = 0, []
@@ -241,7 +249,7 @@ def _storages(content: object) -> list[_Storage]:
 
 
 def _entries(content: object, storage: _ReadStorage, wanted: Sequence[str], most: int) -> dict[str, object]:
-    """Builds the entries. A pickle can name one storage many times: together arrays must not pass `most` bytes."""
+    """Builds the entries, of `most` bytes together: a pickle can name one storage many times."""
     if not isinstance(content, dict):
         raise ValueError("it holds no dict")
     entries: dict[str, object] = {}
@@ -291,9 +299,10 @@ def _array(record: object, storage: _ReadStorage, what: str) -> np.ndarray:
 
 
 def _pickled(value: object, arrays: list[np.ndarray]) -> bytes:
-    """Pickle instructions of protocol 2 that make `value`; its arrays, the tensors' storages, are added to `arrays`.
+    """Pickle instructions of protocol 2 that make `value`.
 
-    Written out, because `pickle` only names what it can import, and PyTorch need not be here.
+    Its arrays, the tensors' storages, are added to `arrays`. Written by hand, because `pickle` refers only to
+    names that it can import, and PyTorch need not be installed.
     """
 
     def all_of(items: Sequence[object]) -> bytes:

@@ -48,7 +48,9 @@ def centred(hwf: np.ndarray) -> np.ndarray:
 
 
 def write(path: Path, kind: str, cameras: Cameras, folder: Path | None) -> None:
-    """Writes a file of one of `FORMATS`; transforms.json names the images in `folder` if the source names none.
+    """Writes a file of one of `FORMATS`.
+
+    transforms.json names the images in `folder` if the cameras have no names.
 
     Raises:
         ValueError: the format needs values that are unknown, or cannot hold these cameras.

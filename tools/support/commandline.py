@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 def fail(program: str, reason: object, code: int = 1) -> int:
-    """Prints `program: reason` as one line on stderr; returns the exit code: 1 for files and their content."""
+    """Prints `program: reason` as one line on stderr; returns `code`, 1 for files and their content."""
     # Not at the top: --help is shown without the package too.
     from nerf_tf.settings import parsing
 

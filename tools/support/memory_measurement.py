@@ -87,7 +87,7 @@ def make_trainer(cell: Cell, settings: Settings, weights: str, ndc: bool) -> Tra
     """The program's networks and optimizer for a cell, with typical or worst-case weights."""
     trainer = build.make_trainer(cell.settings(settings), ndc)
     if weights == "worst":
-        density = 1.0 + 4.0 * settings.raw_noise_std  # noise makes it negative once in 30,000 samples
+        density = 1.0 + 4.0 * settings.raw_noise_std  # noise makes it negative in one of 30,000 samples at most
         for field in filter(None, (trainer.coarse, trainer.fine)):
             set_density(field, density)
         # And no sample's gradient is left out as too small.

@@ -15,9 +15,9 @@ from nerf_tf.safety.photo_checks import sharpness
 from nerf_tf.storage import image_folders, image_reader, readers
 from nerf_tf.storage.image_folders import listed
 
-# Two photos have one distance, whose length nothing tells.
+# Fewest photos: two have a single distance between them, and nothing to compare it with.
 FEWEST = 3
-# JPEGs that are written again: at this quality what is lost cannot be seen.
+# How JPEGs are written again: at this quality what is lost cannot be seen.
 JPEG = {"quality": 97, "subsampling": 0}
 _ORIENTATION = 0x0112  # the tag of EXIF
 
@@ -85,7 +85,7 @@ def write_photo(image: Image.Image, path: Path) -> None:
 
 
 def copy_upright(paths: Sequence[Path], folder: Path) -> None:
-    """Copies photos, all upright; those that are so already byte by byte.
+    """Copies photos, all upright; JPEGs that are upright already byte by byte.
 
     Their EXIF stays, as the focal length that it notes is what a reconstruction begins with.
 
@@ -120,7 +120,7 @@ def copy_upright(paths: Sequence[Path], folder: Path) -> None:
 
 
 def write_sharpest_frames(video: Path, folder: Path, count: int) -> None:
-    """Writes the sharpest frame of each of `count` equal parts of a video as frame_NNNNN.jpg, numbered from 0.
+    """Writes the sharpest frame of each of `count` equal parts of a video as frame_NNNNN.jpg, from 0.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is no video with `FEWEST` frames.

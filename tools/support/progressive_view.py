@@ -21,7 +21,7 @@ NEAREST = 0.01
 
 
 def pose_from_browser(wxyz: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Converts a browser's camera, a unit quaternion [4] with OpenCV's axes and a position [3], to a pose [3, 4]."""
+    """Converts a browser's camera to a pose [3, 4]: unit quaternion [4] (OpenCV's axes) and position [3]."""
     from viser.transforms import SO3
 
     rotation = SO3(np.asarray(wxyz, np.float64)).as_matrix()
@@ -44,7 +44,7 @@ def up_axis(poses: np.ndarray) -> np.ndarray:
 
 
 def initial_view(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """The first pose [3, 4], of a test view if there is one, and the point [3] around which the camera turns."""
+    """The first pose [3, 4], of a test view or the path, and the point [3] around which the camera turns."""
     c2w = scene.poses[scene.i_test[0]] if len(scene.i_test) else scene.render_poses[0]
     # NDC keeps no depth; its loader puts the nearest thing a little beyond 1.
     distance = 3.0 if scene.ndc else 0.5 * (scene.near + scene.far)
@@ -152,7 +152,7 @@ class ProgressiveView:
         return Image(*(None if buffer is None else grid(buffer) for buffer in self._buffers))
 
     def distances(self, image: Image, every: int = 1) -> np.ndarray:
-        """Depth along the optical axis at every `every`-th pixel of `image`; infinite where a ray meets nothing."""
+        """Depth along the optical axis at every `every`-th pixel; infinite where a ray meets nothing."""
         depth, acc = image.depth[::every, ::every], image.acc[::every, ::every]
         camera, stride = self.camera, self._stride * every
         intrinsics = (value / stride for value in (camera.fx, camera.fy, camera.cx, camera.cy))
@@ -163,7 +163,7 @@ class ProgressiveView:
 def render_pixels(
     renderer: Renderer, scene: Scene, camera: Camera, c2w: np.ndarray, pixels: np.ndarray, near: float, far: float
 ) -> Image:
-    """Renders R pixels of a view, counted along rows from the top left; the fields of the result are [R, ...].
+    """Renders R pixels of a view, counted along rows from the top left; returns fields [R, ...].
 
     Under NDC the coordinates are those of the scene's own camera, whatever the view's field of view. Rays that point
     away from the scene have no NDC coordinates and are black.

@@ -57,7 +57,7 @@ def expand_run_argument(arguments: Sequence[str]) -> list[str]:
 
 
 def load_run(arguments: Sequence[str]) -> LoadedRun:
-    """Loads the run that arguments describe (see `expand_run_argument`), with the weights that it would render from.
+    """Loads the run that arguments describe, see `expand_run_argument`, and the weights to render from.
 
     Raises:
         ValueError, OSError: data or weights are missing or malformed.

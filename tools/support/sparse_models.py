@@ -20,7 +20,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.storage import image_reader
 from support import photo_folders
 
-# Seconds between two looks at how far a stage is.
+# Seconds between two updates of a stage's progress bar.
 _LOOK = 0.5
 # Photos in a block of pairs. Each block is written to the database at its end, so small ones lose little when stopped.
 _BLOCK = 10
@@ -91,7 +91,7 @@ def find_features(database: Path, photos: Path, names: Sequence[str], camera_mod
 
 
 def match_features(database: Path, count: int, is_sequence: bool, seed: int) -> None:
-    """Matches features of pairs of `count` photos, but pairs that the database has.
+    """Matches features of pairs of `count` photos, except pairs that the database has already.
 
     Args:
         database: what `find_features` made.
@@ -155,7 +155,7 @@ def _run(
     count: Callable[[], int],
     function: Callable[[pycolmap.CancellationToken], object],
 ) -> object:
-    """Returns what `function` does in a thread, under a progress bar of `count` of `total`; Ctrl-C ends it."""
+    """Runs `function` in a thread, under a progress bar of `count` of `total`; Ctrl-C ends it."""
     token = pycolmap.CancellationToken()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, tqdm(total=total, desc=description, unit=unit) as bar:
         future = pool.submit(function, token)
@@ -196,8 +196,8 @@ def undistort(model: Model, photos: Mapping[str, Path], names: Mapping[str, str]
     Args:
         model: a model of distorted or other cameras.
         photos: files by the names that the model's images have; images without one are left out.
-        names: names of the files to write, by the same.
-        folder: is to hold them.
+        names: names of the files to write, by the same names.
+        folder: where to write them.
 
     Returns:
         The model of the new photos: without distortion and rigs, its images as those named.

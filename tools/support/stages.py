@@ -56,7 +56,7 @@ class Stages:
 
         Args:
             name: of the stage.
-            inputs: what its outputs depend on, as JSON has it.
+            inputs: what its outputs depend on, in values that JSON can hold.
             outputs: names of the files and folders that it makes in the job's folder.
             action: does it; what it raises passes through.
             extent: how far the action is to go: with another extent the stage goes on, rather than begin anew.
