@@ -88,6 +88,9 @@ def read_scene(settings: Settings) -> Scene:
         raise ValueError(f"--lindisp samples evenly in 1/t, which needs near > 0 (it is {near:g}): give --near")
     if near < 0:
         raise ValueError(f"near {near:g} is behind the cameras, which are closer to the scene than 1: give --near")
+    wanting = [f"--{name}" for name in ("eval_only", "eval_folder", "render_test") if getattr(settings, name)]
+    if wanting and not settings.training and not len(scene.i_test):
+        raise ValueError(f"{settings.datadir}: no photo is kept for tests, as {wanting[0]} needs; name some for them")
     height, width = scene.images.shape[1:3]
     if settings.field == "hash_grid" and settings.without_effect_on_hash_grid():
         names = ", ".join(f"--{name}" for name in settings.without_effect_on_hash_grid())

@@ -236,7 +236,8 @@ def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, twice_saved, fres
     store = CheckpointStore(fresh.state, folder)
     assert store.restore() == folder / "ckpt-1"
     assert fresh.step == 7
-    assert len(caplog.records) == 1
+    # TensorFlow may also report what it collects just now: checkpoints of other tests.
+    assert len([record for record in caplog.records if record.name.startswith("nerf_tf")]) == 1
     named = piece if damage is Path.unlink else r"state\..* differs from its SHA-256 in sha256.txt"
     assert re.search(rf"ckpt-2: damaged \(.*{named}.*\); going back to ckpt-1", caplog.text)
     assert contents(folder) == before
