@@ -84,8 +84,8 @@ def resample(image: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarra
 def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
     """Makes smaller PNG copies of `datadir`/images, unless they exist; the original runs mogrify.
 
-    Lanczos is the filter closest to `mogrify -resize`: copies match its own with a PSNR of 51 dB, those by an area mean
-    with 35 to 38 dB. The new folder appears under its name only when it is complete.
+    Lanczos is the filter closest to `mogrify -resize`: copies match mogrify's with a PSNR of 51 dB; with area means it
+    is 35 to 38 dB. The new folder appears under its name only when it is complete.
 
     Args:
         datadir: the scene's folder.

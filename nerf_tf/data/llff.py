@@ -133,7 +133,7 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _image_paths(datadir: Path, factor: int, poses: int) -> list[Path]:
-    """Lists the images to load by name, the order of the poses; makes images_{factor}/ if it is missing."""
+    """Lists the images to load, sorted by name like the poses; makes images_{factor}/ if it is missing."""
     full_size, folder = datadir / "images", datadir / ("images" if factor == 1 else f"images_{factor}")
     if full_size.is_dir() and not folder.is_dir():
         # Checked before the copies are made, so that a failed start leaves none.
@@ -230,7 +230,8 @@ def arrange(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Converts the file's poses to the scene's in the original's order: axes, scale, recentring, sphere.
 
-    Up to recentring in float32, as there, so that renders from its weights agree to rounding (see `poses.recenter`).
+    Up to recentring in float32, as there, so that renders from the original's weights agree to rounding (see
+    `poses.recenter`).
 
     Args:
         poses, bounds, bd_factor: as in `rescale`.

@@ -1,7 +1,7 @@
 """Makes an endless tf.data stream of ray batches from a scene's training photos.
 
 Each batch is a pure function of (seed, step), so there is no iterator state to save: a stream that starts at step n
-gives the same batches as one that started at step 0.
+gives the same batches from there on as one that started at step 0.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def _expect(
 
     Returns:
         Their weights [R, S] with a sum of 1, smoothed over neighbours by the maximum and blur filters of Barron et al.
-        2021, as a cell's density says little about the place of a surface in it; and [R, S, 2] their lengths in
-        `GridSpace.unit`, and in terms of `Samples.place`. All are 0 in cells that are not occupied.
+        2021, as a cell's density does not tell where in it a surface is; and their lengths [R, S, 2], in
+        `GridSpace.unit` and in terms of `Samples.place`. All are 0 in cells that are not occupied.
     """
     middle = tf.range(march.samples, dtype=tf.float32) + 0.5
     t, interval, _ = march.candidates(first, last, speed, middle)

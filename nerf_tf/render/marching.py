@@ -77,9 +77,9 @@ class March:
         return LEAST_OPACITY / (NOMINAL_STEP if self.space.contracted else self.step / self.space.unit)
 
     def span(self, rays: Rays) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes the t [R, 1] at which rays enter the grid, and [R, 1] leave it, within near and far.
+        """Computes the t [R, 1] at which rays enter the grid, and the t [R, 1] at which they leave it.
 
-        A ray that misses the box leaves it no later than it enters.
+        A ray that misses the box between near and far leaves it no later than it enters.
         """
         if self.space.contracted:
             return rays.near, rays.far
@@ -101,8 +101,8 @@ class March:
             k: numbers of the candidates, from 0 to S - 1, each plus a jitter in [0, 1).
 
         Returns:
-            t; the length in t of a candidate's interval; and its place, from 0 to 1, among the candidates of its ray,
-            in the shapes to which the arguments broadcast.
+            t; the length in t of a candidate's interval; and its place, from 0 to 1, among the candidates of its ray.
+            All have the shape to which the arguments broadcast.
         """
         if not self.space.contracted:
             interval = self.step / speed

@@ -30,7 +30,7 @@ class PackedReplicaTrainer(ReplicaTrainer):
     def spend(self, seconds: float) -> bool:
         """As in `PackedTrainer`, but with several workers the chief's clock counts.
 
-        They get its time at the beginning of each step, so the last step itself does not count yet.
+        Each step begins by giving its time to all workers, so the step that has just ended does not count yet.
         """
         if not self._has_other_workers:
             return self.first.spend(seconds)

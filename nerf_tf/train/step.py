@@ -146,7 +146,7 @@ class Trainer:
             result = self._compiled_apply(found, batch.rgb, step)
         else:
             result = self.apply(self.gradients(batch), batch.rgb, step)
-        with tf.control_dependencies([result.counts]):  # after all that may run out of memory: the step is then retried
+        with tf.control_dependencies([result.counts]):  # last, as a step that runs out of memory is taken again
             self.step.assign_add(1)
         return result
 
@@ -192,7 +192,7 @@ class Trainer:
         loss, learning_rate = tf.add_n(found.losses), self._training.learning_rate(step)
         is_bad = self._is_bad(loss, found.gradients)
         self._move_weights(found.gradients, learning_rate, is_bad)
-        with tf.control_dependencies([is_bad]):  # after all that may run out of memory
+        with tf.control_dependencies([is_bad]):  # after the gradients, which may run out of memory
             self.counts.assign(update_counts(self.counts, is_bad, found.losses[-1], found.opacity, rgb))
         psnr0 = mse_to_psnr(found.losses[0]) if len(found.losses) > 1 else None
         psnr = mse_to_psnr(found.losses[-1])
