@@ -6,12 +6,12 @@ import tensorflow as tf
 
 
 def compact(flags: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Lists where flags [B] are true, as `tf.where` does, but with a static shape, as XLA needs it.
+    """Lists where flags [B] are true, as `tf.where` does, but with the static shape that XLA needs.
 
     Returns:
-        [B] int32, the numbers of the true ones, ascending, and zeros behind them; and how many there are, a scalar.
+        [B] int32, the indices of the true ones, ascending, then zeros; and how many are true, a scalar.
     """
     each, total = tf.cast(flags, tf.int32), flags.shape[0]
-    place = tf.where(flags, tf.cumsum(each) - 1, total)  # the last place is for what is not listed
+    place = tf.where(flags, tf.cumsum(each) - 1, total)  # the last place takes what is not listed
     rows = tf.tensor_scatter_nd_update(tf.zeros([total + 1], tf.int32), place[:, None], tf.range(total))
     return rows[:total], tf.reduce_sum(each)

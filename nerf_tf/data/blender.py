@@ -21,21 +21,21 @@ from nerf_tf.storage import image_folders, image_reader, readers
 # These scenes are rendered from a sphere of radius about 4 around an object within radius 2.
 NEAR, FAR = 2.0, 6.0
 
-# Characters in a transforms file: room for some 30,000 views.
+# Most characters of a transforms file: room for some 30,000 views.
 LARGEST_TEXT = 2**24
-# Characters in an image's path; systems allow some hundred to some thousand, and a message quotes it.
+# Most characters of an image's path: systems allow some hundred to some thousand, and messages quote it.
 LONGEST_NAME = 1000
 # Intrinsics that other programs write, for all frames or in each; lengths are in pixels of images of w x h.
 LENGTHS, DISTORTIONS = ("fl_x", "fl_y", "cx", "cy"), ("k1", "k2", "k3", "k4", "p1", "p2")
 INTRINSICS = ("camera_angle_x", "w", "h", *LENGTHS, *DISTORTIONS)
 # The first of these that a frame has gives its focal length.
 FOCALS = ("camera_angle_x", "fl_x", "fl_y")
-# Values lie between 0 and these, which messages give in words.
+# Values must lie between 0 and these limits, given with their words in messages.
 LIMITS = dict.fromkeys(("camera_angle_x", "camera_angle_y"), (np.pi, "pi (radians)")) | dict.fromkeys(
     ("fl_x", "fl_y", "w", "h"), (1e9, "1e9 (pixels)")
 )
-# Cameras here have one focal length, a centred principal point and no distortion. What differs by a larger part than
-# this is refused rather than ignored.
+# Cameras here have one focal length, a centred principal point and no distortion. A file whose numbers differ from that
+# by more than this part is refused.
 TOLERANCE = 0.01
 
 
@@ -46,11 +46,11 @@ class Split:
     Attributes:
         file: the transforms file.
         meta: all that it holds.
-        names: N images as the file names them.
-        paths: N images, which may be missing.
+        names: N paths of images, as the file gives them.
+        paths: N paths of the image files, which may be missing.
         poses: [N, 3, 4] camera-to-world.
-        frames: N numbers of frames.
-        intrinsics: of N cameras, by name: the value, and the place in the file that gives it.
+        frames: N numbers of frames in the file, from 0.
+        intrinsics: for each of N cameras {name: (value, the place in the file that gives it)}.
     """
 
     file: Path
@@ -65,7 +65,7 @@ class Split:
         """Returns the one focal length of all cameras, in pixels of images of this size.
 
         Raises:
-            ValueError: the file gives none, or describes other cameras than those of `Camera.centred`.
+            ValueError: the file gives none, or its cameras are not those of `Camera.centred`.
         """
         focals = []
         for frame, intrinsics in zip(self.frames, self.intrinsics, strict=True):
@@ -93,13 +93,13 @@ def load(
         datadir: folder of the three transforms files.
         half_res: halve the sides (odd ones rounded down) by an area mean of colour and alpha.
         testskip: keep every testskip-th validation and test view; 0 means 1. Training views are all kept.
-        white_bkgd: lay colours on white by their alpha. Otherwise alpha is dropped, not multiplied, as in the original.
-        keep_alpha: with white_bkgd, also return the alpha of images that have one.
+        white_bkgd: composite colours on white. Otherwise alpha is dropped, not multiplied, as in the original.
+        keep_alpha: with white_bkgd, also keep the images' alpha, as `Scene.alphas`.
 
     Raises:
         FileNotFoundError: a transforms file or an image is missing.
         ValueError: a transforms file is malformed, its cameras differ from those of `Camera.centred`, or images differ
-            in size or channels.
+            in size or channels, or testskip is negative.
     """
     if testskip < 0:
         raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
@@ -155,7 +155,7 @@ def _focal(intrinsics: dict[str, tuple[float, str]], height: int, width: int) ->
 
 
 def former_size(intrinsics: dict[str, tuple[float, str]], height: int, width: int) -> tuple[float, float]:
-    """Returns width and height of the images that the file's lengths are for; those on disk may have been resized.
+    """Returns width and height of the images before they were resized, to which the file's lengths refer.
 
     Raises:
         ValueError: those on disk, of the given height and width, have other proportions.
@@ -187,7 +187,7 @@ def read_split(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not JSON, lacks a key, has no frames, or a value in it makes no sense.
+        ValueError: it is not JSON, lacks a key, has no frames, or holds an impossible value.
     """
     meta = readers.read_json(path, LARGEST_TEXT, hint)
     if not isinstance(meta, dict):
@@ -212,7 +212,7 @@ def read_split(
 
 
 def _read_intrinsics(record: object, where: str, names: Sequence[str]) -> dict[str, tuple[float, str]]:
-    """Intrinsics in the file's or a frame's record by name: the value, and `where`."""
+    """Reads the intrinsics in the record of a file or a frame: {name: (value, `where`)}."""
     found = {}
     for name in names:
         if isinstance(record, dict) and name in record:

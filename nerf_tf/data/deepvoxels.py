@@ -1,4 +1,7 @@
-"""Loads scenes in the DeepVoxels format: {train,validation,test}/{shape}/{intrinsics.txt, pose/*.txt, rgb/*.png}."""
+"""Loads scenes in the DeepVoxels format.
+
+The folders {train,validation,test}/{shape} hold pose/*.txt and rgb/*.png; the one of train also holds intrinsics.txt.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.storage import image_folders, image_reader, readers
 
-# Characters in a text file: some hundred are needed.
+# Most characters of a text file: some hundred are needed.
 LARGEST_TEXT = 2**16
 
 
@@ -21,8 +24,8 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
 
     The images are squares cut from photos of the height that intrinsics.txt states, then scaled; focal lengths scale
     with them. The original assumes a side of 512; any side works here. The world2cam flag, barycentre, near plane and
-    scale in the file are not used, as in the original: near and far are the mean distance of all cameras kept from
-    the origin, less and plus 1.
+    scale in the file are not used, as in the original: near and far are the mean distance of the loaded cameras from
+    the origin, minus and plus 1.
 
     Args:
         datadir: the folder that holds train/, validation/ and test/.
@@ -31,7 +34,8 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
 
     Raises:
         FileNotFoundError: a folder, intrinsics.txt or an image is missing.
-        ValueError: a text file is malformed, images and poses differ in number, or images are not squares of one size.
+        ValueError: a text file is malformed, images and poses differ in number, images are not squares of one size, or
+            testskip is negative.
     """
     if testskip < 0:
         raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
@@ -65,7 +69,14 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
 
 
 def read_intrinsics(path: Path) -> tuple[float, float]:
-    """Focal length and height, in pixels, of the photos the images were cut from: lines 1 and 5 of intrinsics.txt."""
+    """Reads the focal length and the height, in pixels, of the photos that the images were cut from.
+
+    They are in lines 1 and 5 of intrinsics.txt.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is malformed.
+    """
     lines = readers.read_text(path, LARGEST_TEXT).splitlines()
     try:
         focal, height = float(lines[0].split()[0]), float(lines[4].split()[0])
@@ -77,7 +88,14 @@ def read_intrinsics(path: Path) -> tuple[float, float]:
 
 
 def read_pose(path: Path) -> np.ndarray:
-    """A camera-to-world pose [3, 4] in OpenGL axes, from a text file of 4x4 numbers in OpenCV axes, rows first."""
+    """Reads a camera-to-world pose [3, 4], converted to OpenGL axes.
+
+    The file holds the 4x4 matrix row by row, in OpenCV axes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it does not hold 16 finite numbers.
+    """
     text = readers.read_text(path, LARGEST_TEXT)
     try:
         values = np.array(text.split(), np.float64)

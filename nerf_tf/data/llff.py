@@ -1,4 +1,4 @@
-"""Loads scenes in LLFF format: photos, and poses_bounds.npy that COLMAP and LLFF made of them."""
+"""Loads scenes in LLFF format: photos, and the poses_bounds.npy that LLFF made of them with COLMAP."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from nerf_tf.storage.image_folders import listed
 
 logger = logging.getLogger(__name__)
 
-BD_FACTOR = 0.75  # the original's
-# Depths that scenes may have, in their own units: squares and inverses of them are far from float32's limits.
+BD_FACTOR = 0.75  # the original's; see `load`
+# Range of depths, in the file's units: their squares and inverses are far from float32's limits.
 DEPTH_RANGE = (1e-9, 1e9)
-# Length of the mean viewing direction below which it is nothing but rounding: float32 keeps 6e-8.
+# A mean viewing direction shorter than this may be nothing but rounding, which is 6e-8 in float32.
 NO_DIRECTION = 1e-6
-# Characters in view_imgs.txt, a line for each photo: room for some 30,000.
+# Most characters of view_imgs.txt, which has a line for each photo: room for some 30,000.
 LARGEST_TEXT = 2**20
 
 
@@ -43,15 +43,17 @@ def load(
     Args:
         datadir: folder of poses_bounds.npy and images/ or images_{factor}/.
         factor: divides the photos' sides; images_{factor}/ is made if it is missing. 0, 1 or None: images/ itself.
-        spherify: for cameras around an object: moves them onto the unit sphere; the render path is then a circle.
-        llffhold: every llffhold-th view is for test and validation; 0: the one view nearest the average pose.
-        no_ndc: keep metric space, with near and far from the bounds; otherwise NDC with near, far = 0, 1.
+        spherify: for cameras around an object: moves them to the unit sphere, see `poses.spherify`; the render path is
+            then a circle.
+        llffhold: every llffhold-th view is for test and validation; 0: the one nearest the cameras' mean centre.
+        no_ndc: keep metric space, with near at 0.9 times the least bound and far at the greatest; otherwise NDC with
+            near, far = 0, 1.
         bd_factor: see above; None keeps the file's scale.
 
     Raises:
         FileNotFoundError: poses_bounds.npy or the images are missing.
         ValueError: poses_bounds.npy is malformed, its cameras have no common direction, its length differs from the
-            number of images, or an image cannot be used.
+            number of images, an image cannot be used, or factor or bd_factor is not positive.
     """
     datadir = Path(datadir)
     bounds_file = datadir / "poses_bounds.npy"
@@ -85,7 +87,10 @@ def load(
 
 
 def _warn_of_other_size(hwf: np.ndarray, height: int, width: int, bounds_file: Path) -> None:
-    """Warns where the images' size is not that of poses_bounds.npy, `hwf` [N, 3], already divided by factor."""
+    """Warns if the images' size is not that of poses_bounds.npy.
+
+    `hwf` [N, 3] is the file's heights, widths and focal lengths, already divided by factor.
+    """
     expected_height, expected_width = np.median(hwf[:, 0]), np.median(hwf[:, 1])
     if abs(expected_height - height) > 1 + 0.02 * height or abs(expected_width - width) > 1 + 0.02 * width:
         logger.warning(
@@ -99,13 +104,13 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads poses_bounds.npy as it is.
 
     Returns:
-        poses [N, 3, 4] in LLFF axes (down, right, back); height, width and focal length of the full-size photos
-        [N, 3]; least and greatest depth [N, 2]. All float64.
+        Poses [N, 3, 4] in LLFF axes (down, right, back); height, width and focal length [N, 3] of the full-size photos,
+        in pixels; least and greatest depth [N, 2]. All float64.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not a plain array [N, 17] of finite numbers with 0 < near < far and focal > 0, or a pose in it
-            is no rotation.
+        ValueError: it is not a plain array [N, 17] of finite numbers with focal > 0 and near < far, both within
+            `DEPTH_RANGE`, or a pose in it is no rotation.
     """
     rows = readers.read_npy(path, "; make it of the photos with tools/imgs2poses.py")
     if not (rows.ndim == 2 and rows.shape[1] == 17 and len(rows)):
@@ -128,7 +133,7 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _image_paths(datadir: Path, factor: int, poses: int) -> list[Path]:
-    """Paths of the images to load, sorted by name as the poses are; makes images_{factor}/ if it is missing."""
+    """Lists the images to load, sorted by name like the poses; makes images_{factor}/ if it is missing."""
     full_size, folder = datadir / "images", datadir / ("images" if factor == 1 else f"images_{factor}")
     if full_size.is_dir() and not folder.is_dir():
         # Checked before the copies are made, so that a failed start leaves none.
@@ -149,7 +154,7 @@ def _list_photos(folder: Path, poses: int) -> list[Path]:
     without_pose = [path.name for path in paths if posed and path.stem not in posed]
     without_photo = [name for stem, name in posed.items() if stem not in stems]
     if len(paths) == poses:
-        if len(without_pose) < poses:  # where all names differ, the photos have been renamed, in order or not
+        if len(without_pose) < poses:  # if all names differ, the photos were renamed
             _warn_of_other_names(folder, without_pose, without_photo)
         return paths
     problem = f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {poses} poses"
@@ -180,7 +185,7 @@ def _count_images(folder: Path) -> int:
 
 
 def _warn_of_other_names(folder: Path, without_pose: list[str], without_photo: list[str]) -> None:
-    """Warns where as many photos as poses have not the names that LLFF listed."""
+    """Warns if photos, as many as there are poses, do not have the names that LLFF listed."""
     if without_pose:
         logger.warning(
             "%s: view_imgs.txt lists no pose for %s, but poses for %s, which %s missing; photos may get the poses of "
@@ -190,10 +195,13 @@ def _warn_of_other_names(folder: Path, without_pose: list[str], without_photo: l
 
 
 def _read_posed_names(datadir: Path, poses: int) -> dict[str, str]:
-    """Names of the photos with a pose by their stems, as LLFF lists them in view_imgs.txt; empty if it does not fit."""
+    """Reads the names of photos with a pose from LLFF's view_imgs.txt: {stem: name}.
+
+    It is empty if the file is missing or does not list as many as there are poses.
+    """
     try:
         lines = readers.read_text(datadir / "view_imgs.txt", LARGEST_TEXT).splitlines()
-    except (FileNotFoundError, ValueError):  # it only serves to name photos
+    except (FileNotFoundError, ValueError):  # the file only serves messages
         return {}
     names = [Path(line.strip()).name for line in lines if line.strip()]
     by_stem = {Path(name).stem: name for name in names}
@@ -201,7 +209,7 @@ def _read_posed_names(datadir: Path, poses: int) -> dict[str, str]:
 
 
 def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> tuple[np.ndarray, np.ndarray, float]:
-    """Turns the file's poses to OpenGL axes, and scales the scene.
+    """Converts the file's poses to OpenGL axes, and scales the scene.
 
     Args:
         poses: [N, 3, 4] in LLFF axes.
@@ -209,7 +217,7 @@ def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> t
         bd_factor: the nearest bound becomes 1 / bd_factor; None keeps the scale.
 
     Returns:
-        Poses [N, 3, 4] and bounds [N, 2] in float32, and the scale that they were multiplied by.
+        Poses [N, 3, 4] and bounds [N, 2] in float32, and the scale that centres and bounds were multiplied by.
     """
     poses, bounds = pose_maths.llff_to_opengl(poses).astype(np.float32), bounds.astype(np.float32)
     scale = 1.0 if bd_factor is None else 1.0 / (bounds.min() * np.float32(bd_factor))
@@ -220,16 +228,18 @@ def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> t
 def arrange(
     poses: np.ndarray, bounds: np.ndarray, spherify: bool, bd_factor: float | None = BD_FACTOR
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Turns the file's poses into the scene's, in the original's order: axes, scale, recentering, sphere, path.
+    """Converts the file's poses to the scene's in the original's order: axes, scale, recentring, sphere.
 
-    All in float32 as there, so that renders from its weights agree to rounding (see `poses.recenter`).
+    Up to recentring in float32, as there, so that renders from the original's weights agree to rounding (see
+    `poses.recenter`).
 
     Args:
         poses, bounds, bd_factor: as in `rescale`.
         spherify: as in `load`.
 
     Returns:
-        Poses [N, 3, 4], bounds [N, 2], render poses [M, 3, 4], and in float64 the similarity [4, 4] that undoes it.
+        Poses [N, 3, 4], bounds [N, 2], render poses [M, 3, 4], and in float64 the similarity [4, 4] that takes points
+        back to the file's world.
 
     Raises:
         ValueError: the cameras have no average pose, or with `spherify` no common point that they look at.
@@ -259,7 +269,7 @@ def _similarity(frame: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _common_focal(focals: np.ndarray, path: Path) -> float:
-    """Returns the first view's focal length, used for all views as in the original: NDC needs one frustum."""
+    """Returns the first view's focal length, for all views as in the original: NDC needs one frustum."""
     if np.ptp(focals) > 1e-3 * focals[0]:
         logger.warning(
             "%s: focal lengths run from %g to %g; the first, %g, is used for all views",
@@ -269,7 +279,7 @@ def _common_focal(focals: np.ndarray, path: Path) -> float:
 
 
 def hold_out(poses: np.ndarray, llffhold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the views [N] into indices for training and for test."""
+    """Splits the views of `poses` [N, 3, 4] into int64 indices for training and for test, as `load` says."""
     views = np.arange(len(poses), dtype=np.int64)
     if llffhold > 0:
         i_test = views[::llffhold]

@@ -1,7 +1,7 @@
 """Makes an endless tf.data stream of ray batches from a scene's training photos.
 
-Each batch is a pure function of (seed, step). So there is no iterator state to save: a stream that starts at step n
-gives what one that started at step 0 gives from step n on.
+Each batch is a pure function of (seed, step), so there is no iterator state to save: a stream that starts at step n
+gives the same batches from there on as one that started at step 0.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class BatchSettings:
     Attributes:
         N_rand: rays in a batch.
         no_batching: take each batch from one random image, rather than from all of them.
-        precrop_iters: with `no_batching`, steps that look at the centre of images only.
+        precrop_iters: with `no_batching`, number of first steps that draw from the centre of images only.
         precrop_frac: the part of each side that counts as the centre.
     """
 
@@ -96,7 +96,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
         cameras = [scene.cameras[i] for i in scene.i_train]
         intrinsics = tf.constant([[c.fx, c.fy, c.cx, c.cy] for c in cameras], tf.float32)
 
-    @tf.autograph.experimental.do_not_convert  # it holds nothing to convert, and finding that out takes a second
+    @tf.autograph.experimental.do_not_convert  # nothing to convert, and finding that out takes a second
     def make_batch(step: tf.Tensor) -> RayBatch | AlphaRayBatch:
         image, row, col = choose_rays(step)
         camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))
@@ -110,7 +110,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
         return tf.nest.map_structure(lambda x: tf.ensure_shape(x, [settings.N_rand, x.shape[-1]]), batch)
 
     steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
-    # A batch takes milliseconds: two at a time are ahead of the steps, and more would take cores from them.
+    # A batch takes milliseconds: two at a time keep ahead of training steps, and more would take their cores.
     batches = steps.map(make_batch, num_parallel_calls=2, deterministic=True)
     if tf.config.list_physical_devices("GPU"):
         return batches.apply(tf.data.experimental.prefetch_to_device("GPU:0", buffer_size=2))
@@ -118,7 +118,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 
 
 def _shuffled(index: tf.Tensor, key: tf.Tensor, purpose: int, round_: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-    """Where `index` of 0 .. count - 1 lands in the permutation keyed by (key, purpose, round_)."""
+    """Returns where `index`, in 0 .. count - 1, lands in the permutation keyed by (key, purpose, round_)."""
     seed = tf.random.fold_in(tf.random.fold_in(key, purpose), round_)
     # The shuffle mixes keys badly: with consecutive keys, as `fold_in` makes them, it sends an index to some places
     # far more often than to others. Three random words drawn from such a key have no such bias.

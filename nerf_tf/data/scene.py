@@ -14,19 +14,19 @@ class Scene:
     """Photos with known cameras. Arrays are float32 unless said.
 
     Attributes:
-        images: [N, H, W, 3] in [0, 1], composited on the background already.
+        images: [N, H, W, 3] in [0, 1], already composited on the background.
         poses: [N, 3, 4] camera-to-world, OpenGL axes (x right, y up, z back).
         cameras: N cameras, all of the images' height and width.
-        near, far: range of the ray parameter t. Under NDC 0 and 1: planes, not distances.
+        near, far: range of the ray parameter t; under NDC 0 (the near plane) and 1 (infinity).
         ndc: whether rays move to normalised device coordinates before sampling.
         i_train, i_val, i_test: int64 indices into images.
         render_poses: [M, 3, 4] the camera path for videos.
-        to_dataset: [4, 4] float64, the similarity that takes points of this world, in which networks live, to the data
+        to_dataset: [4, 4] float64, the similarity that takes points of this world, that of the networks, to the data
             set's own coordinates.
         names: N paths of the photos, relative to the data set's folder; for messages.
-        bounds: [N, 2] least and greatest depth of what each view shows, in this world's units, where the data has them.
-        alphas: [N, H, W] in [0, 1], how far each pixel hides the white that it was composited on; None where that is
-            unknown, or was not asked for.
+        bounds: [N, 2] least and greatest depth of what each view shows, in this world's units; None: unknown.
+        alphas: [N, H, W] in [0, 1], opacity of each pixel before it was composited on white; None: unknown or not asked
+            for.
         masks: [N, H, W] bool, which pixels to train on; None: all.
     """
 
@@ -48,5 +48,5 @@ class Scene:
 
     @property
     def unit(self) -> float:
-        """Length of this world's unit in the data set's own."""
+        """Length of this world's unit, in units of the data set."""
         return float(np.cbrt(np.linalg.det(self.to_dataset[:3, :3])))

@@ -16,16 +16,17 @@ from nerf_tf.storage import ply, readers, sparse_points
 
 logger = logging.getLogger(__name__)
 
-# Where COLMAP's model lies in a scene's folder: LLFF, 3D Gaussian Splatting and our imgs2poses, then nerfstudio.
+# Folders of COLMAP's model in a scene: that of LLFF, 3D Gaussian Splatting and our imgs2poses, then nerfstudio's.
 MODELS = ("sparse/0", "colmap/sparse/0")
-# Photos that show a point, for the point to count: those of two are often wrong. With too few such, all count.
+# A point counts if at least so many photos show it, as points of two photos are often wrong. With fewer than so many
+# such points, all count.
 CERTAIN_VIEWS, ENOUGH_POINTS = 3, 100
-# Share of the times that photos show a point in which cameras have to have it in their image. Of fern's 0.999 do in
-# their own world, 0.8 with a focal length 20 % too long, none in a world that is turned by 90 degrees.
+# Points are of the cameras' world if `share_of_sightings` is at least this. Fern's is 0.999 in its own world, 0.8 with
+# a focal length 20 % too long, and 0 in a world turned by 90 degrees.
 OWN_SIGHTINGS = 0.5
-# Points that are projected to find out: more change nothing.
+# Points that are projected to compute that share: more do not change it.
 MOST_POINTS = 5000
-# Percentiles of the depths of sparse points, as some are always wrong, and the room left before and beyond.
+# Near and far are these percentiles of the points' depths, as some points are always wrong, times these margins.
 POINT_PERCENTILES, POINT_MARGINS = (0.1, 99.9), (0.9, 1.1)
 
 
@@ -34,8 +35,8 @@ class ScenePoints(NamedTuple):
 
     Attributes:
         positions: [P, 3].
-        source: their file or folder, relative to the scene's.
-        model: COLMAP's folder; None for points of another file.
+        source: their file or folder, relative to the scene's folder.
+        model: the folder of COLMAP's model; None for points of another file.
         from_model: [4, 4] the similarity that takes points of that model to the data set's world.
     """
 
@@ -48,17 +49,20 @@ class ScenePoints(NamedTuple):
 def find_points(
     folder: Path, cameras: Sequence[Camera], poses: np.ndarray, meta: Mapping[str, object] | None = None
 ) -> ScenePoints | None:
-    """Finds the points that the file of a scene's cameras names, or COLMAP's model beside it.
+    """Finds a scene's sparse points: those that its transforms.json names, or COLMAP's model beside it.
 
-    A model counts only if it is of the cameras' world, as it is or moved by the file's `applied_transform` (nerfstudio
-    turns the cameras, and leaves the model): the cameras must have in their images what its photos show. A model of
-    another world, or a damaged one, is warned of or logged, and left.
+    A model is used only if its points are of the cameras' world, as they are or moved by the file's `applied_transform`
+    (nerfstudio turns the cameras but not the model): cameras must have in their images what the model's photos show.
+    One of another world is skipped, and so is a damaged one, with a warning.
 
     Args:
-        folder: the scene's.
+        folder: the scene's folder.
         cameras: N cameras.
         poses: [N, 3, 4] camera-to-world in the data set's world.
         meta: what a transforms.json holds; None for scenes of other kinds.
+
+    Returns:
+        The points; None if there are none.
 
     Raises:
         ValueError: the file that `meta` names is damaged, or `applied_transform` is no matrix.
@@ -88,7 +92,7 @@ def find_points(
 
 
 def _worlds(meta: Mapping[str, object]) -> Iterator[np.ndarray]:
-    """Similarities [4, 4] that may take a model to the world of a file's cameras."""
+    """Yields the similarities [4, 4] that may take a model to the world of a file's cameras."""
     if "applied_transform" in meta:
         applied = readers.parse_matrix(meta["applied_transform"], "applied_transform", ((3, 4), (4, 4)))
         scale = readers.parse_number(meta.get("applied_scale", 1.0), "applied_scale")
@@ -97,9 +101,16 @@ def _worlds(meta: Mapping[str, object]) -> Iterator[np.ndarray]:
 
 
 def share_of_sightings(cameras: Sequence[Camera], poses: np.ndarray, points: np.ndarray, views: np.ndarray) -> float:
-    """The mean share, over points [P, 3], of the `views` [P] photos that show each for which a camera has it in view.
+    """Computes for how many of the photos that show a point a camera has it in view: a mean share.
 
-    Near 1 where points and cameras are of one world; 0 without points.
+    Args:
+        cameras: N cameras.
+        poses: [N, 3, 4] camera-to-world.
+        points: [P, 3].
+        views: [P] how many photos show each point.
+
+    Returns:
+        The share, near 1 if points and cameras are of one world; 0 without points.
     """
     every = max(1, len(points) // MOST_POINTS)
     points, views = points[::every], np.maximum(views[::every], 1)
@@ -108,7 +119,7 @@ def share_of_sightings(cameras: Sequence[Camera], poses: np.ndarray, points: np.
 
 
 def pixels_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [P] and columns [P] at which a view shows points [P, 3], and their depths [P]; NaN beside its image."""
+    """Projects points [P, 3] into a view: rows, columns and depths, each [P]; NaN outside of its image."""
     with np.errstate(over="ignore", invalid="ignore"):  # of absurd points, which are in no image then
         rows, cols, z = camera.project(np.asarray(c2w, np.float64), points)
         inside = (z < 0) & (rows >= 0) & (rows < camera.height) & (cols >= 0) & (cols < camera.width)
@@ -116,10 +127,10 @@ def pixels_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> tupl
 
 
 def depths_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Distances [P] along a view's optical axis of points [P, 3]; NaN for those beside its image."""
+    """Computes depths [P] of points [P, 3] along a view's optical axis; NaN outside of its image."""
     return pixels_in_image(camera, c2w, points)[2]
 
 
 def range_of(depths: np.ndarray) -> np.ndarray:
-    """Near and far [2] of what lies at these depths [P]; NaN do not count, but one must be a number."""
+    """Returns near and far [2] for points at these depths [P]; NaN is left out, but not all may be NaN."""
     return np.nanpercentile(depths, POINT_PERCENTILES) * POINT_MARGINS

@@ -1,4 +1,7 @@
-"""Loads scenes of a transforms.json, as instant-ngp, nerfstudio, Polycam, Record3D and BlenderNeRF write it."""
+"""Loads scenes of a transforms.json.
+
+instant-ngp, nerfstudio, Polycam, Record3D and BlenderNeRF write such files.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +30,27 @@ from nerf_tf.storage.image_folders import listed
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# What `camera_model` may be: those whose distortion is a part of OPENCV's.
+# Accepted values of `camera_model`: models whose distortion `geometry.distortion` covers.
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
 MODELS = (*PINHOLES, "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-# How instant-ngp says that a lens is of another kind, and coefficients that OPENCV has not.
+# Keys by which instant-ngp marks other kinds of lenses, and coefficients that `Distortion` does not have.
 OTHER_LENSES, OTHER_DISTORTIONS = ("is_fisheye", "latlong", "ftheta_p0"), ("k4", "k5", "k6")
 INTRINSICS = (*blender.INTRINSICS, "camera_angle_y", "k5", "k6")
-# instant-ngp's unit cube, and what was done to the poses already: coordinates are those of the file's poses.
+# Keys that do not change the poses: instant-ngp's unit cube, and what has been done to the poses already.
 WITHOUT_EFFECT = ("aabb_scale", "scale", "offset", "from_na", "applied_transform", "applied_scale")
-# Long lenses have coefficients of thousands, as positions are small there; more is no lens.
+# Largest distortion coefficient: far beyond the thousands that long lenses have, where x and y are small.
 LARGEST_COEFFICIENT = 1e7
-# Near and far where nothing tells them, in distances to the point that the cameras look at: of an object before
-# nothing, as of the original's Blender scenes, and of photos, which show what is around it.
+# Near and far where the data does not tell them, as multiples of the distance to the point that cameras look at: for an
+# object on an empty background, as in the original's Blender scenes (2 and 6 at distance 4), and for photos, which show
+# the surroundings.
 OBJECT_RANGE, PHOTO_RANGE = (0.5, 1.5), (0.2, 8.0)
-# The same of cameras that look at nothing in common, in distances of cameras from their middle.
+# The same for cameras that look at no common point, as multiples of their median distance from their middle.
 UNKNOWN_RANGE = (0.1, 20.0)
-# Cosine of the angle, 50 degrees, within which cameras that face one way look along their average.
+# Cameras face one way if all look within 50 degrees of their mean direction; this is the cosine.
 ONE_WAY = 0.64
-# Sparse points that are projected into all views: more change nothing.
+# Sparse points that are projected into all views: more do not change near and far.
 MOST_POINTS = 20_000
-# Share of a resized or undistorted pixel that has to be within its mask: all but rounding.
+# A resized or undistorted pixel counts as within its mask if more than this part of it is: all but rounding.
 INSIDE = 0.999
 
 Lens = tuple[Camera, Distortion]
@@ -61,21 +65,22 @@ def load(
 ) -> Scene:
     """Loads a scene of transforms.json, or of transforms_train.json and those for val and test beside it.
 
-    The origin moves to the point that the cameras look at, else to the middle of them, and half of the cameras come to
-    lie within distance 1 of it. Distorted photos are resampled to those of a pinhole camera. There is no NDC.
+    The origin moves to the point that the cameras look at, or to their middle if there is none, and the world is scaled
+    so that half of the cameras are within distance 1 of it. Distorted photos are resampled to those of a pinhole
+    camera. There is no NDC.
 
     Args:
         datadir: folder of the file.
         factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size. Photos of several sizes
             are all shrunk to what this makes of the smallest.
         llffhold: without splits in the file, every llffhold-th photo by name is for test and validation, as in LLFF.
-        white_bkgd: lay photos on white by their alpha; nothing is expected behind what the cameras look at then.
-        keep_alpha: with white_bkgd, also return the alpha of images that have one.
+        white_bkgd: composite photos on white. Where near and far are a guess, it is then for an object alone.
+        keep_alpha: with white_bkgd, also keep the images' alpha, as `Scene.alphas`.
 
     Raises:
         FileNotFoundError: the file or an image is missing.
-        ValueError: the file is malformed, its cameras contradict themselves or are no pinholes, or images differ in
-            proportions.
+        ValueError: the file is malformed, its cameras contradict themselves or are no pinholes, images differ in
+            proportions, or `factor` leaves no pixels of them.
     """
     datadir, factor = Path(datadir), factor or 1
     files = _read_files(datadir)
@@ -124,12 +129,12 @@ def load(
 
 
 def read_meta(datadir: Path) -> dict[str, object]:
-    """What the first transforms file of a scene holds; errors are those of `load`."""
+    """Returns what the first transforms file of a scene holds; errors are those of `load`."""
     return next(iter(_read_files(datadir).values())).meta
 
 
 def _read_files(datadir: Path) -> dict[str, Split]:
-    """The files of a scene: those of splits by the splits' names, or the one of all photos, under ""."""
+    """Reads the files of a scene: {name of the split: its file}; a file of all photos is under ""."""
     single, of_split = datadir / "transforms.json", {name: datadir / f"transforms_{name}.json" for name in SPLITS}
     of_split = {name: path for name, path in of_split.items() if os.path.lexists(path)}
     if "train" not in of_split:
@@ -150,7 +155,7 @@ def _read_files(datadir: Path) -> dict[str, Split]:
 
 
 def _find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
-    """A path for each frame; None where it has no mask."""
+    """Finds the path of each frame's mask; None where it has none."""
     names = {i: file.meta["frames"][i].get("mask_path") for i in file.frames}
     names = {i: name for i, name in names.items() if name is not None}
     for i, name in names.items():
@@ -164,11 +169,11 @@ def _find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
 def _find(
     file: Split, key: str, names: Sequence[str], paths: Sequence[Path], not_meant: Sequence[Path] = ()
 ) -> list[Path]:
-    """The paths; if none of them exists, as on another machine, images with the same ends of their paths.
+    """Returns the paths; if none of them exists, as on another machine, images whose paths end alike.
 
     Raises:
-        FileNotFoundError: an image is missing, or several may be meant.
-        ValueError: one image is meant by two names.
+        FileNotFoundError: an image is missing, or several paths end alike.
+        ValueError: two names lead to one image.
     """
     folder = file.file.parent
     if any(map(os.path.lexists, paths)) or not paths:
@@ -195,7 +200,7 @@ def _find(
 
 
 def _common_size(sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
-    """Height and width of the smallest photo, to which all are shrunk; `sizes` are those of the photos.
+    """Returns height and width of the smallest photo, to which all are shrunk; `sizes` are by path.
 
     Raises:
         ValueError: a photo has other proportions.
@@ -220,9 +225,9 @@ def _common_size(sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
 def _read_masks(
     paths: Sequence[Path | None], photos: Sequence[tuple[int, int]], size: tuple[int, int]
 ) -> np.ndarray | None:
-    """Masks [N, H, W] of the frames, shrunk from their `photos`' sizes; None if no frame has one.
+    """Reads masks [N, H, W], shrunk to `size` from the sizes of their `photos`; None if no frame has one.
 
-    White is within, black is left out.
+    White is within the mask, black is left out.
     """
     if not any(paths):
         return None
@@ -237,7 +242,7 @@ def _read_masks(
                 f"{paths[i]}: {mask.shape[1]}x{mask.shape[0]}, but photos are {photos[i][1]}x{photos[i][0]}; a mask "
                 "has the size of its photo"
             )
-        white = np.float32(mask > 0.5 * mask.max())  # which is 1 of 255 in some files
+        white = np.float32(mask > 0.5 * mask.max())  # white is 1 of 255 in some files
         masks[i] = image_files.shrink(white, *size, white_bkgd=False)[..., 0] > INSIDE
 
     image_reader.run_parallel(read, len(paths), "Reading masks")
@@ -245,7 +250,7 @@ def _read_masks(
 
 
 def _undistort(images: np.ndarray, masks: np.ndarray | None, lenses: list[Lens], cameras: Sequence[Camera]) -> None:
-    """Replaces photos of lenses by those of pinhole cameras, and their masks."""
+    """Replaces distorted photos [N, H, W, C] and masks [N, H, W], in place, by those of pinhole cameras."""
     source = functools.lru_cache(maxsize=2)(source_pixels)
     distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
 
@@ -263,9 +268,12 @@ def _undistort(images: np.ndarray, masks: np.ndarray | None, lenses: list[Lens],
 
 
 def _lenses(file: Split, photos: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Lens]:
-    """Each frame's camera for images of `size`, height and width, that photos were shrunk to, and its distortion.
+    """Reads each frame's distortion, and its camera for photos shrunk to `size` (height, width).
 
-    `photos` are the photos' own sizes.
+    `photos` are the photos' sizes before that.
+
+    Raises:
+        ValueError: a camera contradicts itself, or is no pinhole with the distortion of `Distortion`.
     """
     lenses = []
     for i, given, photo in zip(file.frames, file.intrinsics, photos, strict=True):
@@ -292,7 +300,7 @@ def _lenses(file: Split, photos: Sequence[tuple[int, int]], size: tuple[int, int
 
 
 def _read_k(record: dict[str, object]) -> dict[str, float]:
-    """The numbers of a 3x3 matrix `K`, under names of their own."""
+    """Reads the numbers of a 3x3 matrix `K`, under the names that messages use."""
     if "K" not in record:
         return {}
     matrix = readers.parse_matrix(record["K"], "K", ((3, 3),))
@@ -304,7 +312,7 @@ def _read_k(record: dict[str, object]) -> dict[str, float]:
 
 
 def _read_distortion(record: dict[str, object], numbers: dict[str, float]) -> Distortion:
-    """The distortion of a frame; ValueError if its lens is of another kind."""
+    """Reads the distortion of a frame; raises ValueError if its lens is of another kind."""
     model = record.get("camera_model") or "OPENCV"
     lens = next((name for name in OTHER_LENSES if record.get(name)), f"camera_model {str(model)[:40]!r}")
     if lens in OTHER_LENSES or not (isinstance(model, str) and model.upper() in MODELS):
@@ -319,7 +327,9 @@ def _read_distortion(record: dict[str, object], numbers: dict[str, float]) -> Di
 
 
 def _agreed(numbers: dict[str, float], names: Sequence[str], side: float) -> float | None:
-    """The length in pixels, of images with that side, that `names` are ways to say; None if none of them is there.
+    """Returns the length in pixels that any of `names` gives; None if none of them is in `numbers`.
+
+    `side` is the side of the images, for fields of view.
 
     Raises:
         ValueError: two of them contradict each other.
@@ -340,7 +350,14 @@ def _agreed(numbers: dict[str, float], names: Sequence[str], side: float) -> flo
 
 
 def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and scales the world as `load` says; returns poses [N, 3, 4] and the similarity [4, 4] that undoes it."""
+    """Centres and scales the world as `load` says.
+
+    Returns:
+        The new poses [N, 3, 4], and the similarity [4, 4] that takes points back to the file's world.
+
+    Raises:
+        ValueError: a camera is too far away.
+    """
     meet = pose_maths.meeting_depths(poses) is not None
     origin = pose_maths.nearest_point_to_axes(poses) if meet else np.median(poses[:, :, 3], axis=0)
     unit = float(np.median(np.linalg.norm(poses[:, :, 3] - origin, axis=-1))) or 1.0
@@ -359,7 +376,11 @@ def _near_far(
     to_dataset: np.ndarray,
     white_bkgd: bool,
 ) -> tuple[float, float]:
-    """The file's near and far, else the range of the sparse points that images show, else a guess from the cameras."""
+    """Chooses near and far: the file's, else those of the sparse points, else a guess from the cameras.
+
+    Raises:
+        ValueError: it is not true that 0 <= near < far.
+    """
     unit, depths, limits = to_dataset[0, 0], pose_maths.meeting_depths(poses), []
     if points is not None:
         some = points.positions[:: max(1, len(points.positions) // MOST_POINTS)]
@@ -369,7 +390,7 @@ def _near_far(
         if np.isfinite(seen).any():
             limits, source = scene_points.range_of(seen), points.source
     if not len(limits) and depths is not None:
-        typical = np.percentile(depths, [10, 90])  # without the views that look elsewhere
+        typical = np.percentile(depths, [10, 90])  # leaves out views that look elsewhere
         limits, source = typical * (OBJECT_RANGE if white_bkgd else PHOTO_RANGE), "the point that cameras look at"
     elif not len(limits):
         limits, source = np.array(UNKNOWN_RANGE), "nothing but the cameras' distances from each other"
@@ -390,7 +411,10 @@ def _near_far(
 
 
 def _path(poses: np.ndarray, near: float, far: float) -> np.ndarray:
-    """A spiral before cameras that face one way, a circle around what cameras look at, else from camera to camera."""
+    """Makes the render path [M, 3, 4]: a spiral, a circle, or the cameras' own poses.
+
+    A spiral if cameras face one way, else a circle around the point that they look at, if there is one.
+    """
     depths = pose_maths.meeting_depths(poses)
     if camera_paths.face_one_way(poses, ONE_WAY):
         # A spiral looks at what the cameras look at, where that is known.
@@ -400,7 +424,10 @@ def _path(poses: np.ndarray, near: float, far: float) -> np.ndarray:
 
 
 def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int) -> list[np.ndarray]:
-    """Indices of training, validation and test views; validation and test stand in for each other."""
+    """Splits views into indices for training, validation and test.
+
+    If validation or test has no views, it has those of the other.
+    """
     views = np.arange(len(poses), dtype=np.int64)
     if "" not in files:
         labels = np.repeat(list(files), [len(file.names) for file in files.values()])
@@ -415,7 +442,13 @@ def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int) -> list[np
 
 
 def _listed_views(file: Split) -> list[np.ndarray]:
-    """Views that train_filenames, val_filenames and test_filenames list; what only others list not is for training."""
+    """Splits views as train_filenames, val_filenames and test_filenames list them.
+
+    Without train_filenames, all views that the others do not list are for training.
+
+    Raises:
+        ValueError: a list is malformed, or a view is listed for training and for another split.
+    """
     views = {os.path.normpath(name.replace("\\", "/")): i for i, name in enumerate(file.names)}
     chosen = {}
     for split in SPLITS:

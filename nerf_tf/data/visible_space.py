@@ -14,7 +14,10 @@ SEEN_CELLS = 40
 
 
 def ray_box(scene: Scene) -> Box:
-    """Finds the smallest box, in the space of the rays (NDC or world), around all that cameras and path can see."""
+    """Finds the box, in the space of the rays, around all that cameras and render path can see.
+
+    The space of the rays is NDC, or else the world.
+    """
     views = [*zip(scene.cameras, scene.poses, strict=True), *((scene.cameras[0], c2w) for c2w in scene.render_poses)]
     corners = []
     for camera in set(scene.cameras):
@@ -30,7 +33,7 @@ def ray_box(scene: Scene) -> Box:
 
 
 def seen_box(scene: Scene) -> Box:
-    """Finds the smallest box around all `seen_cells` of a scene without NDC."""
+    """Finds the box around all `seen_cells` of a scene without NDC; `ray_box` if there are none."""
     box = ray_box(scene)
     for _ in range(2):  # the second time with smaller cells, as they share a smaller box
         found = np.argwhere(seen_cells(scene, box, SEEN_CELLS))
@@ -42,10 +45,10 @@ def seen_box(scene: Scene) -> Box:
 
 
 def seen_cells(scene: Scene, box: Box, count: int) -> np.ndarray:
-    """Marks the cells of a box, [count, count, count] bool, in which something may be, in a scene without NDC.
+    """Marks the cells of a box, [count] * 3 bool, that may hold something, in a scene without NDC.
 
-    Some training view sees them, and none sees them nearer than near or at pixels whose alpha is 0: nothing is there.
-    All alphas together leave the visual hull (Laurentini 1994).
+    A cell is marked if a training view sees it nearer than far, and none sees it nearer than near or only at pixels of
+    alpha 0, where nothing can be. What the alphas of all views leave is the visual hull (Laurentini 1994).
     """
     size = (box.upper - box.lower) / count
     cells = np.stack(np.meshgrid(*[np.arange(count, dtype=np.float32) + 0.5] * 3, indexing="ij"), axis=-1)
@@ -68,7 +71,7 @@ def seen_cells(scene: Scene, box: Box, count: int) -> np.ndarray:
 
 
 def _any_near(image: np.ndarray, rows: np.ndarray, cols: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Whether any pixel of an image [H, W] bool is set within squares around places [P]: [P] bool."""
+    """Whether any pixel of an image [H, W] bool is set within `reach` [P] rows and columns of places [P]."""
     sums = np.pad(image, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int32).cumsum(axis=1)
     (top, bottom), (left, right) = (
         [np.clip(edge, 0, length).astype(int) for edge in (np.floor(x - reach), np.ceil(x + reach) + 1)]

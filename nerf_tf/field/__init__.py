@@ -2,4 +2,4 @@
 
 from nerf_tf.field import tensor_float
 
-tensor_float.use(False)  # here, so that whoever imports a network has it off
+tensor_float.use(False)  # here, so that it is off for whoever imports a field

@@ -52,7 +52,8 @@ def forward(
         points: [B, 3 * (1 + 2 * multires)] encoded points.
         viewdirs: [R, 3 * (1 + 2 * multires_views)] encoded view directions.
         rays: [B] the row of `viewdirs` that belongs to each point.
-        visible_above: scalar or [B]; colours of points whose density is not above it are 0. None: compute all.
+        visible_above: scalar or [B]; colours of points whose density is not above it are 0. None: compute all, as a
+            network without view directions always does.
 
     Returns:
         raw [B, 4] float32, and the activations for `backward`.
@@ -95,7 +96,7 @@ def backward(
     """Computes the gradients of the weights from the active points: two matrix products per layer.
 
     Args:
-        weights: the weights that `forward` ran with.
+        weights: the weights that `forward` was called with.
         activations: the activations that it returned.
         upstream: [B, 4] the gradient of raw.
         active: [B] bool, the points that contribute. None: all do, and all have a colour.

@@ -1,6 +1,6 @@
-"""A field that is mostly a table: multiresolution hash encoding (Mueller et al. 2022) and two small networks.
+"""The hash-grid field: multiresolution hash encoding (Mueller et al. 2022) and two small networks.
 
-Shapes: B points, L levels, F features of each, S samples on each of R rays. Points of the encoding are in [0, 1]^3.
+Shapes: B points, L levels of F features, S samples on each of R rays. The encoding's points are in [0, 1]^3.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from nerf_tf.geometry.contraction import GridSpace
 PRIMES = (1, 2654435761, 805459861)
 # The corners of a cell [8, 3].
 CORNERS = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), axis=-1).reshape(8, 3)
-# Features start this close to zero (Mueller et al. 2022, section 4).
+# Features start between minus and plus this (Mueller et al. 2022, section 4).
 INITIAL_FEATURE = 1e-4
 # Density is the exponential of the network's output, clipped at this: exp(12) is opaque within a thousandth of a cell.
 LARGEST_EXPONENT = 12.0
 # Outputs of the density network besides the density: inputs of the colour network (Mueller et al. 2022, section 5.4).
 GEOMETRY_FEATURES = 15
-# Numbers that a view direction is encoded as: spherical harmonics up to degree 3.
+# Length of an encoded view direction: spherical harmonics up to degree 3.
 SPHERICAL_HARMONICS = 16
 
 
@@ -33,10 +33,10 @@ class HashGridSettings:
     """Shape of a hash-grid field.
 
     Attributes:
-        levels: L, grids of rising resolution.
+        levels: L, number of grids, of rising resolution.
         features: F, numbers stored for each corner of a cell.
-        log2_table: largest number of entries in a level's table, as a power of 2; a level with no more corners than
-            that has an entry for each, others are hashed.
+        log2_table: largest number of entries in a level's table, as a power of 2. A level with no more corners than
+            that has an entry for each; the others are hashed.
         base, finest: cells along a side of the first and of the last grid.
         width: units in each hidden layer of both networks.
         cells: cells along a side of the occupancy grid; even, as it is updated in `marching.TURNS` equal parts.
@@ -73,7 +73,7 @@ class HashGridSettings:
 
 
 class HashEncoding(keras.layers.Layer):
-    """Encodes points as features, interpolated trilinearly between the corners of the cells that they are in.
+    """Encodes points as features, interpolated trilinearly between the corners of their cells.
 
     Each level has a grid of its own, and a table with the features of its corners.
 
@@ -100,7 +100,7 @@ class HashEncoding(keras.layers.Layer):
         return [getattr(self, f"table_{level}") for level in range(self._settings.levels)]
 
     def call(self, points: tf.Tensor) -> tf.Tensor:
-        """Encodes points [B, 3] in [0, 1] as features [B, L * F]; gradients flow to the tables, not to the points."""
+        """Encodes points [B, 3] in [0, 1] as features [B, L * F]; gradients flow to the tables only."""
         # An operation for each level rather than one for all: while one core adds up the gradient of a table, others
         # can work on another level.
         levels = (self._interpolate(table, *self._corners(level, points)) for level, table in enumerate(self.tables))
@@ -116,7 +116,7 @@ class HashEncoding(keras.layers.Layer):
             """The features, and the function that computes their gradient."""
 
             def gradient(upstream: tf.Tensor) -> tf.Tensor:
-                """Gradient [entries, F] of the table, from that of the features [B, F]: a corner gets its share."""
+                """Computes the table's gradient [entries, F] from that of the features [B, F]."""
                 shares = tf.reshape(weight[..., None] * upstream[:, None], [-1, features])
                 return tf.math.unsorted_segment_sum(shares, tf.reshape(index, [-1]), entries)
 
@@ -125,7 +125,7 @@ class HashEncoding(keras.layers.Layer):
         return interpolate(tf.convert_to_tensor(table.value))
 
     def _corners(self, level: int, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Finds the corners around points [B, 3]: their rows in a level's table [B, 8], and their weights [B, 8]."""
+        """Finds the corners around points [B, 3]: rows in the level's table [B, 8], and weights [B, 8]."""
         settings, resolution = self._settings, self._settings.resolutions[level]
         position = points * resolution
         lower = tf.clip_by_value(tf.floor(position), 0.0, resolution - 1.0)  # the upper faces belong to the last cells
@@ -157,7 +157,7 @@ def _compute_once(index: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 
 class OccupancyGrid(keras.layers.Layer):
-    """Densities of cells [cells ** 3], kept with the weights: updated in training, though not by gradients."""
+    """The densities of cells [cells ** 3]: weights that training updates, but not by gradients."""
 
     def __init__(self, cells: int, **keywords):
         super().__init__(**keywords)
@@ -226,7 +226,7 @@ class HashGrid(keras.Model):
         return self.colour_2(self.colour_1(self.colour_0(inputs)))
 
     def call(self, points: tf.Tensor, viewdirs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes density [B] and raw colour [B, 3] of points [B, 3] in [0, 1], seen along unit vectors [B, 3]."""
+        """Computes density [B] and raw colour [B, 3] of points [B, 3] in [0, 1] for unit viewdirs [B, 3]."""
         density, features = self.density(points)
         return density, self.colour(features, encode_directions(viewdirs))
 
@@ -260,7 +260,7 @@ def encode_directions(directions: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HashGridField:
-    """A hash grid as a function of points and view directions in the world: a `render.passes.FieldFunction`.
+    """A hash grid as a function of points in the world: a `render.passes.FieldFunction`.
 
     It is for programs that evaluate a trained field, as for a mesh; training and views evaluate the `HashGrid` itself.
 
@@ -285,8 +285,8 @@ class HashGridField:
             visible_above: ignored: colour costs too little to be left out.
 
         Returns:
-            [R, S, 4] colour before the sigmoid, density per unit of the world's length: 0 outside of the grid, and
-            nowhere negative.
+            [R, S, 4] colour before the sigmoid, and density per unit of length of the world: never negative, and 0
+            outside of the grid.
         """
         del visible_above
         samples = points.shape[1]
@@ -305,7 +305,7 @@ class HashGridField:
         return tf.reshape(raw.concat()[:count], [-1, samples, 4])
 
     def _raw(self, points: tf.Tensor, viewdirs: tf.Tensor) -> tf.Tensor:
-        """Raw [B, 4] of points [B, 3] in the world, seen along `viewdirs` [B, 3]."""
+        """Computes raw [B, 4] of points [B, 3] in the world for `viewdirs` [B, 3]."""
         in_cube = self.space.to_cube(points)
         inside = tf.reduce_all((in_cube >= 0.0) & (in_cube <= 1.0), axis=-1)
         density, rgb = self.mlp(tf.clip_by_value(in_cube, 0.0, 1.0), viewdirs)

@@ -23,7 +23,7 @@ class FieldSettings:
 
     Attributes:
         depth, width: number of trunk layers, and units of each.
-        multires, multires_views: octaves of positional encoding for points and view directions; 0: no encoding.
+        multires, multires_views: octaves of positional encoding for points and view directions; 0: none.
         use_viewdirs: whether colour depends on the view direction.
     """
 

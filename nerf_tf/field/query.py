@@ -3,8 +3,8 @@
 This module alone determines how much memory a network takes. The original encodes all points of a chunk before it
 splits them into pieces of netchunk, and its gradient tape keeps all activations. Here points are encoded inside a tile,
 and only points that the loss depends on have a backward pass: from the kept activations if all points fit into one
-tile, otherwise tile by tile, evaluated again. Within a program that XLA compiles all shapes are static, so there a
-single tile computes all colours, and gradients from all points.
+tile, otherwise tile by tile, evaluated again. A program that XLA compiles has static shapes: there all colours are
+computed, and a single tile computes gradients from all points.
 
 In private functions: points [B, 3]; rays [B], the row of each in encoded_viewdirs [R, ...]; upstream [B, 4], the
 gradient of raw; variables and gradients in the order of `mlp.trainable_variables`; gather_points(numbers of points)
@@ -24,10 +24,10 @@ from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import FieldSettings, group_by_layer, precision
 
 # Points whose gradient is smaller than this part of the largest one are left out. Measured: float32 weight gradients
-# stay within 1e-5 of the exact ones, mostly within 3e-6; 16 bits round to 4e-3, and in a trained lego the points left
-# out make up 1e-4 of the whole.
+# stay within 1e-5 of the exact ones, mostly within 3e-6. With 16 bits, where bfloat16 itself rounds to 4e-3, the points
+# left out make up 1e-4 of the gradient in a trained lego.
 ROW_TOLERANCE = {"float32": 1e-8, "bfloat16": 1e-5, "float16": 1e-5}
-# Tiles of a compiled backward pass hold this part of netchunk.
+# Tiles of a compiled backward pass hold netchunk divided by this.
 COMPILED_BACKWARD_TILES = 4
 
 
@@ -120,7 +120,7 @@ class Field:
         """
         size = tf.reduce_max(tf.abs(upstream), axis=-1)
         threshold = self.tolerance * tf.reduce_max(size)
-        # NaN is not larger than anything, but must not get lost.
+        # NaN is not larger than the threshold, but must not get lost.
         return tf.logical_or(size > threshold, tf.logical_not(tf.math.is_finite(size)))
 
     def _forward_in_tiles(self, variables, gather_points, count, max_tile, visible_above) -> tf.Tensor:
@@ -166,21 +166,21 @@ class Field:
 
 
 def _rows_in(tensor: tf.Tensor) -> tf.Tensor | int:
-    """The first dimension, as a number if it is known when the graph is made."""
+    """Returns the first dimension, as a Python number if it is known when the graph is made."""
     return tf.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
 
 
 def _even_size(count: tf.Tensor | int, tiles: tf.Tensor | int) -> tf.Tensor | int:
-    """The size of so many tiles that hold `count` points, as even as possible."""
+    """Returns the size of `tiles` tiles that together hold `count` points, as even as possible."""
     return -(-count // max(tiles, 1)) if isinstance(tiles, int) else -(-count // tf.maximum(tiles, 1))
 
 
 def rays_at_once(rays: int, samples: int, chunk: int, netchunk: int, training: bool, compiled: bool) -> int:
-    """Returns how many of a step's or a view's rays are worked on together.
+    """Returns how many of a step's or a view's `rays`, of so many `samples` each, are computed together.
 
     A training step takes as many as fit into one tile with all their samples, because that tile's activations also
-    serve the backward pass. Tiles too small for one ray are evaluated again anyway, and so are those of a compiled
-    program, which is either one tile or many.
+    serve the backward pass. If tiles are too small for one ray, their points are evaluated again anyway; so they are in
+    a compiled program, unless all of `chunk` fits into one tile.
     """
     limit = min(rays, chunk)
     if training and not compiled and samples <= netchunk:

@@ -1,6 +1,6 @@
-"""Whether float32 products are computed in TensorFloat-32, which keeps 10 of the 23 bits of their factors.
+"""Switches TensorFloat-32, in which float32 products keep 10 of the 23 bits of their factors.
 
-Recent NVIDIA GPUs have it, and TensorFlow uses it by default: renders would miss the original's by far. Importing
+Recent NVIDIA GPUs have it, and TensorFlow uses it by default: renders would be far from the original's. Importing
 `nerf_tf.field` turns it off, and a trainer with `--mixed_precision tf32` turns it on. TensorFlow has one switch for
 all of a process, so the trainer that was built last decides.
 """

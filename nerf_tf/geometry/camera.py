@@ -6,14 +6,14 @@ import dataclasses
 
 import numpy as np
 
-# Shortest and longest focal length, in longer sides of the image: fields of view of 178 and of 0.06 degrees. Outside of
-# this range units or files have been mixed up.
+# Shortest and longest focal length, as multiples of the image's longer side: fields of view of 178 and 0.06 degrees.
+# Outside of this range units or files have been mixed up.
 FOCAL_RANGE = (0.01, 1000.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A pinhole camera without distortion; every length is in pixels.
+    """A pinhole camera; every length is in pixels.
 
     Attributes:
         height, width: size of the image.
@@ -49,10 +49,10 @@ class Camera:
         return self
 
     def through_pixel_centres(self) -> Camera:
-        """Returns the camera whose rays go through the middle of pixels; the original's go through their corners.
+        """Returns the camera whose rays go through the centres of pixels rather than their corners.
 
-        A photo shows what falls on the middle of pixels, so corners are half a pixel off, each view in a direction of
-        its own: that blurs what is a pixel wide.
+        A pixel shows the light around its centre, so the original's rays, through corners, are half a pixel off. That
+        shift has another direction in the world for each view, which blurs details a pixel wide.
         """
         return dataclasses.replace(self, cx=self.cx - 0.5, cy=self.cy - 0.5)
 
@@ -64,7 +64,7 @@ class Camera:
         """Returns this camera with sides divided by `factor` and rounded down, as `--render_factor` does.
 
         Raises:
-            ValueError: an image that small has no pixels.
+            ValueError: `factor` is below 1 or above the shorter side.
         """
         if not 1 <= factor <= min(self.height, self.width):
             raise ValueError(
@@ -76,10 +76,10 @@ class Camera:
         return Camera(height, width, self.fx / factor, self.fy / factor, cx, cy)
 
     def resized(self, width: int) -> Camera:
-        """Returns this camera with images of another width, as `--render_width` makes them; their aspect is kept.
+        """Returns this camera for images of another width and equal proportions, as for `--render_width`.
 
-        For rays through pixels' corners. What it sees stays the same to the edges, which NDC needs: where the height is
-        rounded, so is fy.
+        It must be one whose rays go through pixel corners. The field of view stays exactly the same, as NDC needs:
+        where the height is rounded, fy is scaled by the rounded height.
         """
         height = max(1, round(self.height * width / self.width))
         across, down = width / self.width, height / self.height

@@ -12,7 +12,7 @@ import numpy as np
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import NDC_NEAR
 
-# Below half opacity most of a ray's light comes from behind everything, so its expected t is no surface's.
+# Below half opacity most of a pixel's colour is background, so its expected t is not that of a surface.
 MIN_ACC = 0.5
 
 
@@ -58,8 +58,11 @@ def ndc_to_metric_t(origins: np.ndarray, directions: np.ndarray, t: np.ndarray, 
 
     Args:
         origins, directions: [..., 3] rays in the world, direction z < 0.
-        t: [...] on the same rays moved to NDC by `ndc_rays`; 1 and more is infinitely far.
+        t: [...] on the same rays, converted to NDC by `ndc_rays`.
         near: distance of the near plane.
+
+    Returns:
+        [...] t in the world; infinity where t is 1 or more.
     """
     with np.errstate(divide="ignore"):
         z = -near / np.maximum(1.0 - np.asarray(t, np.float64), 0.0)
@@ -67,7 +70,7 @@ def ndc_to_metric_t(origins: np.ndarray, directions: np.ndarray, t: np.ndarray, 
 
 
 def ndc_to_world(camera: Camera, points: np.ndarray, near: float = NDC_NEAR) -> np.ndarray:
-    """Converts points [..., 3] from NDC, z < 1, to the world, with the camera's frustum."""
+    """Converts points [..., 3], z < 1, from NDC to the world: the inverse of `ndc_rays` for points."""
     x, y, z = np.moveaxis(np.asarray(points, np.float64), -1, 0)
     z = 2.0 * near / (z - 1.0)
     return np.stack([-x * z * camera.width / (2 * camera.fx), -y * z * camera.height / (2 * camera.fy), z], axis=-1)

@@ -1,7 +1,7 @@
-"""Lens distortion, and the pinhole camera that takes its place. NumPy, float64.
+"""Lens distortion, and the pinhole camera of undistorted photos. NumPy, float64.
 
-The model is OPENCV's (FULL_OPENCV's up to k3), also in COLMAP and nerfstudio. Positions x, y are those on the plane at
-distance 1 before the camera, y down.
+The model is the one that COLMAP and nerfstudio call OPENCV, with k3 of FULL_OPENCV. Positions x, y are those on the
+plane at distance 1 in front of the camera, x right and y down.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import numpy as np
 
 from nerf_tf.geometry.camera import Camera
 
-# Focal lengths tried for the pinhole camera, in those of the distorted one: half shows twice as much, and if twice that
-# is not enough the lens is a fisheye, or the numbers are another's.
+# Focal lengths tried for the pinhole camera, as multiples of the distorted one's. Half of it shows twice as much. If
+# twice as long a focal length still shows more than the photo does, the lens is a fisheye, or the coefficients are
+# those of other photos.
 LEAST_ZOOM, MOST_ZOOM = 0.5, 2.0
 
 
@@ -36,26 +37,27 @@ class Distortion(NamedTuple):
         )
 
     def reach(self, radius: float) -> float:
-        """Returns the radius, at most `radius`, up to which the picture does not fold back on itself."""
+        """Returns the radius, at most `radius`, up to which radial distortion does not fold the image over."""
         r = np.linspace(0.0, radius, 1001)
+        # The derivative of the distorted radius by the radius.
         growth = 1.0 + r**2 * (3.0 * self.k1 + r**2 * (5.0 * self.k2 + r**2 * 7.0 * self.k3))
         folded = np.flatnonzero(~(growth > 0.0))
         return float(r[folded[0] - 1]) if folded.size else radius
 
 
 def find_pinhole(camera: Camera, distortion: Distortion) -> Camera:
-    """Finds the pinhole camera of the same size and centre with the widest view that the distorted photo fills.
+    """Finds the widest pinhole camera, of equal size and centre, whose image the distorted photo fills.
 
     Raises:
-        ValueError: it would show less than half of the photo's sides.
+        ValueError: its focal length would be more than `MOST_ZOOM` times the photo's.
     """
-    # The edges of the image, [2, E]: what lies within them comes from within the photo if they do.
+    # The edges of the image, [2, E]: if the photo shows them, it shows all that lies within them.
     along, across = np.linspace(0.0, 1.0, 65), np.array([[0.0], [1.0]])
     edges = np.stack(np.broadcast_arrays(along, across)).reshape(2, -1)
     u, v = np.concatenate([edges, edges[::-1]], axis=1) * [[camera.width], [camera.height]]
     x, y = (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy
     radius = np.hypot(x, y).max()
-    with np.errstate(over="ignore", invalid="ignore"):  # absurd coefficients, which no zoom makes good
+    with np.errstate(over="ignore", invalid="ignore"):  # of absurd coefficients, which no zoom fits
         reach = distortion.reach(radius / LEAST_ZOOM)
 
         def fits(zoom: float) -> bool:
@@ -80,9 +82,10 @@ def find_pinhole(camera: Camera, distortion: Distortion) -> Camera:
 
 
 def source_pixels(pinhole: Camera, camera: Camera, distortion: Distortion) -> tuple[np.ndarray, np.ndarray]:
-    """Returns fractional rows and columns [H, W] at which a distorted photo shows the pinhole camera's pixels.
+    """Returns the rows and columns [H, W] of the pinhole camera's pixels in the distorted photo.
 
-    Both cameras are measured from the corner of the first pixel, and light falls on the middle of pixels.
+    They are fractional and, like array indices, count from the centre of the first pixel; the cameras' principal points
+    count from its corner.
     """
     rows, cols = np.mgrid[: pinhole.height, : pinhole.width] + 0.5
     x, y = distortion.distort((cols - pinhole.cx) / pinhole.fx, (rows - pinhole.cy) / pinhole.fy)

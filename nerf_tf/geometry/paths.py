@@ -1,4 +1,4 @@
-"""Camera paths for videos: spiral, circle and orbit. Numpy only, in float64.
+"""Camera paths for videos: spiral, circle and orbit. NumPy only, in float64.
 
 A path is an array of poses [frames, 3, 4] with OpenGL axes, as in `geometry.poses`.
 """
@@ -27,6 +27,9 @@ def spiral_path(
 
     Returns:
         [frames, 3, 4]; the path is closed if turns * zrate is a whole number.
+
+    Raises:
+        ValueError: the cameras' viewing directions or their up axes cancel out.
     """
     poses = np.asarray(poses, np.float64)
     middle = average_pose(poses)
@@ -41,7 +44,7 @@ def spiral_path(
 
 
 def face_one_way(poses: np.ndarray, cosine: float = 0.0) -> bool:
-    """Whether all of `poses` [N, 3, 4] look along their average, within an angle of that cosine."""
+    """Whether all `poses` [N, 3, 4] look along their mean direction, within the angle of this cosine."""
     average = poses[:, :, 2].mean(axis=0)
     return bool(np.all(poses[:, :, 2] @ average > cosine * np.linalg.norm(average)))
 
@@ -93,8 +96,8 @@ def orbit_path(frames: int = 40, phi: float = -30.0, radius: float = 4.0) -> np.
 def orbit_around(poses: np.ndarray, frames: int = 120) -> np.ndarray:
     """Makes a circle around the point that cameras look at, at their mean distance and elevation.
 
-    Up is the direction closest to right angles with the cameras' x axes; it is exact if no camera is rolled. The circle
-    begins beside the first camera and turns the same way as `orbit_path`.
+    Up is the direction that comes closest to right angles with all cameras' x axes; it is exact if no camera is rolled.
+    The circle begins near the first camera and turns the same way as `orbit_path`.
 
     Args:
         poses: [N, 3, 4] of cameras that surround an object.

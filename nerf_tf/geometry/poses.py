@@ -18,18 +18,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# How far the lengths and dot products of a camera's axes may be from 1 and 0: files with 3 decimals pass, and
-# distances along rays are wrong by at most 1 %.
+# How far the lengths and dot products of a camera's axes may be from 1 and 0: files with 3 decimals pass, and distances
+# along rays are wrong by at most 1 %.
 RIGID_TOLERANCE = 1e-2
 # Largest coordinate of a camera, in scene units: its square is far below float32's limit.
 MAX_COORDINATE = 1e9
-# Optical axes meet where they miss their common point by less than this part of the cameras' spread: a correlation of
-# 0.97 between where a camera stands and where it looks. Fern's, 0.2, are just within.
+# Optical axes count as meeting if they miss their nearest point by at most this part of the cameras' distance from
+# their middle (medians). It is a correlation of 0.97 between cameras' positions and directions; fern's 0.2 just passes.
 MEETING_MISS = 0.25
 
 
 def require_rigid(poses: np.ndarray, names: Sequence[str]) -> None:
-    """Checks that poses are finite, not too far away, and their axes a rotation.
+    """Checks that poses are finite and not too far away, and that their axes are a rotation.
 
     Args:
         poses: [N, 3, 4].
@@ -78,7 +78,11 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def look_at(back: np.ndarray, up: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Makes the pose [3, 4] at `centre` [3] that looks along `-back` [3], y axis close to `up` [3]."""
+    """Makes the pose [3, 4] at `centre` [3] that looks along `-back` [3], y axis close to `up` [3].
+
+    Raises:
+        ValueError: `back` and `up` are parallel, or one of them is zero.
+    """
     z = normalise(back)
     x = normalise(np.cross(up, z))
     y = normalise(np.cross(z, x))
@@ -101,9 +105,9 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 
 def change_world(similarity: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Moves poses [..., 3, 4] to another world, as `similarity` [4, 4] moves points; axes stay unit vectors.
+    """Moves poses [..., 3, 4] as `similarity` [4, 4] moves points; their axes keep length 1.
 
-    The inverse of `Scene.to_dataset` moves poses of a data set to the loaded world, in which networks live.
+    The inverse of `Scene.to_dataset` moves poses of a data set to the scene's world, that of the networks.
     """
     moved = compose(similarity[:3], poses)
     moved[..., :3] /= np.cbrt(np.linalg.det(np.asarray(similarity, np.float64)[:3, :3]))
@@ -111,7 +115,11 @@ def change_world(similarity: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 
 def average_pose(poses: np.ndarray) -> np.ndarray:
-    """Averages `poses` [N, 3, 4] to a pose [3, 4]: their mean centre, viewing direction and up."""
+    """Averages `poses` [N, 3, 4] to a pose [3, 4]: their mean centre, viewing direction and up.
+
+    Raises:
+        ValueError: their viewing directions or their up axes cancel out.
+    """
     back = normalise(poses[:, :3, 2].sum(axis=0))
     return look_at(back, poses[:, :3, 1].sum(axis=0), poses[:, :3, 3].mean(axis=0))
 
@@ -119,8 +127,11 @@ def average_pose(poses: np.ndarray) -> np.ndarray:
 def recenter(poses: np.ndarray) -> np.ndarray:
     """Moves `poses` [N, 3, 4] so that their average becomes the identity.
 
-    As the original, bit for bit, for float32 poses: the average is taken in single precision and inverted, although not
-    exactly a rotation, in double. Under NDC a difference of one rounding is visible.
+    As the original, bit for bit, for float32 poses: the average is computed in single precision, then inverted in
+    double by the general inverse, as it is not exactly a rotation. Under NDC a difference of one rounding is visible.
+
+    Raises:
+        ValueError: as `average_pose`.
     """
     average = np.eye(4)
     average[:3] = average_pose(poses)
@@ -134,7 +145,7 @@ def nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
         ValueError: the optical axes are parallel.
     """
     directions, centres = poses[:, :3, 2:3], poses[:, :3, 3:4]
-    # The projection of a point onto the plane at right angles to an axis, so A^T A = A but for rounding.
+    # The projection A onto the plane at right angles to an axis. A^T A = A but for rounding; as in the original.
     off_axis = np.eye(3) - directions @ np.swapaxes(directions, -1, -2)
     normal = (np.swapaxes(off_axis, -1, -2) @ off_axis).mean(axis=0)
     # Beyond this, rounding of the pose file to single precision moves the point by more than the scene's size.
@@ -144,13 +155,16 @@ def nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
 
 
 def distances_from_middle(poses: np.ndarray) -> np.ndarray:
-    """Distances [N] of the centres of `poses` [N, 3, 4] from their median, which a few stray ones do not move."""
+    """Distances [N] of the centres of `poses` [N, 3, 4] from their median, which stray ones hardly move."""
     centres = np.asarray(poses, np.float64)[:, :, 3]
     return np.linalg.norm(centres - np.median(centres, axis=0), axis=-1)
 
 
 def meeting_depths(poses: np.ndarray) -> np.ndarray | None:
-    """Depths [N] of the point where the optical axes of `poses` [N, 3, 4] meet, or None where they do not."""
+    """Depths [N] of the point where the optical axes of `poses` [N, 3, 4] meet; None if they do not.
+
+    They meet if they pass closely enough (`MEETING_MISS`) by a point that is in front of nine in ten cameras.
+    """
     poses = np.asarray(poses, np.float64)
     try:
         point = nearest_point_to_axes(poses)
@@ -165,13 +179,17 @@ def meeting_depths(poses: np.ndarray) -> np.ndarray | None:
 
 
 def sphere_frame(poses: np.ndarray) -> np.ndarray:
-    """Finds the frame [3, 4] of `spherify`: origin where `poses` [N, 3, 4] look, z towards them."""
+    """Finds the frame [3, 4] of `spherify`: origin where `poses` [N, 3, 4] look, z towards them.
+
+    Raises:
+        ValueError: as `nearest_point_to_axes`.
+    """
     poses = np.asarray(poses, np.float64)[:, :3, :4]
     origin = nearest_point_to_axes(poses)
     offsets = poses[:, :, 3] - origin
     z = offsets.mean(axis=0)
     if np.linalg.norm(z) < 1e-6 * np.linalg.norm(offsets, axis=-1).mean():
-        z = poses[:, :, 1].mean(axis=0)  # a level circle has no mean direction: its up
+        z = poses[:, :, 1].mean(axis=0)  # a closed circle has no mean direction: the cameras' up
     z = normalise(z)
     # The original's constant; any direction that is not parallel to z would do.
     x = normalise(np.cross([0.1, 0.2, 0.3], z))

@@ -1,7 +1,7 @@
-"""Samples where something is expected: every ray gets the same number, spread by the occupancy grid's densities.
+"""Importance sampling by the occupancy grid's densities, with equally many samples on every ray.
 
-That suits photos that show their surroundings. There many cells are occupied, so that a ray that marches through them
-has a hundred samples, few of which matter.
+It suits photos that show the surroundings: there so many cells are occupied that a ray that marches through them has a
+hundred samples, few of which matter.
 
 Shapes: R rays, S candidates on each, N samples on each.
 """
@@ -14,12 +14,12 @@ from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.marching import OPAQUE, March, Packed, Samples, occupied_cells
 from nerf_tf.render.sampling import sample_pdf
 
-# This part of a ray's samples is spread evenly over occupied cells, whose densities may be out of date.
+# This part of a ray's samples is spread evenly over occupied cells, as stored densities may be out of date.
 EVEN_PART = 0.25
-# This part of a cell's density is expected. The grid keeps the largest densities; taken whole, they make light end
-# before surfaces, and fog stays: a walk around a room had 23.3 instead of 25.4 dB after 600 steps.
+# The density expected in a cell is this part of the stored one, which is a maximum. With all of it light would end in
+# front of surfaces, and fog would stay: photos around a room had 23.3 instead of 25.4 dB after 600 steps.
 EXPECTED_PART = 0.3
-# The sum of a ray's weights: beside it what `sample_pdf` adds to each, for empty cells too, is nothing.
+# Weights of a ray are scaled to this sum, so that what `sample_pdf` adds to each, in empty cells too, is negligible.
 WEIGHT = 1e4
 
 
@@ -29,15 +29,15 @@ def draw_samples(
     """Draws N samples on each ray, one in each of N intervals that are equally likely to matter.
 
     Args:
-        march: where rays have candidates; rays are taken while its slots hold their samples.
+        march: where rays have candidates; as many rays are taken as its slots hold samples for.
         densities: [cells ** 3] of the occupancy grid, per `GridSpace.unit`.
         rays: [R, ...].
         jitter: [R, 1] in [0, 1), the samples' places in their intervals.
         count: N.
 
     Returns:
-        What the slots hold, without gaps: the samples of each ray that was taken. Of an interval only what lies in
-        occupied cells counts, for its length and for its extent.
+        What the slots hold: the samples of each ray that was taken, N after N. An interval's length and extent count
+        only its parts in occupied cells.
     """
     taken = min(rays.origins.shape[0], march.slots // count)
     rays, jitter = tf.nest.map_structure(lambda x: x[:taken], (rays, jitter))
@@ -77,9 +77,9 @@ def _expect(
     """Estimates how much candidates' intervals matter, from the densities of their cells.
 
     Returns:
-        Their weights [R, S], the sum of which is 1, each raised to those of its neighbours (Barron et al. 2021, section
-        3.4), as a cell's density says little about the place of a surface in it; and [R, S, 2] their lengths in
-        `GridSpace.unit`, and in terms of `Samples.place`. All are 0 in cells that are not occupied.
+        Their weights [R, S] with a sum of 1, smoothed over neighbours by the maximum and blur filters of Barron et al.
+        2021, as a cell's density does not tell where in it a surface is; and their lengths [R, S, 2], in
+        `GridSpace.unit` and in terms of `Samples.place`. All are 0 in cells that are not occupied.
     """
     middle = tf.range(march.samples, dtype=tf.float32) + 0.5
     t, interval, _ = march.candidates(first, last, speed, middle)

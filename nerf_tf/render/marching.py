@@ -1,4 +1,4 @@
-"""Samples where something is: rays march through an occupancy grid, and samples in occupied cells get slots.
+"""Marching: rays pass through an occupancy grid, and only samples in occupied cells get slots.
 
 Shapes: R rays, S candidates on each, K slots. Candidates are points at fixed steps on a ray; those in occupied cells
 become samples, each in a slot, ray after ray. The number of slots is static, so that all of this compiles to one XLA
@@ -23,18 +23,18 @@ BLOCK = 128
 LEAST_OPACITY = 0.01
 # ... or if its density is more than this part of the mean density: early on nothing is opaque yet.
 PART_OF_MEAN = 0.5
-# Densities are clipped at this for that mean: one opaque cell must not outweigh a thousand cells of fog.
+# Densities are clipped at this in that mean: one opaque cell must not outweigh a thousand cells of fog.
 LARGEST_DENSITY = 50.0
 # A cell's stored density is multiplied by this at each update, so that a maximum from old weights fades.
 DECAY = 0.8
-# Each update evaluates one in so many cells: all of them would take longer than a training step.
+# Each update evaluates one in this many cells: all of them would take longer than a training step.
 TURNS = 8
 # Optical depths of samples are clipped at this: exp(-40) is far below float32 rounding.
 OPAQUE = 40.0
 # In contracted space, where steps differ, the occupancy threshold is that of a step of this length in `GridSpace.unit`.
 NOMINAL_STEP = 0.02
-# Rays are rendered in rounds of so many samples. Samples that less than this part of the light reaches are left out: it
-# is a quarter of a step of an 8-bit image.
+# Rays are rendered in rounds of this many samples. Samples that less than this part of the light reaches are left out:
+# a quarter of a step of an 8-bit image.
 ROUND, LEAST_LIGHT = 32, 1e-3
 
 
@@ -77,7 +77,10 @@ class March:
         return LEAST_OPACITY / (NOMINAL_STEP if self.space.contracted else self.step / self.space.unit)
 
     def span(self, rays: Rays) -> tuple[tf.Tensor, tf.Tensor]:
-        """Computes the t [R, 1], [R, 1] between which rays may meet something: near and far, cut to the box."""
+        """Computes the t [R, 1] at which rays enter the grid, and the t [R, 1] at which they leave it.
+
+        A ray that misses the box between near and far leaves it no later than it enters.
+        """
         if self.space.contracted:
             return rays.near, rays.far
         directions = tf.where(rays.directions == 0.0, 1e-12, rays.directions)  # in the plane of a face: not 0 / 0
@@ -93,13 +96,13 @@ class March:
         """Computes where candidates are.
 
         Args:
-            first, last: the t at which their rays begin and end, see `span`.
+            first, last: the t at which their rays enter and leave, see `span`.
             speed: lengths of the rays' directions.
             k: numbers of the candidates, from 0 to S - 1, each plus a jitter in [0, 1).
 
         Returns:
-            t; the length in t of a candidate's interval; and its place from 0 to 1 among the candidates of a ray. All
-            have the shape that the arguments broadcast to.
+            t; the length in t of a candidate's interval; and its place, from 0 to 1, among the candidates of its ray.
+            All have the shape to which the arguments broadcast.
         """
         if not self.space.contracted:
             interval = self.step / speed
@@ -109,7 +112,7 @@ class March:
         return t, t_following - t, at
 
     def cells_at(self, points: tf.Tensor) -> tf.Tensor:
-        """Finds the numbers [...] of the cells in which points [..., 3] of the world lie, or which they are next to."""
+        """Finds the numbers [...] of the cells that points [..., 3] of the world are in or nearest to."""
         cell = tf.cast(tf.clip_by_value(self.space.to_cube(points) * self.cells, 0.0, self.cells - 1.0), tf.int32)
         return (cell[..., 0] * self.cells + cell[..., 1]) * self.cells + cell[..., 2]
 
@@ -146,7 +149,9 @@ def occupied_cells(densities: tf.Tensor, march: March) -> tf.Tensor:
 
 
 def cells_in_turn(cells: int, turn: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-    """Computes points [cells ** 3 // TURNS, 3] in [0, 1], one in each cell of a turn: every `TURNS`-th cell.
+    """Computes points [cells ** 3 // TURNS, 3] in [0, 1], one in each cell of a turn.
+
+    A turn takes every `TURNS`-th cell.
 
     Args:
         cells: number of cells along a side.
@@ -161,7 +166,7 @@ def cells_in_turn(cells: int, turn: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
 def update_densities(densities: tf.Tensor, turn: tf.Tensor, found: tf.Tensor) -> tf.Tensor:
     """Updates densities [cells ** 3] with those `found` [cells ** 3 // TURNS] in the cells of a turn.
 
-    The larger of the faded old density and the new one counts: a point says little about the rest of its cell.
+    A cell keeps the larger of its faded old density and the new one, as a point says little about the rest of its cell.
     """
     by_turn = tf.reshape(densities, [-1, TURNS])
     updated = tf.maximum(DECAY * by_turn, found[:, None])
@@ -186,7 +191,7 @@ def pack(
         jitter: [R, 1] in [0, 1).
         first_ray: number of the first ray to take.
         end: number of the ray before which to stop in any case; None: R.
-        first_k: [R] the candidate from which on to take at most ROUND samples of each ray; None: take all samples.
+        first_k: [R] the candidate from which to take at most ROUND samples of each ray; None: take all samples.
     """
     count, samples, slots = rays.origins.shape[0], march.samples, march.slots
     size = min(BLOCK, count)
@@ -194,7 +199,10 @@ def pack(
     first_k = None if first_k is None else first_k[:, None]
 
     def add_block(start: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor, going: tf.Tensor):
-        """Packs the next rays, from `start` on, behind the `filled` slots; `numbers` [K + 1] says what slots hold."""
+        """Packs the rays from `start` on into slots after the first `filled` ones.
+
+        `numbers` [K + 1] are those of the candidates in the slots, ray * S + k.
+        """
         rows = start + tf.range(size)
         inside = tf.minimum(rows, count - 1)
         block, u = tf.nest.map_structure(lambda x: tf.gather(x, inside), (rays, jitter))
@@ -219,11 +227,11 @@ def pack(
 
 
 def keep_visible(march: March, packed: Packed, density: tf.Tensor, samples: Samples, count: int, slots: int) -> Packed:
-    """Packs the samples that light reaches once more, into `slots` slots, until a ray does not fit.
+    """Packs once more, into `slots` slots, the samples that light reaches, until a ray does not fit.
 
     Args:
         march: where rays have candidates.
-        packed, samples: what was packed.
+        packed, samples: what was packed before.
         density: [K] of the samples, per `GridSpace.unit`.
         count: R.
         slots: the new number of slots; at least `march.samples`.
@@ -251,7 +259,10 @@ def _packed(march: March, rays: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor
 
 
 def _meets(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor) -> tf.Tensor:
-    """Whether candidates [R, S] become samples: in occupied cells, within the span, or last in contracted space."""
+    """Whether candidates [R, S] become samples: those in occupied cells within the ray's span.
+
+    In contracted space the last one always does.
+    """
     first, last = march.span(rays)
     speed = tf.norm(rays.directions, axis=-1, keepdims=True)
     k = tf.range(march.samples, dtype=tf.float32) + jitter
@@ -297,9 +308,9 @@ def samples_in(march: March, rays: Rays, jitter: tf.Tensor, packed: Packed) -> S
 
 
 def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: Packed) -> tuple[tf.Tensor, tf.Tensor]:
-    """Computes weights [K] of samples in their pixels, and transmittances [K], the light that reaches them.
+    """Computes weights [K] of samples and transmittances [K], the part of the light that reaches them.
 
-    They are T_i (1 - exp(-sigma_i delta_i)) and T_i of Mildenhall et al. 2020, equation 3.
+    They are T_i (1 - exp(-sigma_i delta_i)) and T_i of the paper, equation 3.
 
     Args:
         march: where rays have candidates.
@@ -309,8 +320,8 @@ def packed_weights(march: March, density: tf.Tensor, samples: Samples, packed: P
     depth = tf.minimum(density * samples.length, OPAQUE)
     if march.space.contracted:
         depth = tf.where(samples.is_last, OPAQUE, depth)
-    # One sum runs through all rays, and the value at each ray's first sample is subtracted from it: in float32 little
-    # would be left of the ray's own depths.
+    # One sum runs through all rays, and its value at each ray's first sample is subtracted. In float32 little would be
+    # left of the ray's own optical depths.
     depth = tf.cast(tf.where(packed.in_use, depth, 0.0), tf.float64)
     before = tf.cumsum(depth, exclusive=True)
     transmittance = tf.exp(tf.gather(before, packed.first) - before)
@@ -323,7 +334,7 @@ def sum_by_ray(values: tf.Tensor, packed: Packed, count: int) -> tf.Tensor:
 
 
 def distortion(weights: tf.Tensor, samples: Samples, packed: Packed, count: int) -> tf.Tensor:
-    """Computes how far the weights of each ray are spread along it (Barron et al. 2022, equation 15): [count].
+    """Computes the spread of each ray's weights along it, [count] (Barron et al. 2022, equation 15).
 
     Args:
         weights: [K] of the samples.
@@ -333,7 +344,7 @@ def distortion(weights: tf.Tensor, samples: Samples, packed: Packed, count: int)
     both = tf.cast(tf.stack([weights, weights * samples.place], axis=-1), tf.float64)  # [K, 2]
     before = tf.cumsum(both, exclusive=True)
     before = tf.cast(before - tf.gather(before, packed.first), tf.float32)
-    # The sum is over pairs in both orders, hence the 2. Places ascend, so that |s_i - s_j| is s_i - s_j for earlier j.
+    # The sum is over pairs in both orders, hence the 2. Places ascend, so |s_i - s_j| is s_i - s_j for earlier j.
     pairs = 2.0 * weights * (samples.place * before[:, 0] - before[:, 1])
     return sum_by_ray((pairs + tf.square(weights) * samples.extent / 3.0)[:, None], packed, count)[:, 0]
 
@@ -376,14 +387,14 @@ def render_rays(
     jitter = tf.fill([count, 1], 0.5)
 
     def add_round(going: tf.Tensor, order: tf.Tensor, next_k: tf.Tensor, sums: tf.Tensor):
-        """Adds the next samples of the first `going` rays of `order`, and finds those that go on to the next round.
+        """Adds the next samples of the first `going` rays of `order`, and finds the rays of the next round.
 
         `next_k` [R + 1] is the candidate at which each ray continues; `sums` [R + 1, 5] rgb, acc and weighted t so far.
         """
         own, first_k = tf.nest.map_structure(lambda x: tf.gather(x, order), (rays, next_k))
 
         def add_rays(taken: tf.Tensor, found: tf.Tensor, last_k: tf.Tensor, own_sums: tf.Tensor):
-            """Adds as many rays as fit; `found` and `last_k` [R] are each ray's number of samples and its last one."""
+            """Adds as many rays as fit; `found` and `last_k` [R] are their numbers of samples and last k."""
             packed = pack(march, occupied, own, jitter, taken, going, first_k)
             samples = samples_in(march, own, jitter, packed)
             density, raw_rgb = field(samples.points, tf.gather(own.viewdirs, packed.ray))
@@ -401,7 +412,7 @@ def render_rays(
             lambda taken, *_: taken < going, add_rays, initial, parallel_iterations=1
         )
         rows = tf.range(count)
-        places = tf.where(rows < going, order, count)[:, None]  # row R takes what belongs to no ray of the round
+        places = tf.where(rows < going, order, count)[:, None]  # row R takes the rest
         sums = tf.tensor_scatter_nd_update(sums, places, own_sums)
         next_k = tf.tensor_scatter_nd_update(next_k, places, last_k + 1)
         goes_on = (rows < going) & (found == ROUND) & (1.0 - own_sums[:, 3] > LEAST_LIGHT)

@@ -12,7 +12,7 @@ from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.marching import GridFunction, March, render_rays
 from nerf_tf.render.renderer import Renderer
 
-# Rays that the compiled program takes. Fewer are padded, so that pictures of all sizes, such as a viewer's, share it.
+# Rays that the compiled program takes. Fewer are padded, so that images of all sizes, as in a viewer, share it.
 RAYS = 2**13
 
 
@@ -22,7 +22,7 @@ class MarchingRenderer(Renderer):
 
     Attributes:
         grid: density and colour of points in the grid; `coarse` is the same field as a function of points in the world.
-        occupied: computes which cells are occupied, [cells ** 3] bool, from the weights as they are then.
+        occupied: computes which cells are occupied, [cells ** 3] bool, from the current weights.
         march: how rays march.
     """
 
@@ -34,11 +34,11 @@ class MarchingRenderer(Renderer):
     def _render_chunk(self) -> Callable[[Rays], list[tf.Tensor]]:
         @tf.function(jit_compile=True, autograph=False)
         def render(rays: Rays, end: tf.Tensor) -> list[tf.Tensor]:
-            """rgb, disp, acc and depth of `RAYS` rays, of which the first `end` matter."""
+            """Returns rgb, disp, acc and depth of `RAYS` rays, of which the first `end` matter."""
             return [*render_rays(self.march, self.grid, self.occupied(), rays, self.settings.white_bkgd, end)]
 
         def render_chunk(rays: Rays) -> list[tf.Tensor]:
-            """rgb, disp, acc and depth of any number of rays."""
+            """Returns rgb, disp, acc and depth of any number of rays."""
             count = rays.origins.shape[0]
             parts = []
             for first in range(0, count, RAYS):

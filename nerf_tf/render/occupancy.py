@@ -1,8 +1,8 @@
 """Faster rendering: skips samples in empty space, by a grid, and behind opaque surfaces.
 
 A trained scene is mostly empty. A grid over the space of the rays (NDC included) stores where a network has density, so
-that it is not evaluated elsewhere. A cell is empty only if its density and that of all cells around it is next to
-nothing, measured at their centres; outside of the grid nothing counts as empty.
+that it is not evaluated elsewhere. A cell is empty only if the densities at its centre and at those of all cells around
+it are next to nothing; outside of the grid nothing counts as empty.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from nerf_tf.storage.atomic import complete_file
 
 logger = logging.getLogger(__name__)
 
-# Cells along each side: of the first grid, over the whole box, and of the final one, evaluated where that is not empty.
+# Cells along each side: of the first grid, over the whole box, and of the final one, evaluated where the first is not
+# empty.
 COARSE_CELLS, FINE_CELLS = 128, 256
-# A cell is empty if its opacity along its longest side is less.
+# A cell is empty if its opacity along its longest side is less: about one step of an 8-bit image.
 MIN_OPACITY = 5e-3
 # A ray ends when its transmittance is less: a quarter of a step of an 8-bit image.
 MIN_TRANSMITTANCE = 1e-3
-# Number of samples that are evaluated before checking again whether the ray has ended.
+# Number of a ray's samples that are evaluated before it is checked again whether the ray has ended.
 SEGMENT = 8
 # Number of points to evaluate at once while a grid is built.
 BUILD_POINTS = 2**18
-# Bytes of the unpacked file; the grids of two networks take 4 MiB.
+# Most bytes of the unpacked file; the grids of two networks take 4 MiB.
 MAX_FILE_SIZE = 2**24
 
 
 def find_occupied(field: FieldFunction, box: Box, description: str | None = "occupancy") -> np.ndarray:
-    """Finds the occupied cells: evaluates a coarse grid, then a fine one where that is not empty.
+    """Finds the occupied cells: evaluates a coarse grid, then a fine one where the coarse is not empty.
 
     Args:
         field: the network.
@@ -48,19 +49,19 @@ def find_occupied(field: FieldFunction, box: Box, description: str | None = "occ
         description: text of the progress bar; None: no bar.
 
     Returns:
-        [FINE_CELLS] * 3 bool, by x, y, z: whether a cell may contain anything.
+        [FINE_CELLS] * 3 bool, by x, y, z: whether each cell may contain anything.
     """
     min_density = -np.log1p(-MIN_OPACITY) / (box.upper - box.lower).max()  # opacity is 1 - exp(-density * length)
     densities = _evaluate_densities(field, box, np.ones([COARSE_CELLS] * 3, bool), description)
     candidates = _upsample(dilate(densities > min_density * COARSE_CELLS))
-    # Cells between others that are dense enough for the fine grid too are occupied without another evaluation.
+    # Cells that, like all their neighbours, are dense enough for the fine grid too are occupied without evaluating it.
     interior = _upsample(~dilate(densities <= min_density * FINE_CELLS))
     found = _evaluate_densities(field, box, candidates & ~interior, description) > min_density * FINE_CELLS
     return dilate(found | interior)
 
 
 def _upsample(cells: np.ndarray) -> np.ndarray:
-    """Converts coarse cells to the fine cells that they contain."""
+    """Converts coarse cells [COARSE_CELLS] * 3 to the fine cells [FINE_CELLS] * 3 that they contain."""
     for axis in range(3):
         cells = cells.repeat(FINE_CELLS // COARSE_CELLS, axis)
     return cells
@@ -71,7 +72,7 @@ def _evaluate_densities(field: FieldFunction, box: Box, selected: np.ndarray, de
 
     @tf.function(input_signature=[tf.TensorSpec([BUILD_POINTS, 3])], autograph=False)
     def density_at(points: tf.Tensor) -> tf.Tensor:
-        # Above infinity: no colour is needed. Density does not depend on directions.
+        # No density is above infinity, so no colour is computed. Density does not depend on directions.
         return field(points[:, None], tf.ones_like(points), np.inf)[:, 0, 3]
 
     size = (box.upper - box.lower) / len(selected)
@@ -89,7 +90,7 @@ def _evaluate_densities(field: FieldFunction, box: Box, selected: np.ndarray, de
 
 
 def dilate(cells: np.ndarray) -> np.ndarray:
-    """Adds all 26 neighbours of cells [n, n, n]."""
+    """Adds to cells [n, n, n] bool all 26 neighbours of each."""
     for axis in range(3):
         grown = cells.copy()
         for here, there in itertools.permutations((slice(1, None), slice(None, -1))):
@@ -101,7 +102,7 @@ def dilate(cells: np.ndarray) -> np.ndarray:
 class OccupiedField:
     """A network that is evaluated only where it may be seen; for rendering, not for training.
 
-    Samples in empty cells, and those behind the end of their ray, get density 0. A ray's samples must be ascending.
+    Samples in empty cells, and those after the end of their ray, get raw 0. A ray's samples must be in the order of t.
 
     Attributes:
         field: the network.
@@ -127,7 +128,7 @@ class OccupiedField:
         """Computes raw [R, S, 4] as a `FieldFunction`; `visible_above` is a scalar or None."""
         samples = points.shape[1]
         segments = -(-samples // SEGMENT)
-        # 0 for the last sample, behind which there is none.
+        # 0 for the last sample, after which there is none.
         intervals = tf.pad(tf.norm(points[:, 1:] - points[:, :-1], axis=-1), [[0, 0], [0, 1]])  # [R, S]
 
         def split_into_segments(values: tf.Tensor) -> tf.Tensor:
@@ -168,7 +169,7 @@ class OccupiedField:
             numbers = i * size + tf.range(size)
             row = tf.gather(rows, tf.minimum(numbers, count - 1))
             found = self.field(tf.gather(points, row)[:, None], tf.gather(viewdirs, row // samples), None)
-            # Padding is written to a place behind the samples.
+            # Padding is written to the place after the samples.
             place = tf.where(numbers < count, row, total)
             return i + 1, tf.tensor_scatter_nd_update(raw, place[:, None], found[:, 0])
 
@@ -196,7 +197,7 @@ class Occupancy:
         self._grids = [tf.Variable(tf.ones([FINE_CELLS**3 + 1], tf.bool), trainable=False) for _ in range(networks)]
 
     def restrict(self, fields: Sequence[FieldFunction], tile: int | None = None) -> list[FieldFunction]:
-        """Returns the networks as `OccupiedField`s; `tile` is as there."""
+        """Returns the networks as `OccupiedField`s with this `tile`."""
         return [OccupiedField(field, self.box, grid, tile) for field, grid in zip(fields, self._grids, strict=True)]
 
     def update(self, fields: Sequence[FieldFunction], weights: Sequence[Sequence[np.ndarray]]) -> None:

@@ -1,4 +1,4 @@
-"""Renders rays: the coarse pass, the fine pass, and their random draws. R rays of S samples."""
+"""Renders rays: the coarse pass, the fine pass, and their random draws. Shapes: R rays of S samples."""
 
 from __future__ import annotations
 
@@ -242,9 +242,10 @@ def _number_of(rays: Rays) -> tf.Tensor | int:
 
 def _draw_random(op: Callable[..., tf.Tensor], seed, purpose: int, first_ray, rays, samples: int) -> tf.Tensor:
     """Draws random numbers [rays, samples] for the rays first_ray, first_ray + 1, ... of a batch."""
-    # Philox makes four numbers per counter value. Each ray gets whole blocks of four, so drawing can start at any ray.
+    # Philox makes four numbers for each value of its counter. Each ray gets whole blocks of four, so that drawing can
+    # start at any ray.
     blocks = -(-samples // 4)
-    with tf.device("CPU:0"):  # a few numbers that the draw itself, wherever it is made, takes from the host
+    with tf.device("CPU:0"):  # a few numbers, which the draw takes from the host on any device
         key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=tf.random.fold_in(seed, purpose))
         counter += tf.cast(tf.stack([first_ray * blocks, 0]), tf.uint64)
     numbers = op(shape=[rays, 4 * blocks], key=key, counter=counter, alg=PHILOX)

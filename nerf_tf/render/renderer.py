@@ -100,6 +100,9 @@ class Renderer:
             c2w: [3, 4] its pose.
             c2w_viewdirs: [3, 4] another pose for the view directions.
             progress: called with the number of rays after each chunk.
+
+        Raises:
+            tf.errors.ResourceExhaustedError: memory runs out, and `on_out_of_memory` is None.
         """
         count = camera.height * camera.width
         buffers, first, waiting = [], 0, None

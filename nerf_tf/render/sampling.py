@@ -6,7 +6,7 @@ import tensorflow as tf
 
 # Added to each weight, as in the original: a ray without weight is sampled uniformly instead of dividing by zero.
 MIN_WEIGHT = 1e-5
-# Smaller steps of the cdf count as 1, as in the original: there is nothing to interpolate.
+# Smaller steps of the cdf count as 1, as in the original: dividing by them would amplify rounding.
 MIN_CDF_STEP = 1e-5
 
 

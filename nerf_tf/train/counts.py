@@ -8,17 +8,18 @@ import tensorflow as tf
 
 # A ray is transparent below the first opacity and opaque above the second.
 TRANSPARENT, OPAQUE = 0.01, 0.99
-# A scene counts as empty or solid when this part of the batch's rays is transparent or opaque; a few may cross fog.
+# A scene counts as empty or solid if this part of the batch's rays is transparent or opaque; a few may cross fog.
 MOST_RAYS = 0.99
 # The error of an image of a single colour is at least the variance of the photos. Above this part of the variance,
 # training has learnt next to nothing.
 STALLED = 0.95
-# Variance of the batch's colours (a standard deviation of 8 of 255) below which all rays may be background.
+# If the variance of the batch's colours is below this (a standard deviation of 8 of 255), all rays may be background,
+# and the step tells nothing.
 BLANK = 1e-3
 
 
 class Counts(NamedTuple):
-    """Counts of steps that went wrong.
+    """Counts of steps that went wrong, and of restarts.
 
     Attributes:
         bad: consecutive steps up to now that were skipped because loss or gradient were not finite.

@@ -1,4 +1,4 @@
-"""Gradients of a batch: renders its rays, compares them with the photos, and moves nothing.
+"""Gradients of a batch: renders its rays and compares them with the photos; changes nothing.
 
 The loss is the sum of both passes' mean squared errors (paper, equation 6).
 """
@@ -22,7 +22,8 @@ class StepGradients(NamedTuple):
 
     Attributes:
         losses: scalars, the mean squared error of the coarse and, if there is one, of the fine pass.
-        gradients: those of the scaled sum of the losses, in the order of the coarse and the fine network's variables.
+        gradients: those of the sum of the losses, times the loss scale; in the order of the coarse network's variables,
+            then the fine network's.
         opacity: [2] see `counts.opacities`, of the final pass.
         sigma: [R, S] raw density of the final pass, of the batch's last chunk.
     """
@@ -47,7 +48,7 @@ def batch_gradients(
     Args:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         rendering: how rays become colours.
-        scale_loss: multiplies a loss by the factor that its gradient shall have.
+        scale_loss: multiplies a loss by the optimizer's loss scale.
         draw_chunk: (number of the first ray, number of rays) -> the random draws of these rays of the batch.
         batch: R rays and their colours.
         shares: [R] the weight of each ray in the loss.
@@ -65,7 +66,7 @@ def batch_gradients(
     def add_chunk(i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
         """Adds the i-th chunk's losses, gradients and opacity to the sums."""
         rows = i * size + tf.range(size)
-        # The last chunk is filled up with the last ray, at no weight.
+        # The last chunk is filled up with the last ray, with weight 0.
         chunk, weights = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), (batch, shares))
         found = gradients_of(chunk, draw_chunk(i * size, size), tf.where(rows < count, weights, 0.0))
         sums = tf.nest.map_structure(tf.add, sums[:3], found[:3])  # all but sigma
@@ -104,8 +105,8 @@ def chunk_gradients(
         scaled_loss = scale_loss(loss)
     losses, gradients, result = [loss], tape.gradient(scaled_loss, _values(coarse)), coarse_result
     if fine is not None:
-        # No gradient flows from one pass to the other's network, so each has a tape of its own; the second begins when
-        # the first has ended, because both together need the memory of two tiles.
+        # No gradient flows from one pass to the other's network, so each has a tape of its own. The second begins when
+        # the first has ended, because together they would need the memory of two tiles.
         with tf.control_dependencies(gradients), tf.GradientTape() as tape:
             coarse_result = tf.nest.map_structure(tf.identity, coarse_result)
             result, _ = fine_pass(fine, chunk.rays, coarse_result, rendering, draws.fine)

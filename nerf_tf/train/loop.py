@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Steps that are always printed, so that a new user sees at once that training works.
 FIRST_STEPS = 10
-# Steps whose counts are not read yet: reading waits for a GPU, which then has nothing to do until the next step comes.
+# Most steps whose counts are not read yet: reading waits for a GPU, which is then idle until the next step comes.
 UNREAD_STEPS = 4
 
 
@@ -81,7 +81,7 @@ def train(
     watch: Callable[[int, RayBatch, Counts], None] = lambda *_: None,
     shows_progress: bool = True,
 ) -> None:
-    """Trains from the trainer's step up to, but not including, N_iters, or until the trainer has no time left.
+    """Trains from the trainer's step to step N_iters - 1, or until the trainer has no time left.
 
     The time that counts is that of steps, without what is written in between, and without the first step, which
     TensorFlow compiles. Counts are watched up to `UNREAD_STEPS` steps late, but before anything is written.
@@ -91,11 +91,11 @@ def train(
         batches: batches from the trainer's step on.
         N_iters: number of steps of the whole run.
         name: the run's name in the log.
-        i_print: interval in steps of printed lines and of `report`; 0: never.
+        i_print: interval in steps of printed lines, besides the first `FIRST_STEPS`, and of `report`; 0: none.
         report: called with the step, its result and the rays per second since the last call.
         events: what else to do, in this order.
         on_out_of_memory: called with the error when memory runs out; the step is repeated unless it raises.
-        watch: called for each step, in order, with the step, its batch and its counts; may raise to end the run.
+        watch: called for each step, in order, with the step, its batch and its counts; it may raise to end the run.
         shows_progress: whether there is a progress bar.
     """
     start = int(trainer.step.numpy())

@@ -1,8 +1,8 @@
 """A hash grid's training step on several devices, of one process or of several: see `replicas`.
 
 Each replica has slots of its own, and takes from its part of the batch as many rays as fit into them. A step's loss is
-the mean over the rays that fit on any replica: sums over rays and their numbers are added up, not means. Where all rays
-fit it is the step of one device.
+the mean over all rays that fit, of all replicas: sums over rays and numbers of rays are added up, not means. If all
+rays fit, the step is that of one device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class PackedReplicaTrainer(ReplicaTrainer):
         return self.first.minutes
 
     def spend(self, seconds: float) -> bool:
-        """As in `PackedTrainer`; with several workers the chief's clock counts, as of the last step's beginning."""
+        """As in `PackedTrainer`, but with several workers the chief's clock counts.
+
+        Each step begins by giving its time to all workers, so the step that has just ended does not count yet.
+        """
         if not self._has_other_workers:
             return self.first.spend(seconds)
         is_over = self.first.spend(0.0)  # the last step gave all workers the chief's time
@@ -40,7 +43,7 @@ class PackedReplicaTrainer(ReplicaTrainer):
         return self.replicas > len(self._trainers)
 
     def _part(self, rays: int, number: int) -> tuple[int, int]:
-        """The first of a batch's rays that a replica takes, and the one after its last."""
+        """Returns the first of a batch's rays that a replica takes, and the one after its last."""
         return number * rays // self.replicas, (number + 1) * rays // self.replicas
 
     def _make_functions(self) -> None:
@@ -66,7 +69,7 @@ class PackedReplicaTrainer(ReplicaTrainer):
         return tf.nest.map_structure(lambda x: None if x is None else tf.identity(x), results[0])
 
     def _replica_gradients(self, batch: RayBatch) -> tuple[PackedGradients, tf.Tensor]:
-        """The step's means over the rays of all replicas, of which this one computes its part; `density` is its own.
+        """Computes the step's means over the rays of all replicas; `density` is that of this one.
 
         Returns:
             The means, and how many rays fit on each replica, [replicas].

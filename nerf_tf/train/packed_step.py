@@ -1,4 +1,4 @@
-"""A training step of a hash grid: one compiled program marches rays, computes gradients and moves the weights.
+"""A hash grid's training step: a compiled program marches rays, computes gradients, moves weights.
 
 The step is a pure function of (seed, step, weights, occupancy grid, learning rate), so that a resumed run continues bit
 for bit on a CPU. Random numbers are the same on all devices; they are drawn outside of the compiled program, as XLA
@@ -25,13 +25,15 @@ from nerf_tf.train.step import StepResult, mse_to_psnr
 
 # Purposes of random draws. Each has its own stream.
 JITTER, BACKGROUND, CELLS = range(3)
-# Steps in which the learning rate rises to its highest value: Adam's second moments are means of few gradients then.
+# Steps in which the learning rate rises to its highest value, as Adam's second moments are means of few gradients then.
 WARMUP = 50
 # The learning rate falls exponentially to this part of its highest value.
 FINAL_RATE = 0.05
-# Adam's constants (Mueller et al. 2022, section 4): gradients of features that few samples touch are tiny.
+# Adam's constants (Mueller et al. 2022, section 4). EPSILON is so small because features that few samples touch have
+# tiny gradients.
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-15
-# Steps between updates of the occupancy grid: fewer from step EARLY_FROM to EARLY_UNTIL, when fog fills the slots.
+# Steps between updates of the occupancy grid, which begin at step EARLY_FROM: fewer until step EARLY_UNTIL, while fog
+# fills the slots.
 UPDATE_EVERY, UPDATE_EVERY_EARLY = 16, 4
 EARLY_FROM, EARLY_UNTIL = 64, 256
 
@@ -45,11 +47,11 @@ class PackedTrainSettings:
         ray_samples: number of samples on each ray, drawn by importance; None: those in occupied cells.
         lrate: highest learning rate.
         steps: number of steps over which the learning rate falls.
-        minutes: limit of the time spent on steps; the learning rate then falls with that time if it is ahead of the
-            steps. None: no limit.
+        minutes: limit of the time spent on steps. The learning rate falls with the part of the steps or of this time
+            that is over, whichever is larger. None: no limit.
         perturb: whether samples are jittered.
-        random_background: whether rays have a background of a new random colour in each step, so that it pays to be
-            opaque wherever the photos show something; otherwise it is white or black, as `white_bkgd` says.
+        random_background: whether each ray has a new random background colour in each step, so that the loss is lowest
+            if rays are opaque where photos show something; otherwise it is white or black, as `white_bkgd` says.
         white_bkgd: whether the photos are composited on white.
         distortion: weight of `marching.distortion` in the loss; 0: none.
     """
@@ -102,7 +104,7 @@ class Moments(tf.Module):
 
 
 class PackedTrainer:
-    """The training step of a hash grid and everything that it changes: weights, occupancy grid, moments, step.
+    """A hash grid's training step and all that it changes: weights, occupancy grid, moments, step.
 
     The training loop, checkpoints and guards use it as they use `train.step.Trainer`.
 
@@ -203,7 +205,7 @@ class PackedTrainer:
         return StepResult(taken.loss, mse_to_psnr(taken.error), None, rate, taken.density[None], tf.identity(counts))
 
     def learning_rate(self) -> tf.Tensor:
-        """Returns the learning rate of the next step, a scalar."""
+        """Computes the learning rate of the next step, a scalar."""
         step, training = tf.cast(self.step, tf.float32), self._training
         over = step / training.steps
         if training.minutes is not None:
@@ -215,7 +217,7 @@ class PackedTrainer:
         return tf.random.fold_in(tf.stack([self.seed, 0]), self.step)
 
     def draw(self, rays: int) -> Draws:
-        """Draws the random numbers of the next step, for so many rays."""
+        """Draws the random numbers of the next step for this many rays."""
         seed, training = self.step_seed(), self._training
         jitter = _uniform(seed, JITTER, [rays, 1]) if training.perturb else tf.fill([rays, 1], 0.5)
         if training.random_background:
@@ -274,8 +276,8 @@ class PackedTrainer:
     def _samples(self, rays: Rays, jitter: tf.Tensor) -> tuple[Packed, Samples]:
         """Chooses the samples that take part in the step.
 
-        Where rays march, samples are packed twice: first all of those in occupied cells, whose density then says which
-        ones light reaches, and these only take part.
+        Where rays march, samples are packed twice: first all of those in occupied cells; then only those that light
+        reaches, as the densities of the first tell.
         """
         grid, march, training = self.coarse.mlp, self.march, self._training
         if training.ray_samples is not None:
@@ -287,7 +289,10 @@ class PackedTrainer:
         return packed, marching.samples_in(march, rays, jitter, packed)
 
     def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, bad: tf.Tensor) -> None:
-        """Moves weights and moments by Adam's rule (Kingma and Ba 2015, algorithm 1), unless the step is bad."""
+        """Moves weights and moments by Adam's rule (Kingma and Ba 2015), unless the step is bad.
+
+        Bias correction is part of the step size, as at the end of their section 2.
+        """
         count = tf.cast(step + 1, tf.float32)
         size = rate * tf.sqrt(1.0 - BETA_2**count) / (1.0 - BETA_1**count)
         for variable, first, second, gradient in zip(

@@ -1,7 +1,7 @@
 """Views rendered by all replicas, in rounds: in each of them every replica renders one view.
 
-Replica i of n renders views i, n + i, 2 n + i, ... with its own copy of the weights. Processes hand their pixels over
-by the strategy's all-gather, as they do gradients: so they need no folder in common, and a lost worker is found out.
+Replica i of n renders views i, n + i, 2 n + i, ... with its own copy of the weights. Processes exchange pixels by the
+strategy's all-gather, so they need no common folder, and a lost worker is noticed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.train.workers import Workers
 
-# What is written of a view, besides its colours.
+# Fields of an `Image` that are written besides its colours.
 MAPS = ("disp", "acc", "depth", "depth_ray", "depth_z")
 
 
@@ -41,7 +41,7 @@ class Views(NamedTuple):
 
 
 class NotWritten(OSError):
-    """The chief cannot write views, so that nobody need render them."""
+    """The chief cannot write views, so that the others need not render them."""
 
 
 @contextlib.contextmanager
@@ -54,8 +54,9 @@ def rendered_by_all(
         views: what to render.
         renderers: one for each of this worker's devices, with equal weights.
         workers: who renders.
-        agree: called by all workers before each round and after the last, with whether the chief had an OSError in the
-            block, which training survives; then raises `NotWritten` on the others. It may raise something else on all.
+        agree: called by all workers before each round and after the last, with whether this one had an OSError in the
+            block, which training survives. If the chief had one, it raises `NotWritten` on the others. It may raise
+            other errors on all.
     """
     count, replicas, devices = len(views.cameras), workers.replicas, workers.devices
     sizes = [camera.height * camera.width for camera in views.cameras]
@@ -85,7 +86,7 @@ def rendered_by_all(
                 agree(False)
                 last = min(first + replicas, count)
                 bar.set_postfix_str(f"views {first + 1} to {last} of {count}", refresh=False)
-                # Where there are fewer views than that, the last one is rendered once more: all pass on equally much.
+                # Without enough views for all, the last one is rendered again: all workers must send equally much.
                 own = np.minimum(first + workers.index * len(devices) + np.arange(len(devices)), count - 1)
                 images = list(pool.map(render, renderers, devices, own, [progress] * len(own)))
                 images = _images_of_all(images, workers)
@@ -104,7 +105,7 @@ def rendered_by_all(
 
 
 def _images_of_all(images: list[Image], workers: Workers) -> list[Image]:
-    """Returns the images of all workers, by worker: what is written of them, without the coarse pass."""
+    """Returns the images of all workers, by worker; with several, without the fields of the coarse pass."""
     if workers.count == 1:
         return images
     maps = [np.stack([getattr(image, name) for name in MAPS], axis=-1) for image in images]

@@ -3,11 +3,11 @@
     batch -> (each replica: its rays -> gradients) -> all-reduce -> (each replica: apply) -> StepResult
 
 Every process has the whole batch, since a batch is a pure function of seed and step; a replica takes its rays by its
-number. What a step computes are sums over rays, so that replicas only add up. As the sums are the same on all replicas
-and so is the rule by which weights move, so are the weights, which nobody has to send.
+number. A step computes sums over rays, so the sums of all replicas are added up. Then all replicas move equal weights
+by equal sums and the same rule: weights stay equal, and need not be sent.
 
-Each replica has a `Trainer` with plain variables on its device. Under the strategy's own variables Keras's optimizer
-would add up the gradients itself, where neither a bad step could be seen before the weights move, nor XLA compile it.
+Each replica has a `Trainer` with plain variables on its device. With the strategy's own variables Keras' optimizer
+would add up the gradients itself: a bad step could not be seen before weights move, nor could XLA compile the step.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from nerf_tf.train.workers import first_of_all, replica_number
 
 
 class ReplicaTrainer:
-    """The training step of `Trainer` on all replicas of a strategy; the loop, guards and checkpoints use it as one.
+    """The training step of `Trainer` on all replicas of a strategy, for use in place of a `Trainer`.
 
     Attributes:
-        first: the trainer of this process's first replica; those of the others hold the same.
+        first: the trainer of this process's first replica; the others' have equal state.
         train_step: as in `Trainer`.
     """
 
@@ -37,8 +37,8 @@ class ReplicaTrainer:
         """Makes a trainer on each device of this process.
 
         Args:
-            strategy: says which devices; a `MirroredStrategy` or a `MultiWorkerMirroredStrategy`.
-            make_trainer: makes a trainer; equal ones in each process and each time.
+            strategy: gives the devices; a `MirroredStrategy` or a `MultiWorkerMirroredStrategy`.
+            make_trainer: makes a trainer, an equal one each time and in each process.
         """
         self._strategy = strategy
         self._trainers = []
@@ -49,7 +49,7 @@ class ReplicaTrainer:
         self._make_functions()
 
     def __getattr__(self, name: str) -> Any:
-        """What else a `Trainer` has is that of the first one."""
+        """Returns any other attribute of a `Trainer` from the first one."""
         return getattr(self.first, name)
 
     @property
@@ -63,7 +63,7 @@ class ReplicaTrainer:
         return self._strategy.num_replicas_in_sync
 
     def rays_of_replica(self, rays: int) -> int:
-        """How many of a batch's rays a replica takes, where the last ones may take fewer."""
+        """Returns how many of a batch's rays a replica takes; the last replicas may have fewer of their own."""
         return -(-rays // self.replicas)
 
     def _make_functions(self) -> None:
@@ -114,14 +114,14 @@ class ReplicaTrainer:
         return tf.nest.map_structure(lambda x: None if x is None else tf.identity(x), results[0])
 
     def _replica_gradients(self, batch: RayBatch, step: tf.Tensor) -> StepGradients:
-        """The batch's sums, of which this replica computes its part; `sigma` is that of its rays alone."""
+        """Computes the batch's sums over all replicas; `sigma` is that of this one's rays."""
         context = tf.distribute.get_replica_context()
         number = replica_number()
         local = number % len(self._trainers)
         count, size = batch.rgb.shape[0], self.rays_of_replica(batch.rgb.shape[0])
         first_ray = number * size
         rows = first_ray + tf.range(size)
-        # Where there are fewer rays than that, the rest is filled up with the last ray, at no weight.
+        # Without enough rays, the part is filled up with the last ray, with weight 0.
         part = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
         shares = tf.where(rows < count, 1.0 / count, 0.0)
         compiled = self.first.coarse.compiled

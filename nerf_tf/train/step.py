@@ -3,9 +3,9 @@
     batch -> gradients -> StepGradients -> apply -> StepResult
 
 Whatever returns `StepGradients` can take the place of `Trainer.gradients`: another kind of field, the sum over several
-replicas. `apply` moves the weights and counts. Where the networks say that XLA compiles them, each of the two is one
-program of static shapes, and only the random draws are made before them, because XLA would draw other numbers. They are
-two because a program that moves weights does so in place: if memory ran out in it, the weights would be lost.
+replicas. `apply` moves the weights and counts the step. If the networks are `compiled`, XLA makes one program of static
+shapes of each of the two; only the random draws are made before, because XLA would draw other numbers. They are two
+programs because one that moves weights does so in place: if memory ran out in it, the weights would be lost.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Trainer:
         rendering: how rays become colours.
         optimizer: Adam with the original's constants; for float16 networks with a dynamic loss scale.
         step: int64 variable, number of the next step, in the host's memory.
-        seed: int64 variable, there, too; with the step it determines every random draw.
+        seed: int64 variable, also in the host's memory; with the step it determines every random draw.
         counts: int64 variable [5], `Counts`.
         train_step: `RayBatch` -> `StepResult`: takes a step, as a `tf.function`.
     """
@@ -83,7 +83,7 @@ class Trainer:
     ):
         self.coarse, self.fine = coarse, fine
         self.rendering, self._training = rendering, training
-        with tf.device("CPU:0"):  # what draws are keyed by is computed there, while a GPU works
+        with tf.device("CPU:0"):  # the host computes the seeds of draws while a GPU works
             self.step = tf.Variable(0, dtype=tf.int64, name="step")
             self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
         self.counts = tf.Variable(Counts(0, 0, 0, 0, 0), dtype=tf.int64, name="counts")
@@ -94,8 +94,8 @@ class Trainer:
         self._make_functions()
 
     def _make_functions(self) -> None:
-        """Makes the graphs of a step, anew after what they depend on has changed."""
-        # Without AutoGraph, which has nothing to convert here and takes seconds to find that out.
+        """Makes the functions of a step, whose graphs are traced anew when they are called next."""
+        # Without AutoGraph, which has nothing to convert here and takes seconds to find out.
         self.train_step = tf.function(self._train_step, autograph=False)
         self._compiled_gradients = tf.function(self.gradients, jit_compile=True, autograph=False)
         self._compiled_apply = tf.function(self.apply, jit_compile=True, autograph=False)
@@ -119,7 +119,7 @@ class Trainer:
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
 
     def spend(self, seconds: float) -> bool:
-        """Counts the time that a step took; whether there is none left, which never is so."""
+        """Returns whether the time is up: never, as it has no limit. See `PackedTrainer.spend`."""
         del seconds
         return False
 
@@ -146,12 +146,12 @@ class Trainer:
             result = self._compiled_apply(found, batch.rgb, step)
         else:
             result = self.apply(self.gradients(batch), batch.rgb, step)
-        with tf.control_dependencies([result.counts]):  # not before memory can run out: then the step is taken again
+        with tf.control_dependencies([result.counts]):  # last, as a step that runs out of memory is taken again
             self.step.assign_add(1)
         return result
 
     def draw(self, rays: int, first_ray: tf.Tensor | int = 0) -> Draws:
-        """Makes the random draws of the next step, for so many rays from `first_ray` on."""
+        """Makes the random draws of the next step for this many rays, from number `first_ray` on."""
         return make_draws(self.rendering, self.step_seed(), rays, first_ray)
 
     def gradients(
@@ -172,7 +172,7 @@ class Trainer:
         shares = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]) if shares is None else shares
 
         def draw_chunk(first_row: tf.Tensor | int, rays: int) -> Draws:
-            """The random draws of some rays of the batch; past its end those of the last ray."""
+            """Returns the random draws of some rays of the batch; past its end those of the last ray."""
             if draws is None:
                 return self.draw(rays, first_ray + first_row)
             rows = tf.minimum(first_row + tf.range(rays), batch.rgb.shape[0] - 1)
@@ -182,17 +182,17 @@ class Trainer:
         return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, draw_chunk, batch, shares)
 
     def apply(self, found: StepGradients, rgb: tf.Tensor, step: tf.Tensor) -> StepResult:
-        """Moves the weights, unless the step is bad, and counts it.
+        """Moves the weights, unless the step is bad, and updates the counts.
 
         Args:
             found: what `gradients` returned.
             rgb: [R, 3] the batch's colours.
-            step: the step's number.
+            step: scalar, the step's number.
         """
         loss, learning_rate = tf.add_n(found.losses), self._training.learning_rate(step)
         is_bad = self._is_bad(loss, found.gradients)
         self._move_weights(found.gradients, learning_rate, is_bad)
-        with tf.control_dependencies([is_bad]):  # not before memory can run out
+        with tf.control_dependencies([is_bad]):  # after the gradients, which may run out of memory
             self.counts.assign(update_counts(self.counts, is_bad, found.losses[-1], found.opacity, rgb))
         psnr0 = mse_to_psnr(found.losses[0]) if len(found.losses) > 1 else None
         psnr = mse_to_psnr(found.losses[-1])
@@ -207,8 +207,8 @@ class Trainer:
         """Whether the weights must not move: loss, gradients or their squares are not finite."""
         finite = tf.math.is_finite(tf.linalg.global_norm(gradients))  # Adam squares gradients
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            # It skips such steps itself and halves the scale: that is how it finds the largest scale that float16 can
-            # hold. Only at scale 1 is the gradient itself too large.
+            # It skips such steps itself and halves the scale, to find the largest scale that float16 can hold. Only at
+            # scale 1 is the gradient itself too large.
             finite |= self.optimizer.dynamic_scale > 1.0
         return ~(tf.math.is_finite(loss) & finite)
 

@@ -1,4 +1,4 @@
-"""The processes that train together: who they are, TensorFlow's strategy for them, and what they tell each other."""
+"""The processes that train together: TensorFlow's strategy for them, and what they exchange."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 logger = logging.getLogger(__name__)
 
-# Bytes that a worker can tell the others at once; the flags of a run take a tenth of it.
+# Most bytes of a text that workers exchange; the flags of a run take a tenth of it.
 LONGEST_TEXT = 2**15
 HELP = "describe the workers there, or start some on this machine with tools/launch_workers.py"
 
@@ -26,7 +26,7 @@ class Workers:
     """This process among those that train together; by default the only one, with one device.
 
     Attributes:
-        strategy: what splits a step; None: a step is not split.
+        strategy: how a step is split over devices; None: it is not split.
         index: this worker's number; 0 is the chief, which alone writes files.
         count: the number of workers.
     """
@@ -42,19 +42,19 @@ class Workers:
 
     @property
     def replicas(self) -> int:
-        """The number of devices of all workers; each has equally many."""
+        """The number of devices of all workers together; each has equally many."""
         return 1 if self.strategy is None else self.strategy.num_replicas_in_sync
 
     @property
     def devices(self) -> Sequence[str | None]:
-        """This worker's devices; None is TensorFlow's choice."""
+        """Names of this worker's devices; None is the one that TensorFlow chooses."""
         return [None] if self.strategy is None else self.strategy.extended.worker_devices
 
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """Returns what each worker called this with; waits until all have.
+        """Collects the values of all workers; waits until all have called this.
 
         Args:
-            values: [L] float32, of one length on all workers.
+            values: [L] float32, of equal length on all workers.
 
         Returns:
             [count, L] the values by worker.
@@ -64,7 +64,7 @@ class Workers:
         return self._gather(tf.constant(values, tf.float32)).numpy()
 
     def gather_pixels(self, values: np.ndarray) -> np.ndarray:
-        """As `gather`, for many values: they arrive bit by bit as they are, and no zeros are sent with them."""
+        """Does what `gather` does, for many values: they arrive bit for bit, and no zeros are sent."""
         if self.count == 1:
             return values[None]
         return self._gather_pixels(tf.constant(values, tf.float32)).numpy()
@@ -72,7 +72,7 @@ class Workers:
     @functools.cached_property
     def _gather_pixels(self) -> tf.types.experimental.PolymorphicFunction:
         def send(values: tf.Tensor) -> tf.Tensor:
-            """Puts together tables of one row from each worker's first replica, and none from the others."""
+            """Gathers one row from the first replica of each worker, and none from its others."""
             number = replica_number() % (self.replicas // self.count)
             return tf.distribute.get_replica_context().all_gather(values[None][: int(number == 0)], axis=0)
 
@@ -85,7 +85,7 @@ class Workers:
     @functools.cached_property
     def _gather(self) -> tf.types.experimental.PolymorphicFunction:
         def send(values: tf.Tensor) -> tf.Tensor:
-            """Adds up tables of one row for each worker, in which the others' rows are 0."""
+            """Adds up tables with a row for each worker, in which all rows but the worker's own are 0."""
             row, number = divmod(replica_number(), self.replicas // self.count)
             table = tf.pad(values[None] * float(number == 0), [[row, self.count - 1 - row], [0, 0]])
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, table)
@@ -116,22 +116,22 @@ class Workers:
 
 
 def replica_number() -> int:
-    """The number of the replica whose function is being traced, among those of all workers."""
+    """Returns the number, among those of all workers, of the replica whose function is being traced."""
     return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
 
 
 def first_of_all(strategy: tf.distribute.Strategy, values: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the values that the first replica of the chief has; called by all workers, in a `tf.function`."""
+    """Returns the values of the chief's first replica; all workers call this, in a `tf.function`."""
 
     def send() -> list[tf.Tensor]:
         """Adds up the first replica's values and the others' zeros."""
         context, is_first = tf.distribute.get_replica_context(), replica_number() == 0
-        # Whole numbers as float64, which GPUs add up, too; it holds steps and seeds exactly.
+        # Whole numbers as float64, which GPUs can add up too and which holds steps and seeds exactly.
         kinds = [tf.float64 if value.dtype.is_integer else value.dtype for value in values]
         # New tensors, on the replica's device.
         own = tf.identity if is_first else tf.zeros_like
         sent = [own(tf.cast(value, kind)) for value, kind in zip(values, kinds, strict=True)]
-        # One by one: those of a list would have to be of one type.
+        # One by one, as the values of a list would have to be of one type.
         return [context.all_reduce(tf.distribute.ReduceOp.SUM, value) for value in sent]
 
     found = [strategy.experimental_local_results(value)[0] for value in strategy.run(send)]
@@ -139,10 +139,10 @@ def first_of_all(strategy: tf.distribute.Strategy, values: list[tf.Tensor]) -> l
 
 
 def find_cluster(environment: Mapping[str, str]) -> tf.distribute.cluster_resolver.ClusterResolver:
-    """Finds the workers and this one's place among them, in `TF_CONFIG` or in what Slurm sets.
+    """Finds the workers and this one's place among them, from `TF_CONFIG` or from Slurm's variables.
 
     Raises:
-        ValueError: neither is set, or it cannot be used.
+        ValueError: neither is set, or what is set cannot be used.
     """
     if "TF_CONFIG" in environment:
         _check_tf_config(environment["TF_CONFIG"])
@@ -151,7 +151,7 @@ def find_cluster(environment: Mapping[str, str]) -> tf.distribute.cluster_resolv
         raise ValueError(f"--distribute=multi_worker: TF_CONFIG is not set; {HELP}")
     try:
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
-        resolver.cluster_spec()  # it chooses the GPUs of this process
+        resolver.cluster_spec()  # this also chooses the GPUs of the process
         return resolver
     except (ValueError, RuntimeError, OSError, ZeroDivisionError) as error:
         raise ValueError(
@@ -183,7 +183,7 @@ def _check_tf_config(text: str) -> None:
 
 
 def place_in(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> tuple[int, int]:
-    """Returns this worker's number and the number of workers; a chief comes before the workers."""
+    """Returns this worker's number and the number of workers, of which a chief is the first."""
     jobs = resolver.cluster_spec().as_dict()
     first = len(jobs.get("chief", [])) if resolver.task_type == "worker" else 0
     return first + resolver.task_id, sum(map(len, jobs.values()))
@@ -206,7 +206,7 @@ def multi_worker(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> Wo
 
 @contextlib.contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """Has Ctrl-C end the process during a block: TensorFlow may wait there for an hour, and Python with it."""
+    """Lets Ctrl-C end the process during a block, where TensorFlow may hold up Python for an hour."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -220,7 +220,7 @@ def _ended_by_interrupts() -> Iterator[None]:
 
 
 def mirrored() -> Workers:
-    """All GPUs of this machine, or else all logical devices of its CPU."""
+    """Makes one worker of all GPUs of this machine, or else of all logical devices of its CPU."""
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = [device.name.removeprefix("/device:") for device in devices]
     logger.info("each training step is split over %d devices: %s", len(names), ", ".join(names))
