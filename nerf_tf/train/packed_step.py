@@ -291,7 +291,7 @@ class PackedTrainer:
     def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, bad: tf.Tensor) -> None:
         """Moves weights and moments by Adam's rule (Kingma and Ba 2015), unless the step is bad.
 
-        Bias correction is part of the step size, as at the end of their section 2.
+        Bias correction is part of the step size, as in their section 2.
         """
         count = tf.cast(step + 1, tf.float32)
         size = rate * tf.sqrt(1.0 - BETA_2**count) / (1.0 - BETA_1**count)
