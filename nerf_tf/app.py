@@ -23,6 +23,7 @@ from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import lock
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.replicas import ReplicaTrainer
+from nerf_tf.train.workers import Workers
 from nerf_tf.training import FollowingRun, TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -95,9 +96,16 @@ def run(settings: Settings) -> None:
         worker_checks.LostWorker: another worker is gone.
         Stopped: a signal asked to stop.
     """
-    folder = settings.folder
     with user_errors(ValueError, OSError):
         workers = build.find_workers(settings)
+    with workers.lingering():
+        _run_as_one_of(workers, settings)
+
+
+def _run_as_one_of(workers: Workers, settings: Settings) -> None:
+    """Does what `run` does, as one of the workers."""
+    folder = settings.folder
+    with user_errors(ValueError, OSError):
         if workers.is_chief:
             run_checks.check_folders(settings)
         elif logging.getLogger().level == logging.INFO:

@@ -95,6 +95,7 @@ def test_grids_are_built_in_tiles_of_the_plan(tmp_path, monkeypatch):
 
 
 def test_a_scene_that_makes_no_sense_is_warned_of(caplog):
+    caplog.set_level("WARNING")  # a run before may have set another
     build.load_scene(settings_of("--white_bkgd"))
     assert not caplog.messages
     scene = build.load_scene(settings_of("--white_bkgd", "--near=20", "--far=30"))

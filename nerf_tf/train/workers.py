@@ -9,6 +9,7 @@ import json
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Most bytes of a text that workers exchange; the flags of a run take a tenth of it.
 LONGEST_TEXT = 2**15
+# Seconds that a worker waits before it ends: an exchange takes milliseconds, and more on a machine that is busy.
+LINGER_SECONDS = 1.0
 HELP = "describe the workers there, or start some on this machine with tools/launch_workers.py"
 
 
@@ -109,6 +112,15 @@ class Workers:
             )
         padded = np.frombuffer(encoded.ljust(LONGEST_TEXT, b"\0"), np.uint8).astype(np.float32)
         return [row.astype(np.uint8).tobytes().rstrip(b"\0").decode() for row in self.gather(padded)]
+
+    @contextlib.contextmanager
+    def lingering(self) -> Iterator[None]:
+        """Ends a block a little late: a process that ends at once takes what it sent last from who still receives."""
+        try:
+            yield
+        finally:
+            if self.count > 1:
+                time.sleep(LINGER_SECONDS)
 
     def largest(self, number: int) -> int:
         """Returns the largest of all workers' numbers, from 0 to 2^24; waits until all have called this."""
