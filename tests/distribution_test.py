@@ -408,3 +408,15 @@ def test_auto_takes_several_gpus(gpus: int, flags: list[str], split: bool, monke
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU"] * gpus)
     settings = parsing.parse_settings(["--expname=x", "--distribute=auto", *flags])
     assert (build.find_workers(settings).strategy == "all") == split
+
+
+def test_one_of_several_workers_ends_late_and_one_alone_at_once(monkeypatch: pytest.MonkeyPatch):
+    waits = []
+    monkeypatch.setattr(workers.time, "sleep", waits.append)
+    with workers.Workers().lingering():
+        pass
+    with workers.Workers(count=2).lingering():
+        assert not waits
+    with pytest.raises(Stopped), workers.Workers(count=2).lingering():
+        raise Stopped(signal.SIGINT)
+    assert waits == [workers.LINGER_SECONDS] * 2
