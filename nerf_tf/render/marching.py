@@ -423,7 +423,29 @@ def render_rays(
 
     start = (end, tf.range(count), tf.zeros([count + 1], tf.int32), tf.zeros([count + 1, 5]))
     *_, sums = tf.while_loop(lambda going, *_: going > 0, add_round, start, parallel_iterations=1)
-    sums = sums[:count]
+    return _rendering(sums[:count], white_bkgd)
+
+
+def render_packed(
+    march: March, field: GridFunction, rays: Rays, packed: Packed, samples: Samples, white_bkgd: bool = False
+) -> PackedRendering:
+    """Renders rays from the samples in the slots, which hold all of each ray's.
+
+    Args:
+        march: where rays have candidates.
+        field: computes density and colour.
+        rays: R rays, [R, ...].
+        packed, samples: what the slots hold.
+        white_bkgd: white instead of black background.
+    """
+    density, raw_rgb = field(samples.points, tf.gather(rays.viewdirs, packed.ray))
+    weights, _ = packed_weights(march, density, samples, packed)
+    values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights)[:, None], samples.t[:, None]], axis=-1)
+    return _rendering(sum_by_ray(weights[:, None] * values, packed, rays.origins.shape[0]), white_bkgd)
+
+
+def _rendering(sums: tf.Tensor, white_bkgd: bool) -> PackedRendering:
+    """Makes a rendering of sums [R, 5] over each ray's samples: rgb, acc and weighted t."""
     rgb, acc, depth = sums[:, :3], sums[:, 3], sums[:, 4]
     disp = tf.math.divide_no_nan(acc, depth)
     return PackedRendering(rgb + (1.0 - acc[:, None]) if white_bkgd else rgb, disp, acc, depth)
