@@ -1,7 +1,7 @@
 """Importance sampling by the occupancy grid's densities, with equally many samples on every ray.
 
-It suits photos that show the surroundings: there so many cells are occupied that a ray that marches through them has a
-hundred samples, few of which matter.
+It suits NDC: there so many cells are occupied that a ray that marches through them has a hundred samples, few of which
+matter.
 
 Shapes: R rays, S candidates on each, N samples on each.
 """
