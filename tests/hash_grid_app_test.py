@@ -135,3 +135,12 @@ def test_a_bad_step_is_kept_and_replayed(tmp_path, tool, capsys):
 def test_there_are_no_passes_to_draw(through, tool, capsys):
     assert tool("plot_sampling").main(["--config", str(through / "args.txt")]) == 1
     assert "--field=hash_grid has no coarse and fine pass to draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "spread"), [([], True), (["--no_ndc", "--spherify"], False)])
+def test_views_have_samples_of_the_kind_of_training(flags, spread):
+    settings = parsing.parse_settings(["--expname=x", "--dataset_type=llff", *LLFF, *flags])
+    scene = build.load_scene(settings)
+    trainer = build.trainer_for(settings, scene)
+    assert (build.make_renderer(settings, scene, trainer).draw is not None) == spread
+    assert (trainer._training.ray_samples is not None) == spread

@@ -115,3 +115,21 @@ def test_distortion_counts_intervals_as_they_are():
     np.testing.assert_allclose(spread, extent[:, 3] / 3, rtol=1e-5)
     inside = 2.0 / (march.step * CANDIDATES)  # the part of the candidates that lies in the box
     np.testing.assert_allclose(extent.sum(axis=1), inside, atol=1 / CANDIDATES)
+
+
+def test_views_show_what_their_samples_hold():
+    """An opaque field of one colour fills the pixels of rays that meet it, and the others show the background."""
+    rays = rays_along_x(3)
+    rays = rays._replace(origins=rays.origins + tf.constant([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 0.0]]))
+    march, packed, samples = draw(BOX, rays, tf.fill([CELLS**3], 1.0))
+    colour = tf.constant([0.2, -1.0, 3.0])
+
+    def field(points, viewdirs):
+        """Opaque everywhere."""
+        return tf.fill(points.shape[:1], 1e4), tf.tile(colour[None], [points.shape[0], 1])
+
+    rgb, disp, acc, depth = marching.render_packed(march, field, rays, packed, samples, white_bkgd=True)
+    np.testing.assert_allclose(rgb, [tf.sigmoid(colour), [1.0] * 3, tf.sigmoid(colour)], rtol=1e-5)
+    np.testing.assert_allclose(acc, [1.0, 0.0, 1.0], atol=1e-5)
+    assert 1.0 <= depth[0] < 1.0 + march.step / 2  # the box begins 2 units away, and rays go 2 units for each t
+    np.testing.assert_allclose(disp, [1 / depth[0], 0.0, 1 / depth[2]], rtol=1e-5)
