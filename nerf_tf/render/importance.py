@@ -17,7 +17,8 @@ from nerf_tf.render.sampling import sample_pdf
 # This part of a ray's samples is spread evenly over occupied cells, as stored densities may be out of date.
 EVEN_PART = 0.25
 # The density expected in a cell is this part of the stored one, which is a maximum. With all of it light would end in
-# front of surfaces, and fog would stay: photos around a room had 23.3 instead of 25.4 dB after 600 steps.
+# front of surfaces, and fog would stay: in contracted space, which rays march through since, photos around a room had
+# 23.3 instead of 25.4 dB after 600 steps; on fern it made no difference.
 EXPECTED_PART = 0.3
 # Weights of a ray are scaled to this sum, so that what `sample_pdf` adds to each, in empty cells too, is negligible.
 WEIGHT = 1e4
