@@ -17,7 +17,7 @@ from nerf_tf.geometry.box import Box
 from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render import importance
-from nerf_tf.render.marching import March, Packed, Samples, occupied_cells
+from nerf_tf.render.marching import March, PackedRendering, occupied_cells, render_packed, render_rays
 from nerf_tf.render.marching_renderer import MarchingRenderer
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.settings.settings import Settings
@@ -37,6 +37,8 @@ RENDERED_RAY_SAMPLES = 32
 # Samples that are evaluated at once when views are rendered. Rays in their last rounds leave slots unused: four times
 # as many slots took twice the time on two cores.
 RENDER_SLOTS = 2**14
+# Rays that march at once when views are rendered.
+MARCHING_RAYS = 2**13
 # Radius of the ball that contraction leaves as it is, as a part of the cameras' distance from what they look at.
 CORE_RADIUS = 0.5
 # Weight of the distortion loss for photos that show the surroundings (Barron et al. 2022, section 4). Less leaves fog,
@@ -67,8 +69,8 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
         distortion=DISTORTION if surroundings else 0.0,
     )
     possible = None if scene.alphas is None else seen_cells(scene, Box(space.lower, space.upper), own.cells)
-    if scene.ndc and settings.N_rand > settings.grid_slots // RAY_SAMPLES:
-        rays = settings.grid_slots // RAY_SAMPLES
+    rays = settings.grid_slots // RAY_SAMPLES
+    if scene.ndc and settings.N_rand > rays:
         logger.warning("a step has room for %d of --N_rand=%d rays; give --N_rand=%d", rays, settings.N_rand, rays)
     slots = settings.grid_slots * (1 if scene.ndc else CANDIDATES)
     march = March(space, own.cells, settings.grid_samples, slots, possible)
@@ -106,11 +108,18 @@ def grid_space(settings: Settings, scene: Scene) -> GridSpace:
 def make_renderer(settings: Settings, scene: Scene, trainer: PackedTrainer) -> MarchingRenderer:
     """Builds the renderer of a hash grid; rays have samples of the kind that they have in training."""
     field, march = trainer.coarse, dataclasses.replace(trainer.march, slots=max(RENDER_SLOTS, trainer.march.samples))
+    grid, densities = field.mlp, field.mlp.occupancy
 
-    def draw(rays: Rays) -> tuple[Packed, Samples]:
-        """Spreads samples over rays, without jitter."""
+    def march_rays(rays: Rays, end: tf.Tensor) -> PackedRendering:
+        """Renders rays that march."""
+        occupied = occupied_cells(densities.value, march)
+        return render_rays(march, grid, occupied, rays, settings.white_bkgd, end)
+
+    def spread_samples(rays: Rays, end: tf.Tensor) -> PackedRendering:
+        """Renders rays whose samples are spread, without jitter; all of them, as each costs the same."""
         middle = tf.fill(rays.near.shape, 0.5)
-        return importance.draw_samples(march, field.mlp.occupancy.value, rays, middle, RENDERED_RAY_SAMPLES)
+        packed, samples = importance.draw_samples(march, densities.value, rays, middle, RENDERED_RAY_SAMPLES)
+        return render_packed(march, grid, rays, packed, samples, settings.white_bkgd)
 
     return MarchingRenderer(
         field,
@@ -120,10 +129,8 @@ def make_renderer(settings: Settings, scene: Scene, trainer: PackedTrainer) -> M
         scene.far,
         scene.ndc,
         unit=scene.unit,
-        grid=field.mlp,
-        occupied=lambda: occupied_cells(field.mlp.occupancy.value, march),
-        march=march,
-        draw=draw if scene.ndc else None,
+        at_once=march.slots // RENDERED_RAY_SAMPLES if scene.ndc else MARCHING_RAYS,
+        render=spread_samples if scene.ndc else march_rays,
     )
 
 

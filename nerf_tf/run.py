@@ -29,6 +29,11 @@ from nerf_tf.train.workers import Workers
 
 logger = logging.getLogger(__name__)
 
+# What the chief tells the others when it cannot write views; greater than any signal's number.
+FAILS = 128
+# Flags that decide which scene is learnt: a run that continues with others is warned of.
+SCENE_FLAGS = ("dataset_type", "datadir", "half_res", "factor", "white_bkgd", "no_ndc", "spherify", "lindisp", "shape")
+
 
 def photos_of_test_views(scene: Scene) -> list[np.ndarray]:
     """The photos [H, W, 3] of the test views, without a copy."""
@@ -48,12 +53,6 @@ def render_info(settings: Settings) -> dict[str, object]:
     if settings.field == "hash_grid":
         names = ("grid_samples",)
     return {"rendered_with": {name: getattr(settings, name) for name in ("field", *names)}}
-
-
-# What the chief tells the others when it cannot write views; greater than any signal's number.
-FAILS = 128
-# Flags that decide which scene is learnt: a run that continues with others is warned of.
-SCENE_FLAGS = ("dataset_type", "datadir", "half_res", "factor", "white_bkgd", "no_ndc", "spherify", "lindisp", "shape")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from app_test import SCENES, run
 
-from nerf_tf import app, build
+from nerf_tf import app, build, build_hash_grid
 from nerf_tf.memory import planning
+from nerf_tf.render import importance
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights
@@ -138,9 +139,12 @@ def test_there_are_no_passes_to_draw(through, tool, capsys):
 
 
 @pytest.mark.parametrize(("flags", "spread"), [([], True), (["--no_ndc", "--spherify"], False)])
-def test_views_have_samples_of_the_kind_of_training(flags, spread):
+def test_views_have_samples_of_the_kind_of_training(flags, spread, monkeypatch):
     settings = parsing.parse_settings(["--expname=x", "--dataset_type=llff", *LLFF, *flags])
     scene = build.load_scene(settings)
     trainer = build.trainer_for(settings, scene)
-    assert (build.make_renderer(settings, scene, trainer).draw is not None) == spread
+    counts, draw = [], importance.draw_samples
+    monkeypatch.setattr(importance, "draw_samples", lambda *given: counts.append(given[-1]) or draw(*given))
+    build.make_renderer(settings, scene, trainer).image(scene.cameras[0], scene.poses[0])
+    assert counts == ([build_hash_grid.RENDERED_RAY_SAMPLES] if spread else [])
     assert (trainer._training.ray_samples is not None) == spread

@@ -85,12 +85,7 @@ def _expect(
     middle = tf.range(march.samples, dtype=tf.float32) + 0.5
     t, interval, _ = march.candidates(first, last, speed, middle)
     cells = march.cells_at(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
-    meets = tf.gather(occupied_cells(densities, march), cells)
-    if march.space.contracted:
-        meets |= tf.range(march.samples) == march.samples - 1
-    else:
-        meets &= t < last
-    meets = tf.cast(meets, tf.float32)
+    meets = tf.cast(march.meets(occupied_cells(densities, march), cells, t, last), tf.float32)
     lengths = meets * interval * speed / march.space.unit
     depth = tf.minimum(EXPECTED_PART * tf.gather(densities, cells) * lengths, OPAQUE)
     weights = tf.exp(-tf.cumsum(depth, axis=1, exclusive=True)) * -tf.math.expm1(-depth)

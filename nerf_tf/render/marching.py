@@ -116,6 +116,22 @@ class March:
         cell = tf.cast(tf.clip_by_value(self.space.to_cube(points) * self.cells, 0.0, self.cells - 1.0), tf.int32)
         return (cell[..., 0] * self.cells + cell[..., 1]) * self.cells + cell[..., 2]
 
+    def meets(self, occupied: tf.Tensor, cells: tf.Tensor, t: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+        """Finds which candidates [R, S] may be samples, as bool: those in occupied cells.
+
+        In a box they also lie before its end; in contracted space the last one of each ray always counts.
+
+        Args:
+            occupied: [cells ** 3] bool.
+            cells: [R, S] the cells that all candidates lie in, see `cells_at`.
+            t: [R, S] where they are.
+            last: [R, 1] the t at which rays leave, see `span`.
+        """
+        meets = tf.gather(occupied, cells)
+        if self.space.contracted:
+            return meets | (tf.range(self.samples) == self.samples - 1)
+        return meets & (t < last)
+
 
 class Packed(NamedTuple):
     """Samples of rays in slots.
@@ -259,18 +275,12 @@ def _packed(march: March, rays: tf.Tensor, filled: tf.Tensor, numbers: tf.Tensor
 
 
 def _meets(march: March, occupied: tf.Tensor, rays: Rays, jitter: tf.Tensor) -> tf.Tensor:
-    """Whether candidates [R, S] become samples: those in occupied cells within the ray's span.
-
-    In contracted space the last one always does.
-    """
+    """Finds which candidates [R, S] become samples, as bool; see `March.meets`."""
     first, last = march.span(rays)
     speed = tf.norm(rays.directions, axis=-1, keepdims=True)
-    k = tf.range(march.samples, dtype=tf.float32) + jitter
-    t, _, _ = march.candidates(first, last, speed, k)
-    meets = tf.gather(occupied, march.cells_at(rays.origins[:, None] + t[..., None] * rays.directions[:, None]))
-    if march.space.contracted:
-        return meets | (tf.range(march.samples) == march.samples - 1)
-    return meets & (t < last)
+    t, _, _ = march.candidates(first, last, speed, tf.range(march.samples, dtype=tf.float32) + jitter)
+    cells = march.cells_at(rays.origins[:, None] + t[..., None] * rays.directions[:, None])
+    return march.meets(occupied, cells, t, last)
 
 
 class Samples(NamedTuple):
@@ -399,12 +409,12 @@ def render_rays(
             samples = samples_in(march, own, jitter, packed)
             density, raw_rgb = field(samples.points, tf.gather(own.viewdirs, packed.ray))
             weights, _ = packed_weights(march, density, samples, packed)
-            weights = (weights * tf.gather(1.0 - own_sums[:, 3], packed.ray))[:, None]
-            values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights), samples.t[:, None]], axis=-1)
+            weights *= tf.gather(1.0 - own_sums[:, 3], packed.ray)
             in_use = tf.cast(packed.in_use, tf.int32)
             found += tf.math.unsorted_segment_sum(in_use, packed.ray, count)
             last_k = tf.maximum(last_k, tf.math.unsorted_segment_max(in_use * packed.k, packed.ray, count))
-            return taken + packed.rays, found, last_k, own_sums + sum_by_ray(weights * values, packed, count)
+            own_sums += _sums(weights, raw_rgb, samples, packed, count)
+            return taken + packed.rays, found, last_k, own_sums
 
         none = tf.zeros([count], tf.int32)
         initial = (tf.constant(0), none, none, tf.gather(sums, order))
@@ -440,8 +450,13 @@ def render_packed(
     """
     density, raw_rgb = field(samples.points, tf.gather(rays.viewdirs, packed.ray))
     weights, _ = packed_weights(march, density, samples, packed)
+    return _rendering(_sums(weights, raw_rgb, samples, packed, rays.origins.shape[0]), white_bkgd)
+
+
+def _sums(weights: tf.Tensor, raw_rgb: tf.Tensor, samples: Samples, packed: Packed, count: int) -> tf.Tensor:
+    """Adds up rgb, acc and weighted t of the samples of each of `count` rays: [count, 5]."""
     values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights)[:, None], samples.t[:, None]], axis=-1)
-    return _rendering(sum_by_ray(weights[:, None] * values, packed, rays.origins.shape[0]), white_bkgd)
+    return sum_by_ray(weights[:, None] * values, packed, count)
 
 
 def _rendering(sums: tf.Tensor, white_bkgd: bool) -> PackedRendering:

@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -79,11 +79,7 @@ class Workers:
             number = replica_number() % (self.replicas // self.count)
             return tf.distribute.get_replica_context().all_gather(values[None][: int(number == 0)], axis=0)
 
-        @tf.function(autograph=False)
-        def gather(values: tf.Tensor) -> tf.Tensor:
-            return self.strategy.experimental_local_results(self.strategy.run(send, args=(values,)))[0]
-
-        return gather
+        return self._on_all_replicas(send)
 
     @functools.cached_property
     def _gather(self) -> tf.types.experimental.PolymorphicFunction:
@@ -92,6 +88,11 @@ class Workers:
             row, number = divmod(replica_number(), self.replicas // self.count)
             table = tf.pad(values[None] * float(number == 0), [[row, self.count - 1 - row], [0, 0]])
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, table)
+
+        return self._on_all_replicas(send)
+
+    def _on_all_replicas(self, send: Callable[[tf.Tensor], tf.Tensor]) -> tf.types.experimental.PolymorphicFunction:
+        """Makes a function that runs `send` on each replica, and returns the first one's result."""
 
         @tf.function(autograph=False)
         def gather(values: tf.Tensor) -> tf.Tensor:
