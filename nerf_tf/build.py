@@ -90,7 +90,7 @@ def read_scene(settings: Settings) -> Scene:
         raise ValueError(f"near {near:g} is behind the cameras, which are closer to the scene than 1: give --near")
     wanting = [f"--{name}" for name in ("eval_only", "eval_folder", "render_test") if getattr(settings, name)]
     if wanting and not settings.training and not len(scene.i_test):
-        raise ValueError(f"{settings.datadir}: no photo is kept for tests, as {wanting[0]} needs; name some for them")
+        raise ValueError(f"{settings.datadir}: no test views, which {wanting[0]} needs; name some as tests")
     height, width = scene.images.shape[1:3]
     if settings.field == "hash_grid" and settings.without_effect_on_hash_grid():
         names = ", ".join(f"--{name}" for name in settings.without_effect_on_hash_grid())

@@ -71,7 +71,8 @@ def make_trainer(settings: Settings, scene: Scene, seed: int) -> PackedTrainer:
     possible = None if scene.alphas is None else seen_cells(scene, Box(space.lower, space.upper), own.cells)
     rays = settings.grid_slots // RAY_SAMPLES
     if scene.ndc and settings.N_rand > rays:
-        logger.warning("a step has room for %d of --N_rand=%d rays; give --N_rand=%d", rays, settings.N_rand, rays)
+        text = "--N_rand=%d: under NDC a step has room for %d rays; give --N_rand=%d, or a larger --grid_slots"
+        logger.warning(text, settings.N_rand, rays, rays)
     slots = settings.grid_slots * (1 if scene.ndc else CANDIDATES)
     march = March(space, own.cells, settings.grid_samples, slots, possible)
     return PackedTrainer(HashGridField(HashGrid(own, [seed, 0]), space), march, training, seed)

@@ -98,6 +98,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and finding that out takes a second
     def make_batch(step: tf.Tensor) -> RayBatch | AlphaRayBatch:
+        """Makes the batch of a step."""
         image, row, col = choose_rays(step)
         camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))
         rays = finish_rays(
@@ -138,6 +139,7 @@ def _choose_from_all_images(
         raise ValueError(f"N_rand {settings.N_rand} is more than the {total} rays of all training images; lower N_rand")
 
     def choose(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Chooses the rays of a step: image, row and column of each, [N_rand]."""
         epoch, batch = step // batches, step % batches
         index = batch * settings.N_rand + tf.range(settings.N_rand, dtype=tf.int64)
         ray = _shuffled(index, key, EPOCH, epoch, total)
@@ -172,6 +174,7 @@ def _choose_from_one_image(
     kept = tf.constant(np.concatenate([*kept, []]), tf.int64)
 
     def choose(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Chooses the rays of a step: their image, and row and column of each, [N_rand]."""
         image_seed = tf.random.fold_in(tf.random.fold_in(key, IMAGE), step)
         image = tf.random.stateless_uniform([], image_seed, maxval=images, dtype=tf.int64)
         index = tf.range(settings.N_rand, dtype=tf.int64)

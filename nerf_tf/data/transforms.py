@@ -234,6 +234,7 @@ def _read_masks(
     masks = np.ones([len(paths), *size], bool)
 
     def read(i: int) -> None:
+        """Reads the mask of a photo, if it has one."""
         if paths[i] is None:
             return
         mask = image_reader.read_image(paths[i])[..., :3].max(axis=-1, keepdims=True)

@@ -93,6 +93,7 @@ def read_weights(path: str | os.PathLike) -> Lpips:
     payload = readers.read_bytes(path, LARGEST_FILE, f"; install it again: {INSTALL}")
 
     def get_array(shape: tuple[int, ...], *keys: str) -> np.ndarray:
+        """Finds an array by the keys of the dictionaries that it lies in."""
         node, name = tree, "/".join(keys)
         for key in keys:
             if not isinstance(node, dict) or key not in node:

@@ -61,6 +61,7 @@ def find_pinhole(camera: Camera, distortion: Distortion) -> Camera:
         reach = distortion.reach(radius / LEAST_ZOOM)
 
         def fits(zoom: float) -> bool:
+            """Whether all pixels of an image with this zoom come from within the photo."""
             sources = zip(distortion.distort(x / zoom, y / zoom), (camera.fx, camera.fy), strict=True)
             col, row = (f * position for position, f in sources)
             inside = (np.abs(col + camera.cx - camera.width / 2) <= camera.width / 2) & (

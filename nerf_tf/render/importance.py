@@ -27,7 +27,7 @@ WEIGHT = 1e4
 def draw_samples(
     march: March, densities: tf.Tensor, rays: Rays, jitter: tf.Tensor, count: int
 ) -> tuple[Packed, Samples]:
-    """Draws N samples on each ray, one in each of N intervals that are equally likely to matter.
+    """Draws N samples on each ray, one in each of N intervals of equal expected weight.
 
     Args:
         march: where rays have candidates; as many rays are taken as its slots hold samples for.
@@ -75,7 +75,7 @@ def draw_samples(
 def _expect(
     march: March, densities: tf.Tensor, rays: Rays, first: tf.Tensor, last: tf.Tensor, speed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Estimates how much candidates' intervals matter, from the densities of their cells.
+    """Estimates the weights of candidates' intervals from the densities of their cells.
 
     Returns:
         Their weights [R, S] with a sum of 1, smoothed over neighbours by the maximum and blur filters of Barron et al.

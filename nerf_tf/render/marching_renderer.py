@@ -20,7 +20,7 @@ class MarchingRenderer(Renderer):
     Attributes:
         at_once: number of rays that the compiled program takes. Fewer are padded, so that images of all sizes, as in a
             viewer, share it.
-        render: renders that many rays, of which only the first so many matter, as the scalar after the rays says.
+        render: renders `at_once` rays; its second argument, a scalar, is how many of them matter: the first ones.
     """
 
     at_once: int = dataclasses.field(kw_only=True)

@@ -145,6 +145,7 @@ def read_images(
     images[0] = first
 
     def fill(index: int) -> None:
+        """Reads an image into its place."""
         if index == 0:
             return
         image = read(index)

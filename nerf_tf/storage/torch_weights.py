@@ -148,6 +148,7 @@ class _Recorder(pickled_arrays.Recorder):
         return _OrderedDict if found.name == _ORDERED_DICT else found
 
     def persistent_load(self, pid: object) -> _Storage:
+        """Reads a reference to a tensor's numbers, which lie outside the pickle."""
         # The sixth item of an old file is None, but for storages that share another's bytes.
         match pid:
             case ("storage", pickled_arrays.Global(name=kind), str(key), str(), int(count), *rest):
@@ -170,6 +171,7 @@ def _open_archive(archive: zipfile.ZipFile) -> tuple[object, _ReadStorage]:
     folder = name.removesuffix(_PICKLE_NAME)
 
     def read(name: str, largest: int) -> bytes:
+        """Reads a member of the archive of at most `largest` bytes."""
         member = members.get(name)
         if member is None:
             raise ValueError(f"it lacks {name}")

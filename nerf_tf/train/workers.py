@@ -116,7 +116,7 @@ class Workers:
 
     @contextlib.contextmanager
     def lingering(self) -> Iterator[None]:
-        """Ends a block a little late: a process that ends at once takes what it sent last from who still receives."""
+        """Waits a second at the end of a block, so that the other workers receive what this one sent last."""
         try:
             yield
         finally:
