@@ -296,11 +296,74 @@ def test_what_is_wrong_is_said(tmp_path, change, message):
     assert str(tmp_path / "transforms.json") in str(error.value)
 
 
-def test_photos_of_several_proportions_are_refused(tmp_path):
-    write_scene(tmp_path)
-    photo_of(5, (2 * HEIGHT, 2 * WIDTH)).save(tmp_path / "images/0005.png")
-    with pytest.raises(ValueError, match=r"0005\.png: 24x32, but 0000\.png is 16x12; photos may differ in size, but"):
-        transforms.load(tmp_path, factor=1)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_photos_of_other_proportions_are_shrunk_to_fit(tmp_path, caplog, factor):
+    """A turned photo [32, 24] lies in the middle; its camera sees each of its pixels where it was, masks the rest."""
+    turned = {"fl_x": 36.0, "fl_y": 40.0, "cx": 11.0, "cy": 15.0, "mask_path": "masks/8.png"}
+    write_scene(tmp_path, meta=LENGTHS, frame=lambda i: turned if i == 8 else {})
+    photo_of(8, (24, 32)).save(tmp_path / "images/0008.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.uint8(255 * (np.arange(32)[:, None] >= np.full(24, 16)))).save(tmp_path / "masks/8.png")
+    scene = transforms.load(tmp_path, factor=factor)
+    height, width = HEIGHT // factor, WIDTH // factor
+    across = round(height * 24 / 32)
+    left = (width - across) // 2
+    assert scene.images.shape == (COUNT, height, width, 3)
+    assert shown(scene)[:-1] == list(range(COUNT - 1))  # the others are as they were
+    # 0008.png would be held out.
+    assert (list(scene.i_test), list(scene.i_val), list(scene.i_train)) == ([0], [0], list(range(1, COUNT)))
+    expected = np.zeros((height, width), bool)
+    expected[height // 2 :, left : left + across] = True
+    np.testing.assert_array_equal(scene.masks[8], expected)
+    assert scene.masks[:8].all()
+    assert not scene.images[8, :, :left].any()
+    assert not scene.images[8, :, left + across :].any()
+    np.testing.assert_allclose(scene.photo(8)[:, :, :1], 160 / 255, atol=1e-5)
+    assert scene.photo(8).shape == (height // 2, across, 3)
+    camera, shrunk = scene.cameras[8], height / 32
+    assert (camera.height, camera.width) == (height, width)
+    np.testing.assert_allclose(
+        [camera.fx, camera.fy, camera.cx - left, camera.cy],
+        [36 * across / 24, 40 * shrunk, 11 * across / 24, 15 * shrunk],
+    )
+    assert "0008.png: 1 of 9 photos have other proportions (24x32) than most (16x12)" in caplog.text
+
+
+def test_test_views_have_one_size(tmp_path):
+    """A photo of other proportions is none, even if the file lists it as one."""
+    write_scene(tmp_path, meta=LENGTHS | {"test_filenames": ["images/0002.png", "images/0005.png"]})
+    photo_of(5, (8, 8)).save(tmp_path / "images/0005.png")
+    scene = transforms.load(tmp_path, factor=1)
+    assert list(scene.i_test) == list(scene.i_val) == [2]
+    assert 5 not in scene.i_train
+    assert scene.photo(5).shape == (8, 8, 3)  # no larger than it is
+
+
+def test_beside_a_photo_is_no_empty_space(tmp_path):
+    """Alpha is 1 there: the visual hull must not end at the photo's edge."""
+    write_scene(tmp_path, meta=LENGTHS)
+    for path in (tmp_path / "images").iterdir():
+        Image.new("RGBA", (8, 8) if path.stem == "0003" else (WIDTH, HEIGHT), (9, 9, 9, 0)).save(path)
+    scene = transforms.load(tmp_path, factor=1, white_bkgd=True, keep_alpha=True)
+    np.testing.assert_array_equal(scene.alphas[3], ~scene.masks[3])
+    assert not scene.alphas[:3].any()
+
+
+def test_distorted_photos_of_other_proportions_are_undistorted_in_their_place(tmp_path):
+    """As the same photos alone in a scene."""
+    noise = np.random.default_rng(0).integers(0, 256, (16, 12, 3), np.uint8)
+    lens = LENGTHS | {"cx": 6.0, "cy": 8.0, "k1": -0.1, "p1": 0.01}
+    for name, turned in (("mixed", {4}), ("alone", set(range(COUNT)))):
+        write_scene(tmp_path / name, meta=LENGTHS, frame=lambda i, turned=turned: lens if i in turned else {})
+        for i in turned:
+            Image.fromarray(noise).save(tmp_path / name / f"images/{i:04d}.png")
+    mixed, alone = (transforms.load(tmp_path / name, factor=1) for name in ("mixed", "alone"))
+    # 16 rows become 12: alike is what cameras make of it.
+    place = mixed.photo(4)
+    assert place.shape == (12, 9, 3)
+    shrunk = image_files.area_resize(alone.images[4], 12, 9)
+    assert np.abs(place - shrunk)[1:-1, 1:-1].mean() < 0.1
+    assert mixed.cameras[4].fx / 9 == pytest.approx(alone.cameras[4].fx / 12, rel=1e-6)
 
 
 @pytest.mark.parametrize("factor", [1, 2])

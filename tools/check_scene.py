@@ -177,11 +177,9 @@ def inspect(settings: Settings) -> Inspection:
     sparse, reprojection = None if found is None else found.positions, load_reprojection(scene, settings, found)
     points = capture_checks.sample_points(scene) if sparse is None else sparse
     shares = capture_checks.shares_in_frusta(scene, points, sampled=sparse is None)
-    if sparse is None:
-        stops = photo_checks.brightness_stops(scene.images)
-    else:
-        stops = photo_checks.exposure_of_points(scene, sparse)
-    sharpness = photo_checks.relative_sharpness(scene.images)
+    photos = [scene.photo(i) for i in range(len(scene.images))]
+    stops = photo_checks.brightness_stops(photos) if sparse is None else photo_checks.exposure_of_points(scene, sparse)
+    sharpness = photo_checks.relative_sharpness(photos)
     verdicts = judge(settings, scene, sparse, reprojection, shares, stops, sharpness, loading)
     return Inspection(scene, facts(settings, scene, source), points, shares, stops, sharpness, verdicts)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data import images as image_files
+from nerf_tf.data.photo_sizes import CommonSize
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -112,7 +113,8 @@ def load(
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
     focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
     size = (height // 2, width // 2) if half_res else (height, width)
-    images = image_files.read_photos(paths, size, white_bkgd, keep_alpha)
+    common = CommonSize((height, width), size)
+    images = image_files.read_photos(paths, common, white_bkgd, keep_alpha, one_size=True)
     cameras = []
     for split, focal in zip(splits, focals, strict=True):
         with readers.path_in_errors(split.file):

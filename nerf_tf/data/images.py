@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from nerf_tf.data.photo_sizes import CommonSize
 from nerf_tf.storage import image_reader
 from nerf_tf.storage.atomic import complete_folder
 from nerf_tf.storage.image_folders import list_images
@@ -52,15 +53,21 @@ def shrink(image: np.ndarray, height: int, width: int, white_bkgd: bool, keep_al
 
 
 def read_photos(
-    paths: Sequence[Path], size: tuple[int, int], white_bkgd: bool, keep_alpha: bool, one_size: bool = True
+    paths: Sequence[Path], common: CommonSize, white_bkgd: bool, keep_alpha: bool, one_size: bool = False
 ) -> np.ndarray:
-    """Reads images and shrinks each by `shrink` to `size` (height, width): float32 [N, height, width, C].
+    """Reads images, shrinks each by `shrink`, and puts it where `common` has it: float32 [N, height, width, C].
 
     `one_size` and errors are those of `image_reader.read_images`.
     """
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        """Shrinks an image and puts it into its place."""
+        place = common.place(image.shape[:2])
+        return place.fill(shrink(image, place.height, place.width, white_bkgd, keep_alpha), common.image)
+
     return image_reader.read_images(
         paths,
-        transform=lambda image: shrink(image, *size, white_bkgd, keep_alpha),
+        transform=fit,
         one_size=one_size,
         transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
     )

@@ -46,6 +46,16 @@ class Scene:
     alphas: np.ndarray | None = None
     masks: np.ndarray | None = None
 
+    def photo(self, view: int) -> np.ndarray:
+        """Returns the part [h, w, 3] of an image that its mask reaches, if there is any.
+
+        Images of photos of other proportions than most have black beside it.
+        """
+        if self.masks is None or not self.masks[view].any():
+            return self.images[view]
+        rows, cols = (np.flatnonzero(self.masks[view].any(axis=axis)) for axis in (1, 0))
+        return self.images[view, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+
     @property
     def unit(self) -> float:
         """Length of this world's unit, in units of the data set."""

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.data import blender, llff, scene_points
+from nerf_tf.data import blender, llff, photo_sizes, scene_points
 from nerf_tf.data import images as image_files
 from nerf_tf.data.blender import Split
+from nerf_tf.data.photo_sizes import CommonSize, Place, Size
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.scene_points import ScenePoints
 from nerf_tf.geometry import paths as camera_paths
@@ -72,15 +73,16 @@ def load(
     Args:
         datadir: folder of the file.
         factor: divides the photos' sides (area mean, sides rounded down); 0 or 1: full size. Photos of several sizes
-            are all shrunk to what this makes of the smallest.
+            are all shrunk to what this makes of the smallest. Those of other proportions than most are shrunk until
+            they fit into it; masks leave out the black beside them, and they are for training only.
         llffhold: without splits in the file, every llffhold-th photo by name is for test and validation, as in LLFF.
         white_bkgd: composite photos on white. Where near and far are a guess, it is then for an object alone.
         keep_alpha: with white_bkgd, also keep the images' alpha, as `Scene.alphas`.
 
     Raises:
         FileNotFoundError: the file or an image is missing.
-        ValueError: the file is malformed, its cameras contradict themselves or are no pinholes, images differ in
-            proportions, or `factor` leaves no pixels of them.
+        ValueError: the file is malformed, its cameras contradict themselves or are no pinholes, or `factor` leaves no
+            pixels of images.
     """
     datadir, factor = Path(datadir), factor or 1
     files = _read_files(datadir)
@@ -89,27 +91,29 @@ def load(
     paths = [path for of_file in photos.values() for path in of_file]
     mask_paths = [path for name, file in files.items() for path in _find_masks(file, photos[name])]
     sizes = {path: image_reader.image_size(path) for path in paths}
-    photo = _common_size(sizes)
-    size = (photo[0] // factor, photo[1] // factor)
-    if min(size) < 1:
-        raise ValueError(f"{paths[0]}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
-    if factor > 1:
-        shrunk = (*photo[::-1], *size[::-1])
-        logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
-    sizes_of = {name: [sizes[path] for path in found] for name, found in photos.items()}
-    lenses = [lens for name, file in files.items() for lens in _lenses(file, sizes_of[name], size)]
+    common = _common_size(sizes, factor)
+    places = {path: common.place(size) for path, size in sizes.items()}
+    lenses = [
+        lens
+        for name, file in files.items()
+        for lens in _lenses(file, [(sizes[path], places[path]) for path in photos[name]])
+    ]
     with readers.path_in_errors(main.file):
         pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
-        cameras = tuple(pinholes[lens] for lens in lenses)
+        cameras = tuple(
+            places[path].camera_of_image(pinholes[lens], common.image) for path, lens in zip(paths, lenses, strict=True)
+        )
         in_dataset = np.concatenate([file.poses for file in files.values()])
         points = scene_points.find_points(datadir, cameras, in_dataset, main.meta)
         poses, to_dataset = _normalise(in_dataset)
         near, far = _near_far(main, poses, cameras, points, to_dataset, white_bkgd)
         path = _path(poses, near, far)
-    i_train, i_val, i_test = _split(files, poses, llffhold)
-    images = image_files.read_photos(paths, size, white_bkgd, keep_alpha, one_size=False)
-    masks = _read_masks(mask_paths, [sizes[path] for path in paths], size)
-    _undistort(images, masks, lenses, cameras)
+    own_places = [places[path] for path in paths]
+    is_whole = np.array([place.is_whole(common.image) for place in own_places])
+    i_train, i_val, i_test = _split(files, poses, llffhold, is_whole)
+    images = image_files.read_photos(paths, common, white_bkgd, keep_alpha)
+    masks = _read_masks(mask_paths, [sizes[path] for path in paths], own_places, common.image)
+    _undistort(images, masks, lenses, pinholes, own_places)
     return Scene(
         images=images[..., :3],
         alphas=images[..., 3] if images.shape[-1] == 4 else None,
@@ -199,43 +203,57 @@ def _find(
     return [found[name] for name in names]
 
 
-def _common_size(sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
-    """Returns height and width of the smallest photo, to which all are shrunk; `sizes` are by path.
+def _common_size(sizes: Mapping[Path, Size], factor: int) -> CommonSize:
+    """Chooses the size of the scene's images, and reports what that does to photos; `sizes` are by path.
 
     Raises:
-        ValueError: a photo has other proportions.
+        ValueError: `factor` leaves no pixels.
     """
-    smallest = min(sizes, key=lambda path: sizes[path][0] * sizes[path][1])
-    height, width = sizes[smallest]
-    for path, (rows, columns) in sizes.items():
-        if abs(rows * width / columns - height) > 1:
-            raise ValueError(
-                f"{path}: {columns}x{rows}, but {smallest.name} is {width}x{height}; photos may differ in size, but "
-                "not in proportions: leave one kind out, or find the poses anew of photos that are cropped alike"
-            )
-    if (largest := max(sizes.values())) != (height, width):
+    photo = photo_sizes.smallest_usual(list(sizes.values()))
+    common = CommonSize(photo, (photo[0] // factor, photo[1] // factor))
+    smallest = next(path for path, size in sizes.items() if size == photo)
+    if min(common.image) < 1:
+        raise ValueError(f"{smallest}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
+    if factor > 1:
+        shrunk = (*photo[::-1], *common.image[::-1])
+        logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
+    others = [path for path, size in sizes.items() if not photo_sizes.are_alike(size, photo)]
+    if others:
+        logger.warning(
+            "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d), are shrunk to fit into them, and no "
+            "test views; make them a scene of their own, or crop them and find the poses anew, to keep more detail",
+            others[0], len(others), len(sizes), *sizes[others[0]][::-1], *photo[::-1],
+        )  # fmt: skip
+    if (largest := max(size for size in sizes.values() if photo_sizes.are_alike(size, photo))) != photo:
         logger.warning(
             "%s: photos of several sizes, up to %dx%d, are shrunk to this one's, %dx%d; leave small ones out to keep "
             "more detail",
-            smallest, *largest[::-1], width, height,
+            smallest, *largest[::-1], *photo[::-1],
         )  # fmt: skip
-    return height, width
+    return common
 
 
 def _read_masks(
-    paths: Sequence[Path | None], photos: Sequence[tuple[int, int]], size: tuple[int, int]
+    paths: Sequence[Path | None], photos: Sequence[Size], places: Sequence[Place], size: Size
 ) -> np.ndarray | None:
-    """Reads masks [N, H, W], shrunk to `size` from the sizes of their `photos`; None if no frame has one.
+    """Reads masks [N, H, W] for images of `size`; None if no frame has one and photos fill all images.
 
-    White is within the mask, black is left out.
+    White is within the mask, black is left out, and so is what lies beside a photo.
+
+    Args:
+        paths: of the masks; None where a frame has none.
+        photos: sizes of the photos, before they were shrunk.
+        places: where they are in the images.
+        size: that of the images.
     """
-    if not any(paths):
+    if not any(paths) and all(place.is_whole(size) for place in places):
         return None
-    masks = np.ones([len(paths), *size], bool)
+    masks = np.zeros([len(paths), *size], bool)
 
     def read(i: int) -> None:
         """Reads the mask of a photo, if it has one."""
         if paths[i] is None:
+            masks[i][places[i].window] = True
             return
         mask = image_reader.read_image(paths[i])[..., :3].max(axis=-1, keepdims=True)
         if mask.shape[:2] != photos[i]:
@@ -244,23 +262,32 @@ def _read_masks(
                 "has the size of its photo"
             )
         white = np.float32(mask > 0.5 * mask.max())  # white is 1 of 255 in some files
-        masks[i] = image_files.shrink(white, *size, white_bkgd=False)[..., 0] > INSIDE
+        shrunk = image_files.shrink(white, places[i].height, places[i].width, white_bkgd=False)
+        masks[i][places[i].window] = shrunk[..., 0] > INSIDE
 
     image_reader.run_parallel(read, len(paths), "Reading masks")
     return masks
 
 
-def _undistort(images: np.ndarray, masks: np.ndarray | None, lenses: list[Lens], cameras: Sequence[Camera]) -> None:
-    """Replaces distorted photos [N, H, W, C] and masks [N, H, W], in place, by those of pinhole cameras."""
+def _undistort(
+    images: np.ndarray,
+    masks: np.ndarray | None,
+    lenses: Sequence[Lens],
+    pinholes: Mapping[Lens, Camera],
+    places: Sequence[Place],
+) -> None:
+    """Replaces distorted photos in [N, H, W, C] and masks [N, H, W], in place, by those of pinhole cameras."""
     source = functools.lru_cache(maxsize=2)(source_pixels)
     distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
 
     def undistort(index: int) -> None:
         i = distorted[index]
-        rows, cols = source(cameras[i], *lenses[i])
-        images[i] = image_files.resample(images[i], rows, cols)
+        rows, cols = source(pinholes[lenses[i]], *lenses[i])
+        photo = images[i][places[i].window]
+        photo[:] = image_files.resample(photo, rows, cols)
         if masks is not None:
-            masks[i] = image_files.resample(np.float32(masks[i, ..., None]), rows, cols)[..., 0] > INSIDE
+            mask = masks[i][places[i].window]
+            mask[:] = image_files.resample(np.float32(mask[..., None]), rows, cols)[..., 0] > INSIDE
 
     image_reader.run_parallel(undistort, len(distorted), "Undistorting images")
 
@@ -268,16 +295,16 @@ def _undistort(images: np.ndarray, masks: np.ndarray | None, lenses: list[Lens],
 # Cameras
 
 
-def _lenses(file: Split, photos: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[Lens]:
-    """Reads each frame's distortion, and its camera for photos shrunk to `size` (height, width).
+def _lenses(file: Split, photos: Sequence[tuple[Size, Place]]) -> list[Lens]:
+    """Reads each frame's distortion, and its camera for the photo shrunk to its place.
 
-    `photos` are the photos' sizes before that.
+    `photos` are the photos' sizes before that, and their places.
 
     Raises:
         ValueError: a camera contradicts itself, or is no pinhole with the distortion of `Distortion`.
     """
     lenses = []
-    for i, given, photo in zip(file.frames, file.intrinsics, photos, strict=True):
+    for i, given, (photo, place) in zip(file.frames, file.intrinsics, photos, strict=True):
         w, h = blender.former_size(given, *photo)
         with readers.path_in_errors(f"{file.file}: frame {i}"):
             record = file.meta | file.meta["frames"][i]
@@ -294,8 +321,9 @@ def _lenses(file: Split, photos: Sequence[tuple[int, int]], size: tuple[int, int
                     f"its principal point {cx:g}, {cy:g} is outside of images of {w:g}x{h:g}; if the images were "
                     "resized, add the former w and h"
                 )
-            across, down = size[1] / w, size[0] / h
-            camera = Camera(*size, (fx or fy) * across, (fy or fx) * down, cx * across, cy * down)
+            across, down = place.width / w, place.height / h
+            focals = (fx or fy) * across, (fy or fx) * down
+            camera = Camera(place.height, place.width, *focals, cx * across, cy * down)
             lenses.append((camera.checked(), distortion))
     return lenses
 
@@ -424,10 +452,10 @@ def _path(poses: np.ndarray, near: float, far: float) -> np.ndarray:
     return poses if depths is None else camera_paths.orbit_around(poses)
 
 
-def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int) -> list[np.ndarray]:
+def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int, is_whole: np.ndarray) -> list[np.ndarray]:
     """Splits views into indices for training, validation and test.
 
-    If validation or test has no views, it has those of the other.
+    If validation or test has no views, it has those of the other. Both have only views where `is_whole` [N] bool.
     """
     views = np.arange(len(poses), dtype=np.int64)
     if "" not in files:
@@ -436,9 +464,10 @@ def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int) -> list[np
     elif any(f"{name}_filenames" in files[""].meta for name in SPLITS):
         train, val, test = _listed_views(files[""])
     else:
-        order = np.array(sorted(views, key=lambda i: files[""].names[i]))
+        order = np.array(sorted(views[is_whole], key=lambda i: files[""].names[i]))
         train, test = (order[chosen] for chosen in llff.hold_out(poses[order], llffhold))
-        val = test
+        train, val = np.concatenate([train, views[~is_whole]]), test
+    val, test = (some[is_whole[some]] for some in (val, test))
     return [train, val if val.size else test, test if test.size else val]
 
 
