@@ -121,20 +121,6 @@ def test_the_report(benchmark, tmp_path, capsys):
     assert (tmp_path / "benchmark.png").stat().st_size > 5000
 
 
-def test_the_race(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "SECONDS_BETWEEN_EVALUATIONS", 0.05)
-    assert benchmark.main([*FLAGS, "--race=0.003", "--engines=float32,bfloat16", f"--out={tmp_path}"]) == 0
-    records = json.loads((tmp_path / "race.json").read_text())
-    assert set(records) == {"float32", "bfloat16"}
-    assert len(records["bfloat16"]["train_psnr"]) == len(records["float32"]["train_psnr"]) > 0
-    for engine, record in records.items():
-        assert record["seconds"] == sorted(record["seconds"])
-        assert engine == "bfloat16" or record["seconds"][-1] >= 0.18
-        assert record["step"][-1] == len(record["train_psnr"])
-        assert np.isfinite(record["psnr"]).all()
-    assert (tmp_path / "race.png").stat().st_size > 5000
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -1,7 +1,6 @@
 """Measures speed and memory of training and rendering, beside plain TensorFlow.
 
     python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --ft_path model_200000.npy
-    python tools/benchmark.py --config configs/lego.txt --datadir data/nerf_synthetic/lego --race 15
 
 Every flag of the program may be given and means what it means there. The engines are
   dense         plain TensorFlow: all points at once under one gradient tape, in one graph
@@ -10,9 +9,8 @@ Every flag of the program may be given and means what it means there. The engine
   xla           the program's own with --jit_compile true
 and those with bfloat16: dense_xla_bfloat16, bfloat16, xla_bfloat16. On a CPU those of XLA must be asked for.
 Steps are measured at random weights, and at those of --ft_path if it is given; the weights do not change. The engines
-take turns, so that a slow phase of the machine slows all of them. --race trains each engine from the same random
-weights for so many minutes, also in turns; bfloat16 takes as many steps as float32. It draws PSNR of validation rays
-over training time. Both write a JSON file and a picture, and print their paths.
+take turns, so that a slow phase of the machine slows all of them. Writes a JSON file and a picture, and prints their
+paths.
 """
 
 from __future__ import annotations
@@ -34,11 +32,9 @@ from support import commandline
 from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
-from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
-from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import meter, planning
 from nerf_tf.output import figures
 from nerf_tf.render.passes import Draws, Pass, coarse_pass, fine_pass, make_draws, render_rays
@@ -75,8 +71,7 @@ ENGINES = {
     "xla": Engine("float32", dense=False, compiled=True, colour="#4aa3a2"),
     "xla_bfloat16": Engine("bfloat16", dense=False, compiled=True, colour="#8f5aa8"),
 }
-# Rays of validation views that show progress, how many are rendered at once, and how often.
-HELD_OUT_RAYS, EVALUATED_AT_ONCE, SECONDS_BETWEEN_EVALUATIONS = 2048, 512, 60.0
+EVALUATED_AT_ONCE = 512  # rays
 BATCHES = 100  # made in a row to time one
 
 
@@ -123,96 +118,8 @@ def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:
     )
 
 
-def held_out_rays(scene: Scene, count: int, seed: int) -> RayBatch:
-    """Rays and colours of random pixels of the validation views."""
-    rng = np.random.default_rng(seed)
-    height, width = scene.images.shape[1:3]
-    parts = []
-    for view in scene.i_val:
-        pixels = rng.choice(height * width, min(count // len(scene.i_val), height * width), replace=False)
-        camera, c2w = scene.cameras[view], scene.poses[view]
-        rays = image_rays(camera, c2w, scene.near, scene.far, scene.ndc, tf.constant(pixels, tf.int32))
-        parts.append(RayBatch(rays, tf.constant(scene.images[view].reshape(-1, 3)[pixels])))
-    return tf.nest.map_structure(lambda *pieces: tf.concat(pieces, axis=0), *parts)
-
-
-class Racer:
-    """One engine in the race.
-
-    Attributes:
-        step, spent: steps taken, and seconds spent on them without evaluation.
-        record: step, seconds and psnr of N evaluations, and train_psnr of every step.
-    """
-
-    def __init__(self, engine: str, settings: Settings, scene: Scene):
-        self.trainer = make_trainer(engine, settings, scene.ndc)
-        self.step, self.spent = 0, 0.0
-        self.record = {"step": [], "seconds": [], "psnr": [], "train_psnr": []}
-        self._name, self._next_evaluation = engine, 0.0
-        self._held_out = held_out_rays(scene, HELD_OUT_RAYS, settings.random_seed)
-        self._batches = iter(ray_batches(scene, build.batch_settings(settings), settings.random_seed))
-        self._batch = next(self._batches)
-        self.trainer.train_step.get_concrete_function(self._batch)  # tracing is not training time
-        still = self.trainer.rendering.deterministic()
-        self._render = tf.function(lambda rays: render_rays(self.trainer.coarse, self.trainer.fine, rays, still).fine)
-
-    def advance(self) -> None:
-        """Takes a step; evaluates before it if that is due."""
-        if self.spent >= self._next_evaluation:
-            self.evaluate()
-            self._next_evaluation = self.spent + SECONDS_BETWEEN_EVALUATIONS
-        start = time.perf_counter()
-        self.record["train_psnr"].append(float(self.trainer.train_step(self._batch).psnr))
-        self._batch, self.step = next(self._batches), self.step + 1
-        self.spent += time.perf_counter() - start
-
-    def evaluate(self) -> None:
-        """Records PSNR of the held-out rays."""
-        rgb = np.concatenate([self._render(part.rays).rgb for part in _split(self._held_out, EVALUATED_AT_ONCE)])
-        for name, value in (
-            ("step", self.step),
-            ("seconds", self.spent),
-            ("psnr", psnr(rgb, self._held_out.rgb.numpy())),
-        ):
-            self.record[name].append(value)
-        found = f"psnr {self.record['psnr'][-1]:.3f}"
-        print(f"{self._name:9} step {self.step:5d} {self.spent:7.1f} s {found}", flush=True)
-
-
 def _split(batch: RayBatch, size: int) -> list[RayBatch]:
     return [tf.nest.map_structure(lambda x, i=i: x[i : i + size], batch) for i in range(0, batch.rgb.shape[0], size)]
-
-
-def race(args: argparse.Namespace, settings: Settings, scene: Scene) -> dict:
-    """Trains all engines in turns, step by step; returns their records."""
-    racers = {engine: Racer(engine, settings, scene) for engine in args.engines}
-
-    def running(engine: str) -> bool:
-        if engine == "bfloat16" and "float32" in racers:  # compared at equal steps
-            return racers[engine].step < racers["float32"].step
-        return racers[engine].spent < 60.0 * args.race
-
-    while waiting := [engine for engine in racers if running(engine)]:
-        racers[min(waiting, key=lambda engine: racers[engine].spent)].advance()
-    for racer in racers.values():
-        racer.evaluate()
-    return {engine: racer.record for engine, racer in racers.items()}
-
-
-def draw_race(records: dict):
-    """Draws PSNR of held-out rays over minutes of training."""
-    figure = figures.new_figure(7.6, 4.4)
-    axes = figure.subplots()
-    figures.style_axes(axes, "PSNR of validation views in dB")
-    for engine, record in records.items():
-        minutes = np.array(record["seconds"]) / 60.0
-        label = f"{engine}: {record['step'][-1]} steps in {minutes[-1]:.0f} min"
-        axes.plot(minutes, record["psnr"], "o-", color=ENGINES[engine].colour, ms=3.5, lw=1.8, label=label)
-    axes.grid(lw=0.6)
-    axes.set_xlabel("minutes of training")
-    axes.legend(loc="lower right", frameon=False)
-    figure.tight_layout()
-    return figure
 
 
 class Products(NamedTuple):
@@ -492,7 +399,6 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="which, separated by commas (default: all; without a GPU those that XLA does not compile)",
     )
     parser.add_argument("--repeats", type=int, default=5, help="times that each is measured (default: 5)")
-    parser.add_argument("--race", type=float, metavar="MINUTES", help="train for so long instead")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="folder to write to (default: benchmark)")
     args, rest = parser.parse_known_args(argv)
     args.engines = args.engines.split(",")
@@ -513,18 +419,13 @@ def main(argv: list[str] | None = None) -> int:
         if settings.ft_path is not None:
             tf1_weights.load(settings.ft_path)  # fails now rather than after minutes
         scene = build.load_scene(settings)
-        if args.race is not None:
-            name, report = "race", race(args, settings, scene)
-            picture = draw_race(report)
-        else:
-            name, report = "benchmark", measure_all(args, settings, scene)
-            print(table(report))
-            picture = draw(report)
-        atomic.write_text(args.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
-        figures.save(picture, args.out / f"{name}.png")
+        report = measure_all(args, settings, scene)
+        print(table(report))
+        atomic.write_text(args.out / "benchmark.json", json.dumps(report, indent=1) + "\n")
+        figures.save(draw(report), args.out / "benchmark.png")
     except (ValueError, OSError) as error:
         return commandline.fail("benchmark", error)
-    print(args.out / f"{name}.json", args.out / f"{name}.png", sep="\n")
+    print(args.out / "benchmark.json", args.out / "benchmark.png", sep="\n")
     return 0
 
 
