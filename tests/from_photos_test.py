@@ -121,8 +121,11 @@ def test_the_poses_tell_which_kind_of_scene_it_is(tool, tmp_path, capsys):
     assert program.choose_kind(scenes["a"], "ndc") == ("ndc", [])
     assert "NDC (as --kind says, against the poses); configs/fast/fern.txt" in capsys.readouterr().out
     (scenes["a"] / "poses_bounds.npy").unlink()
-    with pytest.raises(ValueError, match=r"imgs2poses.txt explains; train with --dataset_type transforms"):
-        program.choose_kind(scenes["a"], "auto")
+    for kind in ("auto", "360"):
+        assert program.choose_kind(scenes["a"], kind) == ("transforms", [])
+        assert "no poses_bounds.npy: transforms.json, contracted space; configs/fast/360" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no such file, as .*imgs2poses.txt explains; leave out --kind"):
+        program.choose_kind(scenes["a"], "ndc")
 
 
 @pytest.mark.parametrize(("longer", "factor"), [(504, 1), (1280, 3), (1920, 4), (4032, 8)])
@@ -312,3 +315,9 @@ def test_help_needs_nothing_installed(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "--kind" in done.stdout
+
+
+def test_the_newest_file_goes_by_its_number(tool, tmp_path):
+    for step in (950000, 1000000):
+        (tmp_path / f"model_{step:06d}.npy").touch()
+    assert tool("from_photos").newest(tmp_path, "model_[0-9]*.npy").name == "model_1000000.npy"

@@ -14,7 +14,7 @@ import pytest
 from images_test import save_png
 from PIL import Image, ImageFilter
 
-from nerf_tf.data import llff
+from nerf_tf.data import llff, transforms
 from nerf_tf.geometry import poses as pose_maths
 
 # After Pillow: see tools/support/sparse_models.py.
@@ -332,6 +332,37 @@ def test_models_of_colmap(imgs2poses, tmp_path, kind, rigs):
     assert sorted(image.name for image in model.images.values()) == names
 
 
+def test_portraits_among_landscapes(imgs2poses, walls, tmp_path):
+    """They have a camera of their own, and a scene of transforms.json in which they are trained on."""
+    turned, folder, scene = {1, 4, 6}, tmp_path / "photos", tmp_path / "scene"
+    folder.mkdir()
+    across = distorted_camera()
+    params = [FOCAL, HEIGHT / 2, WIDTH / 2, DISTORTION]
+    upright = pycolmap.Camera(model="SIMPLE_RADIAL", width=HEIGHT, height=WIDTH, params=params)
+    for i, (name, c2w) in enumerate(zip(names_of(COUNT), room_poses(), strict=True)):
+        Image.fromarray(photograph(walls, upright if i in turned else across, c2w)[0]).save(folder / name)
+    said = imgs2poses(folder, scene)
+    assert "8 of 8" in said
+    assert "no poses_bounds.npy: the photos have several sizes; use transforms.json" in said
+    assert not (scene / "poses_bounds.npy").exists()
+    loaded = transforms.load(scene, factor=1)
+    angles, offsets, _ = pose_errors(loaded.poses, room_poses())
+    assert angles.max() < 1
+    assert offsets.max() < 0.02
+    assert set(np.flatnonzero(~loaded.masks.all(axis=(1, 2)))) == turned
+    assert not turned & set(loaded.i_test)
+    # What a portrait shows is what the room shows its camera there, as far as the smaller size can tell.
+    camera = loaded.cameras[4]
+    pinhole = pycolmap.Camera(
+        model="PINHOLE",
+        width=camera.width,
+        height=camera.height,
+        params=[camera.fx, camera.fy, camera.cx, camera.cy],
+    )
+    expected = np.where(loaded.masks[4, ..., None], photograph(walls, pinhole, room_poses()[4])[0] / 255.0, 0.0)
+    assert np.abs(loaded.images[4] - expected).mean() < 0.02
+
+
 def test_models_that_llff_cannot_hold_get_transforms_alone(imgs2poses, tmp_path):
     truth = synthesize()
     for camera in truth.cameras.values():
@@ -422,7 +453,7 @@ def only_two(folder: Path) -> None:
     ("spoil", "said"),
     [
         (heic, "IMG_1.HEIC: not PNG or JPEG; save as JPEG, or move out"),
-        (two_sizes, "3 photos are 64x48, but turned.png not (48x64); all must have one size"),
+        (two_sizes, "3 photos are 64x48, but turned.png not (48x64); a size of its own, and so a camera, needs 3"),
         (two_endings, "two photos named photo_00 differ in their ending only"),
         (sixteen_bit_grey, "photo_01.png: its pixels are of kind I;16; save it as 8-bit grey, RGB or RGBA"),
         (only_two, "holds 2 photos; poses need 3"),

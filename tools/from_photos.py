@@ -21,8 +21,9 @@ which of the two it is; --kind overrides them.
 
 All flags of the program may follow: those about paths and views (--render_width, --render_frames, --render_path,
 --render_path_file, --fps) count for the video, the others for training. The video is small and short, so that it takes
-minutes: --render_width 960 --render_frames 240, given afterwards, make another one. Photos are PNG or JPEG of one size,
-camera and zoom.
+minutes: --render_width 960 --render_frames 240, given afterwards, make another one. Photos are PNG or JPEG of one
+camera and zoom. Those of several sizes, as portraits among landscapes, are trained as a scene of transforms.json, in
+contracted space.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ LONGER_SIDE = 500
 # Views of the video, their pixels and views a second, if not told otherwise: 5 million rays, some minutes on two cores.
 VIEWS, VIEW_PIXELS, FPS = 60, 80_000, 20
 CONFIGS = {"ndc": "configs/fast/fern.txt", "360": "configs/fast/360.txt"}
+# How a scene of each kind is loaded. The configs say so, too, but for scenes of transforms.json.
+FLAGS = {
+    "ndc": [],
+    "360": ["--no_ndc", "--spherify"],
+    "transforms": ["--dataset_type=transforms", "--no_ndc=False", "--spherify=False"],
+}
 # Flags of the program that this one chooses, and what to give instead; and those that concern the video alone.
 CHOSEN = {
     **dict.fromkeys(("config", "datadir", "basedir", "expname", "dataset_type"), "leave it out"),
@@ -111,10 +118,10 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
     """Chooses ndc or 360 for the scene in a folder by its poses, unless `kind` says which; prints why.
 
     Returns:
-        The kind, and flags for the video's path.
+        The kind, transforms where there is no poses_bounds.npy; and flags for the video's path.
 
     Raises:
-        ValueError, OSError: there is no poses_bounds.npy that can be read.
+        ValueError, OSError: poses_bounds.npy cannot be read, or is missing for ndc.
     """
     from nerf_tf.data import llff
     from nerf_tf.geometry import poses as pose_maths
@@ -123,10 +130,10 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
 
     file = scene / "poses_bounds.npy"
     if not file.is_file():
-        raise ValueError(
-            f"{file}: no such file, as {scene / 'imgs2poses.txt'} explains; train with --dataset_type transforms "
-            f"--datadir {scene}"
-        )
+        if kind == "ndc":
+            raise ValueError(f"{file}: no such file, as {scene / 'imgs2poses.txt'} explains; leave out --kind")
+        print(f"no poses_bounds.npy: transforms.json, contracted space; {CONFIGS['360']}", flush=True)
+        return "transforms", []
     poses, hwf, _ = llff.read_poses_bounds(file)
     cameras = [Camera.centred(round(height), round(width), focal) for height, width, focal in hwf]
     capture = capture_checks.find_capture(cameras, pose_maths.llff_to_opengl(poses))
@@ -205,7 +212,7 @@ def program_flags(rest: list[str]) -> tuple[list[str], list[str]]:
 
 def newest(folder: Path, pattern: str) -> Path:
     """The file or folder of a run with the highest step in its name."""
-    return max(folder.glob(pattern))
+    return max(folder.glob(pattern), key=lambda path: int("".join(filter(str.isdigit, path.name))))
 
 
 def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: list[str]) -> None:
@@ -227,13 +234,12 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
     stages.run("poses", describe_source(args), ["scene"], find_poses)
     kind, path_flags = choose_kind(scene, args.kind)
     factor = choose_factor(scene) if args.factor is None else args.factor
-    of_kind = [] if kind == "ndc" else ["--no_ndc", "--spherify"]
     picture = out / "check.png"
 
     def check() -> None:
         picture.unlink(missing_ok=True)
-        lindisp = ["--lindisp"] if kind == "360" else []  # how the hash grid samples there
-        words = [scene, "--factor", factor, *of_kind, *lindisp, "--out", picture]
+        lindisp = [] if kind == "ndc" else ["--lindisp"]  # how the hash grid samples there
+        words = [scene, "--factor", factor, *FLAGS[kind], *lindisp, "--out", picture]
         code = run_program("check_scene", *words, output=out / "check.txt")
         if not picture.exists():  # if it was drawn, the photos have a problem, and may do even so
             raise StageFailed(code or 1)
@@ -241,7 +247,9 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
             print(f"there are problems, see above and {picture}; goes on all the same", flush=True)
 
     stages.run("check", {"kind": kind, "factor": factor}, ["check.png", "check.txt"], check)
-    own = [f"--config={CONFIGS[kind]}", f"--datadir={scene}", f"--basedir={out}", "--expname=run", f"--factor={factor}"]
+    config = CONFIGS["ndc" if kind == "ndc" else "360"]
+    own = [f"--config={config}", f"--datadir={scene}", f"--basedir={out}", "--expname=run", f"--factor={factor}"]
+    own += FLAGS[kind] if kind == "transforms" else []
 
     def train() -> None:
         require_success(run_program("nerf_tf", *own, f"--train_minutes={args.minutes:g}", *train_flags))

@@ -11,14 +11,15 @@
     data/room/sparse/0/          COLMAP's model of these photos
     data/room/imgs2poses.txt     the report that is printed
 
-Photos are PNG or JPEG, of one size, one camera and one zoom. Of a video the sharpest frame of each of --frames equal
-parts is taken. What no pose was found for is named and left out. --sparse takes the poses from a model that COLMAP
+Photos are PNG or JPEG, of one camera and one zoom. Of a video the sharpest frame of each of --frames equal parts is
+taken. What no pose was found for is named and left out. --sparse takes the poses from a model that COLMAP
 made, text or binary, and its photos from PHOTOS, by their names.
 
-One camera serves all photos, by default of COLMAP's kind SIMPLE_RADIAL: a focal length and one number for distortion.
-LLFF's format and the loader have one focal length and no distortion, so more (OPENCV has eight numbers) would be fitted
-only to be averaged, and photos of things that lie before the camera do not determine it well. The photos are then
-undistorted, so that every ray is straight; with --camera_model OPENCV or OPENCV_FISHEYE those of wider lenses too.
+One camera serves all photos of a size, by default of COLMAP's kind SIMPLE_RADIAL: a focal length and one number for
+distortion. Photos of several sizes, as portraits among landscapes, have no poses_bounds.npy. LLFF's format and the
+loader have one focal length and no distortion, so more (OPENCV has eight numbers) would be fitted only to be averaged,
+and photos of things that lie before the camera do not determine it well. The photos are then undistorted, so that every
+ray is straight; with --camera_model OPENCV or OPENCV_FISHEYE those of wider lenses too.
 
 The scene appears when it is complete. Until then a hidden folder beside it keeps photos, features and matches, so that
 a run that was stopped goes on where it was.

@@ -90,7 +90,7 @@ def copy_upright(paths: Sequence[Path], folder: Path) -> None:
     Their EXIF stays, as the focal length that it notes is what a reconstruction begins with.
 
     Raises:
-        ValueError: a photo cannot be read, or differs in size from most others.
+        ValueError: a photo cannot be read, or fewer than `FEWEST` photos have its size, too few to find its camera.
     """
     sizes: dict[Path, tuple[int, int]] = {}
 
@@ -109,13 +109,14 @@ def copy_upright(paths: Sequence[Path], folder: Path) -> None:
             shutil.copyfile(path, target)
 
     image_reader.run_parallel(copy, len(paths), "Copying photos")
-    (usual, count), *others = collections.Counter(sizes.values()).most_common()
-    if others:
-        odd = [path.name for path in paths if sizes[path] != usual]
-        width, height = sizes[paths[0].with_name(odd[0])]
+    counts = collections.Counter(sizes.values())
+    (usual, count), *_ = counts.most_common()
+    odd = [path for path in paths if sizes[path] != usual and counts[sizes[path]] < FEWEST]
+    if odd:
+        width, height = sizes[odd[0]]
         raise ValueError(
-            f"{paths[0].parent}: {count} photos are {usual[0]}x{usual[1]}, but {listed(odd)} not ({width}x{height}); "
-            "all must have one size, camera and zoom: move the others out, or make them a scene of their own"
+            f"{paths[0].parent}: {count} photos are {usual[0]}x{usual[1]}, but {listed([path.name for path in odd])} "
+            f"not ({width}x{height}); a size of its own, and so a camera, needs {FEWEST} photos: move the others out"
         )
 
 

@@ -63,7 +63,7 @@ def set_up(seed: int) -> None:
 
 
 def find_features(database: Path, photos: Path, names: Sequence[str], camera_model: str, quick: bool = False) -> None:
-    """Finds features of photos of one camera; those that the database has are not looked for again.
+    """Finds features of photos, those of one size by one camera; what the database has is not looked for again.
 
     Args:
         database: file to write them to.
@@ -72,22 +72,26 @@ def find_features(database: Path, photos: Path, names: Sequence[str], camera_mod
         camera_model: COLMAP's kind of camera.
         quick: takes fewer, from smaller photos; see `QUICK_SIDE`.
     """
-    options = pycolmap.ImageReaderOptions(camera_model=camera_model)
     extraction = pycolmap.FeatureExtractionOptions()
     if quick:
         extraction.max_image_size, extraction.sift.max_num_features = QUICK_SIDE, QUICK_FEATURES
+    of_size: dict[tuple[int, int], list[str]] = {}
+    for name in names:
+        of_size.setdefault(image_reader.image_size(photos / name), []).append(name)
+
+    def extract(token: pycolmap.CancellationToken) -> None:
+        """Finds the features of each size's photos."""
+        for (height, width), of_camera in of_size.items():
+            options = pycolmap.ImageReaderOptions(camera_model=camera_model)
+            for camera in opened.read_all_cameras():
+                if (camera.height, camera.width) == (height, width):  # that of a run that was stopped
+                    options.existing_camera_id = camera.camera_id
+            pycolmap.extract_features(
+                database, photos, of_camera, pycolmap.CameraMode.SINGLE, options, extraction, cancellation_token=token
+            )
+
     with pycolmap.Database.open(database) as opened:
-        for camera in opened.read_all_cameras():  # one at most: that of a run that was stopped
-            options.existing_camera_id = camera.camera_id
-        _run(
-            "Finding features",
-            "photo",
-            len(names),
-            lambda: opened.num_images(),
-            lambda token: pycolmap.extract_features(
-                database, photos, names, pycolmap.CameraMode.SINGLE, options, extraction, cancellation_token=token
-            ),
-        )
+        _run("Finding features", "photo", len(names), lambda: opened.num_images(), extract)
 
 
 def match_features(database: Path, count: int, is_sequence: bool, seed: int) -> None:
