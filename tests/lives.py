@@ -17,6 +17,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -128,14 +129,16 @@ def places() -> dict[str, tuple[Any, str]]:
 def main() -> None:
     """Carries out orders."""
     # What is imported late, too: each life would have to load it.
-    import imageio_ffmpeg  # noqa: F401
+    import numpy as np
     from tensorboard.backend.event_processing import event_file_loader  # noqa: F401
     from tensorboard.util import tensor_util  # noqa: F401
 
     from nerf_tf import app  # noqa: F401
-    from nerf_tf.output import curve
+    from nerf_tf.output import curve, view_files
 
     curve.draw_curves({})  # has matplotlib find its fonts
+    with tempfile.TemporaryDirectory() as folder:  # has imageio try ffmpeg's encoders, on hundreds of frames
+        view_files.write_video(Path(folder, "a.mp4"), [np.zeros((SIDE, SIDE, 3), np.uint8)], 5)
     gc.freeze()  # what is here at the fork need not be looked through in each life
     gc.set_threshold(50_000, 20, 50)
     for line in sys.stdin:

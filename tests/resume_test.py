@@ -58,17 +58,15 @@ class Case:
 
 
 CASES = [Case(kind, batching) for kind in KINDS for batching in (True, False)]
-# Each kind of scene and of batch, with a fine network and without; a death within each kind of file, and within steps.
+# Each kind of batch, with a fine network and without; a death within each kind of file, and within steps.
 BY_DEFAULT = {
     Case("blender", batching=False): [
         *(Death("checkpoint", 1, "torn"), Death("weights", 1, "after"), Death("scalars", 2, "torn")),
         Death("step", 2, delay=0.05),
     ],
-    Case("llff", batching=True): [Death("image", 1, "torn"), Death("fsync", 9, "before"), Death("step", 4, delay=0.2)],
-    Case("deepvoxels", batching=True): [
-        Death("video", 4, "after"),
-        Death("checkpoint", 0, "before"),
-        Death("rename", 1),
+    Case("llff", batching=True): [
+        *(Death("image", 1, "torn"), Death("fsync", 9, "before"), Death("video", 4, "after"), Death("rename", 1)),
+        Death("step", 4, delay=0.2),
     ],
     Case("blender", batching=True, compiled=True): [Death("step", 4)],  # without a fine network: half to compile
 }
