@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="the race is drawn with matplotlib: pip
 
 SCENE = Path(__file__).parent / "data" / "portable" / "scenes" / "blender"
 FLAGS = ["--dataset_type=blender", f"--datadir={SCENE}", "--testskip=1", "--use_viewdirs", "--white_bkgd"]
-NETWORKS = "--N_rand=48 --netdepth=2 --netdepth_fine=3 --netwidth=16 --netwidth_fine=24 --N_samples=9 --N_importance=7"
+NETWORKS = "--N_rand=48 --netdepth=2 --netwidth=16 --N_samples=9"
 GRID = "--field=hash_grid --grid_slots=1024 --grid_samples=32 --grid_levels=2 --grid_log2_table=10 --N_rand=64"
 
 

@@ -124,7 +124,7 @@ def draw(records: dict[str, dict[str, list[float]]]):
         axes.plot(minutes, record["psnr"], "o-", color=COLOURS[i % len(COLOURS)], ms=3.5, lw=1.8, label=label)
     axes.grid(lw=0.6)
     axes.set_xlabel("minutes of training")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="best", frameon=False)
     figure.tight_layout()
     return figure
 
