@@ -20,7 +20,7 @@ from nerf_tf.safety import guards, run_checks, worker_checks
 from nerf_tf.safety.stop import Stopped
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
-from nerf_tf.storage import lock
+from nerf_tf.storage import lock, run_folder
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.train.workers import Workers
@@ -126,7 +126,7 @@ def _run_as_one_of(workers: Workers, settings: Settings) -> None:
         worker_checks.lost_workers(workers),
     ):
         with user_errors(ValueError, OSError):
-            store = CheckpointStore(trainer.state, folder / "checkpoints")
+            store = CheckpointStore(trainer.state, folder / run_folder.CHECKPOINTS)
             if workers.is_chief:
                 build.restore(settings, trainer, store, folder)
             if isinstance(trainer, ReplicaTrainer):

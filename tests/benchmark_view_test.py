@@ -58,7 +58,7 @@ def test_a_view_with_and_without_occupancy(benchmark_view, weights, tmp_path, ca
     assert fast["psnr"] == pytest.approx(exact["psnr"], abs=0.02)
     assert fast["psnr_to_exact"] > 35  # the grid is rough, and so is the density of random weights
     assert half["psnr_to_exact"] > 30
-    assert capsys.readouterr().out.count("to the photograph") == 3
+    assert capsys.readouterr().out.count("to the photo") == 3
     with PILImage.open(tmp_path / "view.png") as picture:
         row = np.asarray(picture)
     side = (row.shape[1] + pictures.GAP) // 4 - pictures.GAP  # three renders and a difference

@@ -188,6 +188,15 @@ def test_files_that_cannot_be_converted(fail, tmp_path, meta, reason):
     assert not (tmp_path / "poses_bounds.npy").exists()
 
 
+def test_a_scene_of_other_cameras_is_not_taken_silently(tool, tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.eye(4)[None])
+    arguments = [str(tmp_path / "a.npy"), str(tmp_path / "b.npy"), "--from", "opencv", "--to", "opengl"]
+    assert tool("convert_poses").main([*arguments, "--scene", str(BOUNDS_FILE)]) == 0
+    count = len(np.load(BOUNDS_FILE))
+    assert f"{BOUNDS_FILE}: {count} cameras, but {tmp_path / 'a.npy'} has 1: sizes, " in capsys.readouterr().err
+    assert np.load(tmp_path / "b.npy").shape[0] == 1
+
+
 def test_arrays_that_are_no_poses(fail, tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2, 5)))
     arguments = [tmp_path / "a.npy", tmp_path / "b.npy", "--to", "opengl"]

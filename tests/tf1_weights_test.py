@@ -283,7 +283,8 @@ def test_a_step_beyond_all_is_refused(tmp_path):
 def test_newest_goes_by_number_and_leaves_fine_ones_out(tmp_path):
     assert tf1_weights.newest(tmp_path) is None
     assert tf1_weights.newest(tmp_path / "nowhere") is None
-    for name in ("model_fine_9000000.npy", ".model_8000000.npy.1.tmp", "model_best.npy", "model_old_5000000.npy"):
+    others = ("model_fine_9000000.npy", ".model_8000000.npy.1.tmp", "model_best.npy", "model_old_5000000.npy")
+    for name in (*others, f"model_{'9' * 20}.npy"):
         (tmp_path / name).touch()
     assert tf1_weights.newest(tmp_path) is None
     for step in (0, 950000, 1000000, 20000):

@@ -104,7 +104,7 @@ def line(record: dict[str, object]) -> str:
         f"{name:26}{record['seconds']:8.1f} s {record['rays_per_second']:8,.0f} rays/s {record['times_faster']:6.2f}x"
     )
     if "psnr" in record:
-        text += f"   {record['psnr']:.3f} dB to the photograph"
+        text += f"   {record['psnr']:.3f} dB to the photo"
     if record["psnr_to_exact"] is not None:
         text += f"   {record['psnr_to_exact']:.1f} dB to exact"
     return text + (f"   grids in {record['seconds_for_grids']:.0f} s" if record["occupancy"] else "")

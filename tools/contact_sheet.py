@@ -1,9 +1,9 @@
-"""Draws photograph, render and disparity of some test views of a run, with PSNR, as one PNG.
+"""Draws photo, render and disparity of some test views of a run, with PSNR, as one PNG.
 
     python tools/contact_sheet.py --run logs/demo --out logs/demo/contact_sheet.png
     python tools/contact_sheet.py --run logs/demo --path --out logs/demo/path.png
 
-Reads the newest renderonly_test_* (or testset_*) folder of the run, rendered with --save_arrays, and the photographs
+Reads the newest renderonly_test_* (or testset_*) folder of the run, rendered with --save_arrays, and the photos
 that the run's args.txt names. PSNR is that of the saved 8-bit PNGs. --path draws colour, disparity, depth and opacity
 of frames of the newest renderonly_path_* instead, also rendered with --save_arrays. Prints the picture's path last.
 """
@@ -26,7 +26,7 @@ from nerf_tf.output import pictures
 from nerf_tf.settings import parsing
 from nerf_tf.storage import atomic, image_reader, readers
 
-COLUMNS = ("photograph", "render", "disparity")
+COLUMNS = ("photo", "render", "disparity")
 TILE_HEIGHT = 260  # pixels; smaller views are enlarged to it
 PATH_TILE_HEIGHT = 100  # pixels, likewise, of frames of a path
 GAP = 14  # pixels
@@ -35,7 +35,7 @@ PALE = (120, 128, 138)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """A test view: 8-bit photograph and render [H, W, 3], disparity and acc [H, W], PSNR in dB."""
+    """A test view: 8-bit photo and render [H, W, 3], disparity and acc [H, W], PSNR in dB."""
 
     photo: np.ndarray
     render: np.ndarray
@@ -45,7 +45,7 @@ class View:
 
 
 def load_photos(args_file: Path) -> np.ndarray:
-    """Loads the test photographs [N, H, W, 3] of the run that wrote `args_file`, composited as there."""
+    """Loads the test photos [N, H, W, 3] of the run that wrote `args_file`, composited as there."""
     scene = build.load_scene(parsing.parse_settings(["--config", str(args_file)]))
     return scene.images[scene.i_test]
 
@@ -69,11 +69,11 @@ def _newest(run: Path, patterns: Sequence[str], remedy: str) -> Path:
 
 
 def read_views(folder: Path, photos: np.ndarray) -> list[View]:
-    """Reads NNN.png and NNN.npz of `folder` with their photographs [N, H, W, 3].
+    """Reads NNN.png and NNN.npz of `folder` with their photos [N, H, W, 3].
 
     Raises:
         FileNotFoundError: a view, or its arrays, are missing.
-        ValueError: there are more views than photographs, one cannot be read, or they differ in size.
+        ValueError: there are more views than photos, one cannot be read, or they differ in size.
     """
     views = []
     for i, (render, photo) in enumerate(zip(report.read_views(folder, photos), photos, strict=True)):

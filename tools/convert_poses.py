@@ -101,7 +101,7 @@ def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float
 def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
     """Takes intrinsics and bounds from --hwf and --bounds, else from the source, else from --scene.
 
-    A --scene with another number of cameras is left out.
+    Those of a --scene with another number of cameras are not taken, which is said.
 
     Raises:
         FileNotFoundError, ValueError: --scene is missing or malformed.
@@ -110,7 +110,13 @@ def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
     intrinsics, bounds = cameras.intrinsics, cameras.bounds
     if args.scene is not None and (intrinsics is None or bounds is None):
         of_scene = read(args.scene, "llff")
-        if len(of_scene.poses) == count:
+        if len(of_scene.poses) != count:
+            print(
+                f"convert_poses: {args.scene}: {len(of_scene.poses)} cameras, but {args.source} has {count}: sizes, "
+                "focal lengths and depths are not taken from there; give --hwf and --bounds, if they are needed",
+                file=sys.stderr,
+            )
+        else:
             intrinsics = of_scene.intrinsics if intrinsics is None else intrinsics
             if bounds is None:
                 bounds = of_scene.bounds / (1.0 if args.from_world == "dataset" else _unit(_to_dataset(args)))

@@ -171,7 +171,7 @@ def _choose_from_one_image(
                 + (", or raise precrop_frac" if name == "the centre crop" else "")
             )
     counts = tf.constant([len(pixels) for pixels in kept], tf.int64)
-    kept = tf.constant(np.concatenate([*kept, []]), tf.int64)
+    kept = tf.constant(np.concatenate([np.empty(0, np.int64), *kept]))
 
     def choose(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Chooses the rays of a step: their image, and row and column of each, [N_rand]."""

@@ -32,7 +32,7 @@ def check_folders(settings: Settings) -> None:
         raise ValueError(
             f"--expname has {len(os.fsencode(run.name))} bytes; a folder's name has {MAX_NAME_BYTES} at most"
         )
-    for folder in (run / "checkpoints", summaries_folder(run)) if settings.training else (run,):
+    for folder in (run / run_folder.CHECKPOINTS, summaries_folder(run)) if settings.training else (run,):
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
             raise NotADirectoryError(f"{there}: is no folder, and a run needs one of that name (--basedir, --expname)")

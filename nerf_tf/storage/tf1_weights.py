@@ -106,10 +106,9 @@ def step_of(path: str | os.PathLike) -> int:
 def newest(folder: str | os.PathLike) -> Path | None:
     """Finds the coarse weight file of the largest step in a run's folder; None if there is none.
 
-    Raises:
-        ValueError: a file's step has more than 18 digits.
+    A number of more than 18 digits is no step.
     """
-    files = (file for file in Path(folder).glob("model_*.npy") if re.fullmatch(r"model_\d+\.npy", file.name))
+    files = (file for file in Path(folder).glob("model_*.npy") if re.fullmatch(r"model_\d{1,18}\.npy", file.name))
     return max(files, key=step_of, default=None)
 
 
