@@ -108,6 +108,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         tensor_float.use(False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None, item: pytest.Item) -> Iterator[None]:
+    """Frees the graphs of a file's tests after the last one.
+
+    TensorFlow registers the custom gradients of each graph, and never takes them out again; with them it keeps all
+    graphs that use one. After some files, looking through that garbage and forking took most of the time of tests.
+    """
+    yield
+    if "tensorflow" in sys.modules and (nextitem is None or nextitem.path != item.path):
+        from tensorflow.python.framework import ops
+
+        registry = ops.gradient_registry._registry
+        for name in [name for name in registry if name.startswith("CustomGradient-")]:
+            del registry[name]
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def portable() -> Path:
     """Inputs that we generated, and what the original code computed from them."""
