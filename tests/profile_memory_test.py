@@ -148,7 +148,10 @@ IN_BFLOAT16 = TRAINED[2] | {"precision": "bfloat16"}
 
 @pytest.fixture(scope="module")
 def paper_peak():
-    """Measures a cell of the paper's networks and asks the planner, each once; in MB, both."""
+    """Measures a cell of the paper's networks and asks the planner, both in MB.
+
+    What is measured is the least of two times: independent operations may or may not happen to run side by side.
+    """
 
     @functools.cache
     def peaks(measurement, memory_meter, **changes) -> tuple[float, float]:
@@ -157,7 +160,8 @@ def paper_peak():
         values = values.replace(random_seed=0)
         trainer = measurement.make_trainer(cell, values, "worst", ndc=False)
         rays = measurement.random_rays(values, False, cell.rays)
-        measured, _ = memory_meter.measure(measurement.make_workload(cell, trainer, rays))
+        work = measurement.make_workload(cell, trainer, rays)
+        measured = min(memory_meter.measure(work)[0] for _ in range(2))
         return measured, measurement.predicted_mb(cell, trainer)
 
     return peaks

@@ -66,7 +66,6 @@ BY_DEFAULT = {
     ],
     Case("llff", batching=True): [
         *(Death("image", 1, "torn"), Death("fsync", 9, "before"), Death("video", 4, "after"), Death("rename", 1)),
-        Death("step", 4, delay=0.2),
     ],
     Case("blender", batching=True, compiled=True): [Death("step", 4)],  # without a fine network: half to compile
 }
