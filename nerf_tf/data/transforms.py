@@ -220,8 +220,8 @@ def _common_size(sizes: Mapping[Path, Size], factor: int) -> CommonSize:
     others = [path for path, size in sizes.items() if not photo_sizes.are_alike(size, photo)]
     if others:
         logger.warning(
-            "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d), are shrunk to fit into them, and no "
-            "test views; make them a scene of their own, or crop them and find the poses anew, to keep more detail",
+            "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d): they are shrunk to fit, trained on, "
+            "and no test views; to keep more detail make them a scene of their own",
             others[0], len(others), len(sizes), *sizes[others[0]][::-1], *photo[::-1],
         )  # fmt: skip
     if (largest := max(size for size in sizes.values() if photo_sizes.are_alike(size, photo))) != photo:
