@@ -25,7 +25,7 @@ import tensorflow as tf
 from support import commandline
 
 from nerf_tf import build
-from nerf_tf.data.pipeline import RayBatch, ray_batches
+from nerf_tf.data.pipeline import ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.geometry.rays import Rays, image_rays
@@ -72,15 +72,15 @@ class Racer:
         self._renderer = build.make_renderer(settings, scene, self._trainer)
         self._rays, self._colours = held_out_rays(scene, settings.random_seed)
         self._batches = iter(ray_batches(scene, build.batch_settings(settings), settings.random_seed))
-        self._next = next(self._batches)
+        self._batch = next(self._batches)
         self.evaluate()
         self._step()  # compiled in it
 
     def _step(self) -> float:
         """Takes a step, and returns its seconds."""
         start = time.perf_counter()
-        float(self._trainer.train_step(self._next).loss)  # waits for the device
-        self._next: RayBatch = next(self._batches)
+        float(self._trainer.train_step(self._batch).loss)  # waits for the device
+        self._batch = next(self._batches)
         return time.perf_counter() - start
 
     def advance(self) -> None:
