@@ -208,8 +208,12 @@ def test_the_planner_predicts_what_compiled_programs_take(counted):
 
 
 def test_the_measured_peak_is_linear_in_netchunk(paper_peak, measurement, memory_meter, counted):
+    """Twice as many points more take about twice as much more; four times would be quadratic.
+
+    Beside another test process 2.4 was seen: which operations run side by side depends on who else computes.
+    """
     small, middle, large = (paper_peak(measurement, memory_meter, **cell)[0] for cell in TRAINED)
-    assert (large - middle) / (middle - small) == pytest.approx(2.0, rel=0.2)
+    assert (large - middle) / (middle - small) == pytest.approx(2.0, rel=0.4)
 
 
 def paper_work(training: bool, rays: int, precision: str = "float32") -> prediction.Workload:
