@@ -134,6 +134,15 @@ def test_photos_are_trained_on_at_about_500_pixels(tool, tmp_path, longer, facto
     assert tool("from_photos").choose_factor(scene) == factor
 
 
+def test_what_most_photos_have_counts(tool, tmp_path):
+    """A portrait that comes first does not make the video of landscapes narrow."""
+    scene = llff_scene(tmp_path / "scene", np.eye(4)[None, :3], (1920, 1080))
+    for name in ("001.png", "002.png"):
+        Image.new("RGB", (1280, 720)).save(scene / "images" / name)
+    assert tool("from_photos").choose_factor(scene) == 3
+    assert "--render_width=378" in tool("from_photos").choose_video(scene, [])
+
+
 def test_the_video_is_small_unless_told_otherwise(tool, tmp_path):
     scene = llff_scene(tmp_path / "scene", np.eye(4)[None, :3], (360, 640))
     choose = tool("from_photos").choose_video

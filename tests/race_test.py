@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from nerf_tf import build
+from nerf_tf.settings import parsing
 
 pytest.importorskip("matplotlib", reason="the race is drawn with matplotlib: pip install -e '.[plots]'")
 
@@ -43,6 +47,12 @@ def test_both_fields_train_for_equal_times(race, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out == f"{tmp_path}/out/race.json\n{tmp_path}/out/race.png\n"
     assert (tmp_path / "out/race.png").stat().st_size > 5000
+
+
+def test_a_scene_without_validation_views(race):
+    scene = build.load_scene(parsing.parse_settings([*FLAGS, "--expname=x"]))
+    with pytest.raises(ValueError, match="no validation views to compare with"):
+        race.held_out_rays(dataclasses.replace(scene, i_val=scene.i_val[:0]), 0)
 
 
 @pytest.mark.parametrize(

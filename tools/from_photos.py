@@ -47,8 +47,9 @@ MINUTES, FRAMES = 3.0, 60
 LONGER_SIDE = 500
 # Views of the video, their pixels and views a second, if not told otherwise: 5 million rays, some minutes on two cores.
 VIEWS, VIEW_PIXELS, FPS = 60, 80_000, 20
-CONFIGS = {"ndc": "configs/fast/fern.txt", "360": "configs/fast/360.txt"}
-# How a scene of each kind is loaded. The configs say so, too, but for scenes of transforms.json.
+# The kinds of scenes: those that --kind names, and that of transforms.json. The config of each, and how it is loaded.
+KINDS = ("ndc", "360")
+CONFIGS = {"ndc": "configs/fast/fern.txt", **dict.fromkeys(("360", "transforms"), "configs/fast/360.txt")}
 FLAGS = {
     "ndc": [],
     "360": ["--no_ndc", "--spherify"],
@@ -132,7 +133,7 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
     if not file.is_file():
         if kind == "ndc":
             raise ValueError(f"{file}: no such file, as {scene / 'imgs2poses.txt'} explains; leave out --kind")
-        print(f"no poses_bounds.npy: transforms.json, contracted space; {CONFIGS['360']}", flush=True)
+        print(f"no poses_bounds.npy: transforms.json, contracted space; {CONFIGS['transforms']}", flush=True)
         return "transforms", []
     poses, hwf, _ = llff.read_poses_bounds(file)
     cameras = [Camera.centred(round(height), round(width), focal) for height, width, focal in hwf]
@@ -146,17 +147,22 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
     return chosen, ["--render_path=test"] if outwards else []
 
 
-def choose_factor(scene: Path) -> int:
-    """The factor by which photos are shrunk, so that their longer side is about `LONGER_SIDE`."""
+def usual_size(scene: Path) -> tuple[int, int]:
+    """Height and width of the scene's photos; of several sizes the one that the scene's views have."""
+    from nerf_tf.data import photo_sizes
     from nerf_tf.storage import image_folders, image_reader
 
-    return max(1, round(max(image_reader.image_size(image_folders.list_images(scene / "images")[0])) / LONGER_SIDE))
+    paths = image_folders.list_images(scene / "images")
+    return photo_sizes.smallest_usual([image_reader.image_size(path) for path in paths])
+
+
+def choose_factor(scene: Path) -> int:
+    """The factor by which photos are shrunk, so that their longer side is about `LONGER_SIDE`."""
+    return max(1, round(max(usual_size(scene)) / LONGER_SIDE))
 
 
 def choose_video(scene: Path, of_video: Iterable[str]) -> list[str]:
     """Flags for number, size and speed of the video's views, where those in `of_video` leave them open."""
-    from nerf_tf.storage import image_folders, image_reader
-
     named = {word.lstrip("-").partition("=")[0] for word in of_video}
     flags = []
     if not named & {"render_frames", "render_path_file"}:
@@ -164,7 +170,7 @@ def choose_video(scene: Path, of_video: Iterable[str]) -> list[str]:
         if "fps" not in named:
             flags.append(f"--fps={FPS}")
     if not named & {"render_width", "render_factor"}:
-        height, width = image_reader.image_size(image_folders.list_images(scene / "images")[0])
+        height, width = usual_size(scene)
         flags.append(f"--render_width={min(width, round((VIEW_PIXELS * width / height) ** 0.5 / 2) * 2)}")
     return flags
 
@@ -247,9 +253,8 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
             print(f"there are problems, see above and {picture}; goes on all the same", flush=True)
 
     stages.run("check", {"kind": kind, "factor": factor}, ["check.png", "check.txt"], check)
-    config = CONFIGS["ndc" if kind == "ndc" else "360"]
-    own = [f"--config={config}", f"--datadir={scene}", f"--basedir={out}", "--expname=run", f"--factor={factor}"]
-    own += FLAGS[kind] if kind == "transforms" else []
+    own = [f"--config={CONFIGS[kind]}", f"--datadir={scene}", f"--basedir={out}", "--expname=run", f"--factor={factor}"]
+    own += FLAGS[kind]
 
     def train() -> None:
         require_success(run_program("nerf_tf", *own, f"--train_minutes={args.minutes:g}", *train_flags))
@@ -287,7 +292,7 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("photos", type=Path, metavar="PHOTOS_OR_VIDEO", help="folder of photos, or a video file")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for all that is made")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"of training (default: {MINUTES:g})")
-    parser.add_argument("--kind", choices=("auto", *CONFIGS), default="auto", help="default: as the poses tell")
+    parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="default: as the poses tell")
     parser.add_argument(
         "--factor", type=int, metavar="N", help=f"divide the photos' sides (default: to about {LONGER_SIDE} pixels)"
     )

@@ -41,7 +41,13 @@ COLOURS = (figures.ORANGE, figures.BLUE, figures.PALE, "#4aa3a2", "#8f5aa8")
 
 
 def held_out_rays(scene: Scene, seed: int) -> tuple[Rays, np.ndarray]:
-    """Returns rays of random pixels of the validation views, [R, ...], and their colours [R, 3]."""
+    """Returns rays of random pixels of the validation views, [R, ...], and their colours [R, 3].
+
+    Raises:
+        ValueError: there is no such view.
+    """
+    if not len(scene.i_val):
+        raise ValueError("the scene has no validation views to compare with: name some, or lower --llffhold")
     rng = np.random.default_rng(seed)
     height, width = scene.images.shape[1:3]
     rays, colours = [], []

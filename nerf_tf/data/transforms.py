@@ -217,14 +217,15 @@ def _common_size(sizes: Mapping[Path, Size], factor: int) -> CommonSize:
     if factor > 1:
         shrunk = (*photo[::-1], *common.image[::-1])
         logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
-    others = [path for path, size in sizes.items() if not photo_sizes.are_alike(size, photo)]
+    usual = [size for size in sizes.values() if photo_sizes.are_alike(size, photo)]
+    others = [path for path, size in sizes.items() if size not in usual]
     if others:
         logger.warning(
             "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d): they are shrunk to fit, trained on, "
             "and no test views; to keep more detail make them a scene of their own",
             others[0], len(others), len(sizes), *sizes[others[0]][::-1], *photo[::-1],
         )  # fmt: skip
-    if (largest := max(size for size in sizes.values() if photo_sizes.are_alike(size, photo))) != photo:
+    if (largest := max(usual)) != photo:
         logger.warning(
             "%s: photos of several sizes, up to %dx%d, are shrunk to this one's, %dx%d; leave small ones out to keep "
             "more detail",
@@ -281,6 +282,7 @@ def _undistort(
     distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
 
     def undistort(index: int) -> None:
+        """Replaces a distorted photo and its mask."""
         i = distorted[index]
         rows, cols = source(pinholes[lenses[i]], *lenses[i])
         photo = images[i][places[i].window]
