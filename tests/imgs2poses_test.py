@@ -453,7 +453,7 @@ def only_two(folder: Path) -> None:
     ("spoil", "said"),
     [
         (heic, "IMG_1.HEIC: not PNG or JPEG; save as JPEG, or move out"),
-        (two_sizes, "3 photos are 64x48, but turned.png not (48x64); a size of its own, and so a camera, needs 3"),
+        (two_sizes, "3 photos are 64x48, but turned.png not (48x64); each size has a camera of its own, which takes 3"),
         (two_endings, "two photos named photo_00 differ in their ending only"),
         (sixteen_bit_grey, "photo_01.png: its pixels are of kind I;16; save it as 8-bit grey, RGB or RGBA"),
         (only_two, "holds 2 photos; poses need 3"),

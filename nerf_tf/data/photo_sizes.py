@@ -59,7 +59,11 @@ class CommonSize:
     image: Size
 
     def place(self, photo: Size) -> Place:
-        """Returns where a photo lies in the image: on all of it, or centred, no larger than `factor` makes it."""
+        """Returns where a photo lies in the image.
+
+        It fills the image if it has the usual proportions. Otherwise it lies in the middle, shrunk until it fits, and
+        at least as much as the image was.
+        """
         if are_alike(photo, self.photo):
             return Place(0, 0, *self.image)
         scale = min(*(side / own for side, own in zip(self.image, photo, strict=True)), self.image[1] / self.photo[1])

@@ -221,8 +221,8 @@ def _common_size(sizes: Mapping[Path, Size], factor: int) -> CommonSize:
     others = [path for path, size in sizes.items() if size not in usual]
     if others:
         logger.warning(
-            "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d): they are shrunk to fit, trained on, "
-            "and no test views; to keep more detail make them a scene of their own",
+            "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d): they are shrunk to fit, and "
+            "used for training only; to keep more detail make them a scene of their own",
             others[0], len(others), len(sizes), *sizes[others[0]][::-1], *photo[::-1],
         )  # fmt: skip
     if (largest := max(usual)) != photo:

@@ -116,7 +116,8 @@ def copy_upright(paths: Sequence[Path], folder: Path) -> None:
         width, height = sizes[odd[0]]
         raise ValueError(
             f"{paths[0].parent}: {count} photos are {usual[0]}x{usual[1]}, but {listed([path.name for path in odd])} "
-            f"not ({width}x{height}); a size of its own, and so a camera, needs {FEWEST} photos: move the others out"
+            f"not ({width}x{height}); each size has a camera of its own, which takes {FEWEST} photos to find: move "
+            "the others out"
         )
 
 
