@@ -34,9 +34,11 @@ _OLD_START = pickle.dumps(_MAGIC_NUMBER, protocol=2)
 
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _ORDERED_DICT = "collections.OrderedDict"
-_FLOATS = {"torch.FloatStorage": "f4", "torch.DoubleStorage": "f8", "torch.HalfStorage": "f2"}
-# Counts of an optimizer may be of these; they are not read.
-_OTHERS = ("torch.LongStorage", "torch.IntStorage", "torch.BoolStorage", "torch.ByteStorage")
+# The types of storages. Counts of an optimizer may be of those that are no floats; they are not read.
+_TYPES = {
+    **{"torch.FloatStorage": "f4", "torch.DoubleStorage": "f8", "torch.HalfStorage": "f2"},
+    **{"torch.LongStorage": "i8", "torch.IntStorage": "i4", "torch.BoolStorage": "b1", "torch.ByteStorage": "u1"},
+}
 
 _READING_ERRORS = (*pickled_arrays.READING_ERRORS, *readers.ZIP_ERRORS)
 
@@ -90,10 +92,8 @@ def load(path: str | os.PathLike, wanted: Sequence[str]) -> dict[str, object]:
             is_archive = file.read(len(_ZIP_START)) == _ZIP_START
         if is_archive:
             with zipfile.ZipFile(path) as archive:
-                content, storage = _open_archive(archive)
-                return _entries(content, storage, wanted, path.stat().st_size)
-        content, storage = _open_old(path.read_bytes())
-        return _entries(content, storage, wanted, path.stat().st_size)
+                return _entries(*_open_archive(archive), wanted, path.stat().st_size)
+        return _entries(*_open_old(path.read_bytes()), wanted, path.stat().st_size)
     except _READING_ERRORS as error:
         reason = (str(error) or type(error).__name__)[:300]
         raise ValueError(f"{path}: not a checkpoint of PyTorch that can be read: {reason}") from None
@@ -124,7 +124,7 @@ def save(path: str | os.PathLike, content: Mapping[str, object]) -> None:
 class _Storage(NamedTuple):
     """The record of a tensor's storage: its type, the key of its bytes, and how many numbers it has."""
 
-    kind: str
+    type: np.dtype
     key: str
     count: int
 
@@ -141,7 +141,13 @@ class _OrderedDict(dict):
 
 
 class _Recorder(pickled_arrays.Recorder):
-    allowed = frozenset((_TENSOR, _ORDERED_DICT, *_FLOATS, *_OTHERS))
+    """Also records the type of each storage that the pickle refers to, by its key, in `types`."""
+
+    allowed = frozenset((_TENSOR, _ORDERED_DICT, *_TYPES))
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(io.BytesIO(payload), encoding="latin1")
+        self.types: dict[str, np.dtype] = {}
 
     def find_class(self, module: str, name: str) -> object:
         found = super().find_class(module, name)
@@ -152,15 +158,17 @@ class _Recorder(pickled_arrays.Recorder):
         # The sixth item of an old file is None, but for storages that share another's bytes.
         match pid:
             case ("storage", pickled_arrays.Global(name=kind), str(key), str(), int(count), *rest):
-                if kind in (*_FLOATS, *_OTHERS) and count >= 0 and rest in ([], [None]):
-                    return _Storage(kind, key, count)
+                if kind in _TYPES and count >= 0 and rest in ([], [None]):
+                    self.types[key] = np.dtype(_TYPES[kind])
+                    return _Storage(self.types[key], key, count)
         raise pickle.UnpicklingError("it refers to something that is no tensor's storage")
 
 
-def _read_pickle(payload: bytes) -> tuple[object, int]:
-    """What the first pickle in `payload` holds, and the bytes that it takes."""
+def _read_pickle(payload: bytes) -> tuple[object, dict[str, np.dtype], int]:
+    """What the first pickle in `payload` holds, the types of its storages by key, and the bytes that it takes."""
     size = pickled_arrays.measure_pickle(payload)
-    return _Recorder(io.BytesIO(payload[:size]), encoding="latin1").load(), size
+    recorder = _Recorder(payload[:size])
+    return recorder.load(), recorder.types, size
 
 
 def _open_archive(archive: zipfile.ZipFile) -> tuple[object, _ReadStorage]:
@@ -186,7 +194,7 @@ def _open_archive(archive: zipfile.ZipFile) -> tuple[object, _ReadStorage]:
         order = ">"
 
     def storage(record: _Storage) -> tuple[bytes, str]:
-        return read(f"{folder}data/{record.key}", record.count * np.dtype(_FLOATS[record.kind]).itemsize), order
+        return read(f"{folder}data/{record.key}", record.count * record.type.itemsize), order
 
     return _read_pickle(read(name, _LARGEST_PICKLE))[0], storage
 
@@ -198,56 +206,28 @@ def _open_old(payload: bytes) -> tuple[object, _ReadStorage]:
     """
     if not payload.startswith(_OLD_START):
         raise ValueError("it begins as no file of PyTorch does")
-    place, pickles = 0, []
+    place, pickles, types = 0, [], {}
     for _ in range(5):
-        found, size = _read_pickle(payload[place : place + _LARGEST_PICKLE])
+        found, its_types, size = _read_pickle(payload[place : place + _LARGEST_PICKLE])
         pickles.append(found)
+        types |= its_types
         place += size
     _, version, system, content, keys = pickles
     if version != 1001 or not (isinstance(system, dict) and system.get("little_endian") is True):
         raise ValueError(f"it is of version {version!r}, or from a machine of another byte order")
     if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
         raise ValueError("it has no list of storages")
-    kinds = {record.key: record.kind for record in _storages(content)}
+    if not types.keys() >= set(keys):
+        raise ValueError("it has a storage that no tensor uses")
     pieces = {}
     for key in keys:
-        (count,) = struct.unpack_from("<q", payload, place)
-        width = _width(kinds.get(key))
+        (count,), width = struct.unpack_from("<q", payload, place), types[key].itemsize
         place += 8
         if not 0 <= count <= (len(payload) - place) // width:
             raise ValueError(f"storage {key[:80]!r} is cut short")
         pieces[key] = payload[place : place + count * width]
         place += count * width
     return content, lambda record: (pieces[record.key], "<")
-
-
-def _width(kind: str | None) -> int:
-    """Bytes of a number in a storage."""
-    widths = {name: int(code[1]) for name, code in _FLOATS.items()}
-    widths |= dict(zip(_OTHERS, (8, 4, 1, 1), strict=True))
-    if kind not in widths:
-        raise ValueError("it has a storage that no tensor uses")
-    return widths[kind]
-
-
-def _storages(content: object) -> list[_Storage]:
-    """The records of all storages in a pickle, each container looked into once."""
-    found, seen, left = [], set(), [content]
-    while left:
-        item = left.pop()
-        if isinstance(item, _Storage):
-            found.append(item)
-            continue
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, dict):
-            left += item.values()
-        elif isinstance(item, list | tuple):
-            left += item
-        elif isinstance(item, pickled_arrays.Call):
-            left += item.args
-    return found
 
 
 def _entries(content: object, storage: _ReadStorage, wanted: Sequence[str], most: int) -> dict[str, object]:
@@ -279,7 +259,7 @@ def _array(record: object, storage: _ReadStorage, what: str) -> np.ndarray:
     if not (isinstance(record, pickled_arrays.Call) and record.name == _TENSOR and len(record.args) >= 4):
         raise ValueError(f"{what} is not a tensor")
     source, offset, shape, strides = record.args[:4]
-    if not isinstance(source, _Storage) or source.kind not in _FLOATS:
+    if not isinstance(source, _Storage) or source.type.kind != "f":
         raise ValueError(f"{what} is not a tensor of floats")
     if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= 8):
         raise ValueError(f"{what} has no proper shape")
@@ -289,7 +269,7 @@ def _array(record: object, storage: _ReadStorage, what: str) -> np.ndarray:
     if 0 in shape or math.prod(shape) > source.count or last >= source.count:
         raise ValueError(f"{what} of shape {list(shape)} does not lie within its storage of {source.count} numbers")
     payload, order = storage(source)
-    kind = np.dtype(order + _FLOATS[source.kind])
+    kind = source.type.newbyteorder(order)
     if len(payload) != source.count * kind.itemsize:
         raise ValueError(f"{what} has {len(payload)} bytes; expected {source.count * kind.itemsize}")
     numbers = np.frombuffer(payload, kind)[offset:]
