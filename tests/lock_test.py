@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from nerf_tf.storage import lock
+from nerf_tf.storage import atomic, lock
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 # Holds the lock until its stdin ends.
 HOLDER = """
 import sys
 from pathlib import Path
-from nerf_tf.storage import lock
+from nerf_tf.storage import atomic, lock
 with lock.lock_run(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -128,7 +128,7 @@ def no_locks(handle: int, operation: int) -> None:
 
 @LINUX
 def test_without_locks_of_the_kernel_the_processes_number_and_start_decide(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(atomic.fcntl, "flock", no_locks)
     write_holder(tmp_path)
     with pytest.raises(OSError, match=f"pid {os.getpid()} .* has been training here"):
         lock.lock_run(tmp_path).__enter__()
@@ -142,7 +142,7 @@ def test_without_locks_of_the_kernel_the_processes_number_and_start_decide(tmp_p
 
 
 def test_a_system_without_any_of_this(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(atomic, "fcntl", None)
     monkeypatch.setattr(lock, "_kernel_text", lambda path: "")
     with lock.lock_run(tmp_path), pytest.raises(OSError, match="delete this file"):
         lock.lock_run(tmp_path).__enter__()

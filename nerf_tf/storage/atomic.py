@@ -119,6 +119,19 @@ def open_file_or_folder(path: Path, flags: int) -> int:
     raise OSError(f"{path}: is a link, a pipe or a device, not a file; remove it")
 
 
+def lock_handle(handle: int) -> bool | None:
+    """Locks an open file or folder; False: another process holds the lock, None: there are no such locks here."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network file system may not support locks
+        return None
+    return True
+
+
 def sync_file(path: Path) -> None:
     """Waits until a file's contents are on the disk."""
     with path.open("rb+") as file:
@@ -181,15 +194,13 @@ def _lock(path: Path) -> int | None:
     if fcntl is None:
         return None
     handle = open_file_or_folder(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:  # a network file system may not support locks
-        os.close(handle)
-        return None
-    return handle
+    locked = lock_handle(handle)
+    if locked:
+        return handle
+    os.close(handle)
+    if locked is False:
+        raise BlockingIOError(f"{path}: locked by another process")
+    return None
 
 
 def _unlock(handle: int | None) -> None:

@@ -12,12 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nerf_tf.storage.atomic import make_folder, open_file_or_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from nerf_tf.storage import atomic
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +33,14 @@ def lock_run(folder: Path) -> Iterator[None]:
     Raises:
         OSError: another process trains there, or may do so; or the file cannot be written.
     """
-    made = make_folder(folder)
+    made = atomic.make_folder(folder)
     path = folder / LOCK_FILE
     try:
         handle = _acquire(path)
         try:
             yield
         finally:
-            if fcntl is None:  # Windows cannot delete an open file
+            if atomic.fcntl is None:  # Windows cannot delete an open file
                 os.close(handle)
                 path.unlink(missing_ok=True)
             else:  # deleted before unlocking, so that no other process locks a file about to be deleted
@@ -60,9 +55,9 @@ def lock_run(folder: Path) -> Iterator[None]:
 def _acquire(path: Path) -> int:
     """Locks the file, writes this process into it, and returns its file descriptor."""
     while True:
-        handle = open_file_or_folder(path, os.O_RDWR | os.O_CREAT)
+        handle = atomic.open_file_or_folder(path, os.O_RDWR | os.O_CREAT)
         try:
-            locked = _lock(handle)
+            locked = atomic.lock_handle(handle)
             if not _is_same_file(handle, path):  # its holder deleted it between the two lines above
                 os.close(handle)
                 continue
@@ -80,19 +75,6 @@ def _acquire(path: Path) -> int:
                 path.unlink(missing_ok=True)
                 raise OSError(f"{path}: cannot be written ({error.strerror})") from error
             raise
-
-
-def _lock(handle: int) -> bool | None:
-    """Whether the kernel gave this process the lock; None where there are no such locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network file system may not support locks
-        return None
-    return True
 
 
 def _is_same_file(handle: int, path: Path) -> bool:
