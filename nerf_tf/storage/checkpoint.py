@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 MAX_CHECKPOINTS = 2
 STATE = "state"
 STATE_FILES = (f"{STATE}.index", f"{STATE}.data-00000-of-00001")
-# Versions before 0.3.0 saved no counts.
-OPTIONAL_PARTS = ("counts",)
 OLD_ENDINGS = (".index", ".data-00000-of-00001")
 # In the format of the program sha256sum.
 CHECKSUM_FILE = "sha256.txt"
@@ -56,8 +54,7 @@ class CheckpointStore:
             folder: the folder of all checkpoints of the run.
         """
         self._state, self._folder = state, folder
-        required = {name: part for name, part in state.items() if name not in OPTIONAL_PARTS}
-        self._checkpoint = tf.train.Checkpoint(**required)
+        self._checkpoint = tf.train.Checkpoint(**{name: part for name, part in state.items() if name != "counts"})
         self.path: Path | None = None
         self.step: int | None = None
 
@@ -77,10 +74,6 @@ class CheckpointStore:
         numbers = {int(match[1]) for match in matches if match}
         return [self._folder / f"ckpt-{number}" for number in sorted(numbers, reverse=True)]
 
-    def _attach_optional_parts(self) -> None:
-        for name in OPTIONAL_PARTS:
-            setattr(self._checkpoint, name, self._state[name])
-
     def save(self) -> None:
         """Writes a checkpoint, and removes all intact ones but the newest `MAX_CHECKPOINTS`.
 
@@ -89,7 +82,7 @@ class CheckpointStore:
         """
         last = self.newest
         path = self._folder / f"ckpt-{int(last.name.removeprefix('ckpt-')) + 1 if last else 1}"
-        self._attach_optional_parts()
+        self._checkpoint.counts = self._state["counts"]
         try:
             with complete_folder(path) as temporary:
                 self._checkpoint.write(str(temporary / STATE))
@@ -151,7 +144,7 @@ class CheckpointStore:
             self._check_parts(path, prefix)
             self._checkpoint.read(prefix).assert_existing_objects_matched()
             # Attached after the check, as version 0.2.0 saved no counts; where there are some, this restores them.
-            self._attach_optional_parts()
+            self._checkpoint.counts = self._state["counts"]
         except (AssertionError, ValueError) as error:
             raise ValueError(
                 f"{path}: does not fit the networks ({_first_line(error)}); use the run's own args.txt as "
