@@ -6,7 +6,6 @@ Such a file is a NumPy object array of float arrays, stored as a pickle. `load` 
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import pickle
@@ -49,11 +48,13 @@ def load(path: str | os.PathLike) -> list[np.ndarray]:
         raise ValueError(f"{path}: {other}")
     try:
         with path.open("rb") as file:
-            count = _read_header(file)
+            shape, _, dtype = readers.read_npy_header(file)
+            if dtype.kind != "O" or len(shape) != 1:
+                raise ValueError(f"it holds one array of {dtype} of shape {list(shape)}, not a list of arrays")
             if path.stat().st_size > LARGEST_FILE:
                 raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
             payload = file.read()
-        return _float_arrays(_array_items(pickled_arrays.parse(payload), count), len(payload))
+        return _float_arrays(pickled_arrays.parse(payload), *shape, len(payload))
     except pickled_arrays.READING_ERRORS as error:
         raise ValueError(f"{path}: not a weight file: {str(error) or type(error).__name__}") from None
 
@@ -144,16 +145,11 @@ def _step_digits(path: Path) -> str:
     return match[1]
 
 
-def _read_header(file: io.BufferedReader) -> int:
-    """Reads the header of a one-dimensional object array, and returns its length."""
-    shape, _, dtype = readers.read_npy_header(file)
-    if dtype.kind != "O" or len(shape) != 1:
-        raise ValueError(f"it holds one array of {dtype} of shape {list(shape)}, not a list of arrays")
-    return shape[0]
-
-
-def _float_arrays(items: list, most: int) -> list[np.ndarray]:
-    """Builds arrays of together at most `most` bytes: a small pickle can refer to one array many times."""
+def _float_arrays(record: object, count: int, most: int) -> list[np.ndarray]:
+    """Builds `count` arrays of together at most `most` bytes: a small pickle can refer to one array many times."""
+    shape, dtype, _, items = pickled_arrays.split_array_record(record, "its content")
+    if not dtype.args[0].startswith("O") or shape != (count,) or not isinstance(items, list) or len(items) != count:
+        raise ValueError(f"its content is not the list of {count} arrays that its header announces")
     arrays, total = [], 0
     for i, item in enumerate(items):
         what = f"array {i} of {len(items)}"
@@ -165,11 +161,3 @@ def _float_arrays(items: list, most: int) -> list[np.ndarray]:
             if not np.all(np.isfinite(arrays[-1].astype(np.float32))):
                 raise ValueError(f"{what} holds NaN or infinity: training that wrote it had failed")
     return arrays
-
-
-def _array_items(record: object, count: int) -> list:
-    """Returns the records of the `count` arrays in the outer array."""
-    shape, dtype, _, items = pickled_arrays.split_array_record(record, "its content")
-    if not dtype.args[0].startswith("O") or shape != (count,) or not isinstance(items, list) or len(items) != count:
-        raise ValueError(f"its content is not the list of {count} arrays that its header announces")
-    return items
