@@ -25,8 +25,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from nerf_tf import app, build
 from nerf_tf.camera_paths import scene_paths
-from nerf_tf.camera_paths.keyframe_file import load_keyframes
-from nerf_tf.camera_paths.keyframes import Keyframes, keyframes_json
+from nerf_tf.camera_paths.keyframes import Keyframes, keyframes_json, load_keyframes
 from nerf_tf.data import blender
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation.metrics import psnr, ssim

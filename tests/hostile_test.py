@@ -22,7 +22,7 @@ from images_test import save_png
 from PIL import Image
 from tf1_weights_test import hostile_payloads, npy_bytes
 
-from nerf_tf.camera_paths import keyframe_file
+from nerf_tf.camera_paths import keyframes
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data import images as image_files
 from nerf_tf.evaluation import lpips
@@ -423,7 +423,7 @@ def make_hole(path: Path) -> None:
 READERS = {
     "array.npy": readers.read_npy,
     "occupancy.npz": readers.read_npz,
-    "keys.json": keyframe_file.load_keyframes,
+    "keys.json": keyframes.load_keyframes,
     "vgg16.ckpt": lpips.read_weights,
     "poses_bounds.npy": llff.read_poses_bounds,
     "model_000001.npy": tf1_weights.load,

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nerf_tf.camera_paths.keyframe_file import SHORTEST_STEP, load_keyframes
-from nerf_tf.camera_paths.keyframes import MAX_FRAMES, Keyframes, interpolate, interpolate_at, keyframes_json
+from nerf_tf.camera_paths.keyframes import (
+    MAX_FRAMES,
+    SHORTEST_STEP,
+    Keyframes,
+    interpolate,
+    interpolate_at,
+    keyframes_json,
+    load_keyframes,
+)
 from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 from PIL import Image as Photo
 
 from nerf_tf import build
-from nerf_tf.camera_paths.keyframe_file import load_keyframes
+from nerf_tf.camera_paths.keyframes import load_keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import build_mlp
 from nerf_tf.geometry import paths

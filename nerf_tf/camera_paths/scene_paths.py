@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.camera_paths import keyframe_file, keyframes
+from nerf_tf.camera_paths import keyframes
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
@@ -90,12 +90,12 @@ def read_path(path: Path, fps: int) -> np.ndarray:
         if not len(poses) or not np.isfinite(poses).all():
             raise ValueError(f"{path}: poses must be finite numbers, and at least one")
         return _checked(path, {f"pose {i}": pose for i, pose in enumerate(poses)})
-    document = readers.read_json(path, keyframe_file.LARGEST_TEXT, "; expected keyframes as JSON")
+    document = readers.read_json(path, keyframes.LARGEST_TEXT, "; expected keyframes as JSON")
     frames = document.get("frames") if isinstance(document, dict) else None
     if isinstance(frames, list) and frames and "keyframes" not in document:
         found = enumerate(frame.get("transform_matrix") if isinstance(frame, dict) else None for frame in frames)
         return _checked(path, {f"frame {i}: transform_matrix": matrix for i, matrix in found})
-    keys = keyframe_file.load_keyframes(path)
+    keys = keyframes.load_keyframes(path)
     with readers.path_in_errors(path):
         return keyframes.interpolate(keys, fps).astype(np.float32)
 
