@@ -131,7 +131,7 @@ def test_shares_are_those_of_the_frustum():
         [[0, 0, -2], [0, 0, -0.5], [0, 0, -4], [0, 0, 2], [1.04, 0, -2], [1.05, 0, -2], [0, 0.78, -2], [0, 0.79, -2]]
     )
     assert capture_checks.shares_in_frusta(scene, points) == pytest.approx([3 / 8])
-    depths = capture_checks.depths_in_view(scene, 0, points)
+    depths = scene_points.depths_in_images(scene.cameras, scene.poses, points)[0]
     np.testing.assert_allclose(depths, [2, 0.5, 4, np.nan, 2, np.nan, 2, np.nan])
     under_ndc = dataclasses.replace(scene, ndc=True, near=0.0, far=1.0)
     assert capture_checks.shares_in_frusta(under_ndc, points) == pytest.approx([5 / 8])

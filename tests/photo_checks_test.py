@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageFilter
 from scene_checks_test import a_scene, one, ring
 
-from nerf_tf.data import blender, deepvoxels, llff
-from nerf_tf.safety import capture_checks, photo_checks
+from nerf_tf.data import blender, deepvoxels, llff, scene_points
+from nerf_tf.safety import photo_checks
 
 NAMES = [f"{i:03d}.png" for i in range(30)]
 
@@ -51,7 +51,7 @@ def test_exposure_is_told_by_points_where_photos_show_different_things():
     scene = a_scene(poses, 0.1, 10.0)
     exposure = np.where(np.arange(24) < 12, 0.0, -1.0)
     for view, image in enumerate(scene.images):
-        rows, cols, _ = capture_checks.pixels_of_points(scene, view, points)
+        rows, cols, _ = scene_points.pixels_in_image(scene.cameras[view], scene.poses[view], points)
         seen = np.flatnonzero(np.isfinite(rows))
         values = (light[seen] * np.exp2(exposure[view])) ** (1 / 2.2)
         image[rows[seen].astype(int), cols[seen].astype(int)] = values[:, None]

@@ -36,7 +36,7 @@ from support.camera_drawing import add_space, draw_cameras, draw_frusta, frustum
 from nerf_tf import build
 from nerf_tf.data import scene_points, transforms
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.scene_points import ScenePoints
+from nerf_tf.data.scene_points import ScenePoints, depths_in_images
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.depth import transform_points
 from nerf_tf.output import figures, view_files
@@ -339,8 +339,8 @@ def _bounds_finding(scene: Scene, sparse: np.ndarray | None) -> str:
     if scene.bounds is not None:
         text += f"; the photos show {scene.bounds[:, 0].min():.3g} to {scene.bounds[:, 1].max():.3g}"
     if sparse is not None:
-        depths = [capture_checks.depths_in_view(scene, i, sparse) for i in range(len(scene.poses))]
-        text += f"; half of the points lie within {np.nanmedian(np.concatenate(depths)):.3g}"
+        depths = depths_in_images(scene.cameras, scene.poses, sparse)
+        text += f"; half of the points lie within {np.nanmedian(depths):.3g}"
     return text
 
 
@@ -408,13 +408,13 @@ def _draw_frusta_and_points(figure, place, inspection: Inspection) -> None:
     """Draws a 3-D panel with the scene's points, and frusta of some cameras from near to far."""
     scene, points = inspection.scene, inspection.points
     chosen = np.unique(np.linspace(0, len(scene.poses) - 1, DRAWN_FRUSTA).round().astype(int))
-    depths = np.concatenate([capture_checks.depths_in_view(scene, i, points) for i in chosen])
+    views = [(scene.cameras[i], scene.poses[i]) for i in chosen]
+    depths = depths_in_images(*zip(*views, strict=True), points)
     closest, farthest = np.percentile(depths[np.isfinite(depths)], SHOWN_DEPTHS)
     ends = []  # near and far of a frustum, as far as there are points
     for i in chosen:
         near, far = capture_checks.depth_range(scene, i)
         ends.append((min(near, farthest), min(far, 1.1 * farthest)))
-    views = [(scene.cameras[i], scene.poses[i]) for i in chosen]
     corners = np.concatenate([frustum(*view, far) for view, (_, far) in zip(views, ends, strict=True)])
     axes = add_space(figure, place, "What they see from near to far, and the points", scene.poses, corners)
     within = np.abs(points - corners.mean(axis=0)).max(axis=1) < np.ptp(corners, axis=0).max()

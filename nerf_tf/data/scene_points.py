@@ -24,8 +24,8 @@ CERTAIN_VIEWS, ENOUGH_POINTS = 3, 100
 # Points are of the cameras' world if `share_of_sightings` is at least this. Fern's is 0.999 in its own world, 0.8 with
 # a focal length 20 % too long, and 0 in a world turned by 90 degrees.
 OWN_SIGHTINGS = 0.5
-# Points that are projected to compute that share: more do not change it.
-MOST_POINTS = 5000
+# Points that are projected into all views to compute that share, and near and far: more do not change them.
+POINTS_FOR_SHARE, POINTS_FOR_RANGE = 5000, 20_000
 # Near and far are these percentiles of the points' depths, as some points are always wrong, times these margins.
 POINT_PERCENTILES, POINT_MARGINS = (0.1, 99.9), (0.9, 1.1)
 
@@ -112,9 +112,8 @@ def share_of_sightings(cameras: Sequence[Camera], poses: np.ndarray, points: np.
     Returns:
         The share, near 1 if points and cameras are of one world; 0 without points.
     """
-    every = max(1, len(points) // MOST_POINTS)
-    points, views = points[::every], np.maximum(views[::every], 1)
-    counts = sum(np.isfinite(depths_in_image(*view, points)) for view in zip(cameras, poses, strict=True))
+    points, views = thinned(points, POINTS_FOR_SHARE), np.maximum(thinned(views, POINTS_FOR_SHARE), 1)
+    counts = np.isfinite(depths_in_images(cameras, poses, points)).sum(axis=0)
     return float(np.mean(np.minimum(counts / views, 1.0))) if len(points) else 0.0
 
 
@@ -126,9 +125,14 @@ def pixels_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> tupl
     return tuple(np.where(inside, values, np.nan) for values in (rows, cols, -z))
 
 
-def depths_in_image(camera: Camera, c2w: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Computes depths [P] of points [P, 3] along a view's optical axis; NaN outside of its image."""
-    return pixels_in_image(camera, c2w, points)[2]
+def depths_in_images(cameras: Sequence[Camera], poses: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Computes depths [N, P] of points [P, 3] along the optical axes of N views; NaN outside of their images."""
+    return np.stack([pixels_in_image(*view, points)[2] for view in zip(cameras, poses, strict=True)])
+
+
+def thinned(points: np.ndarray, most: int) -> np.ndarray:
+    """Returns about `most` of the points [P, ...], evenly spaced; all if they are fewer."""
+    return points[:: max(1, len(points) // most)]
 
 
 def range_of(depths: np.ndarray) -> np.ndarray:

@@ -49,8 +49,6 @@ OBJECT_RANGE, PHOTO_RANGE = (0.5, 1.5), (0.2, 8.0)
 UNKNOWN_RANGE = (0.1, 20.0)
 # Cameras face one way if all look within 50 degrees of their mean direction; this is the cosine.
 ONE_WAY = 0.64
-# Sparse points that are projected into all views: more do not change near and far.
-MOST_POINTS = 20_000
 # A resized or undistorted pixel counts as within its mask if more than this part of it is: all but rounding.
 INSIDE = 0.999
 
@@ -414,10 +412,9 @@ def _near_far(
     """
     unit, depths, limits = to_dataset[0, 0], pose_maths.meeting_depths(poses), []
     if points is not None:
-        some = points.positions[:: max(1, len(points.positions) // MOST_POINTS)]
+        some = scene_points.thinned(points.positions, scene_points.POINTS_FOR_RANGE)
         in_scene = transform_points(np.linalg.inv(to_dataset), some)
-        views = zip(cameras, poses, strict=True)
-        seen = np.concatenate([scene_points.depths_in_image(*view, in_scene) for view in views])
+        seen = scene_points.depths_in_images(cameras, poses, in_scene)
         if np.isfinite(seen).any():
             limits, source = scene_points.range_of(seen), points.source
     if not len(limits) and depths is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.scene_points import pixels_in_image, range_of
+from nerf_tf.data.scene_points import depths_in_images, range_of
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import transform_points
@@ -167,16 +167,6 @@ def depth_range(scene: Scene, view: int) -> tuple[float, float]:
     return scene.near, scene.far
 
 
-def pixels_of_points(scene: Scene, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and depths, each [P], of points [P, 3] in a view; NaN outside its image."""
-    return pixels_in_image(scene.cameras[view], scene.poses[view], points)
-
-
-def depths_in_view(scene: Scene, view: int, points: np.ndarray) -> np.ndarray:
-    """Depths [P] of points [P, 3] along a view's optical axis; NaN outside its image."""
-    return pixels_of_points(scene, view, points)[2]
-
-
 def shares_in_frusta(scene: Scene, points: np.ndarray, sampled: bool = False) -> np.ndarray:
     """The share [N] of points [P, 3] inside the frustum of each view, from near to far.
 
@@ -184,7 +174,7 @@ def shares_in_frusta(scene: Scene, points: np.ndarray, sampled: bool = False) ->
     not count, as all of them lie inside.
     """
     near, far = (0.0, np.inf) if scene.ndc else (scene.near, scene.far)
-    depths = np.stack([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
+    depths = depths_in_images(scene.cameras, scene.poses, points)
     shares, own = np.mean((depths >= near) & (depths <= far), axis=1), 1.0 / len(scene.poses)
     return np.clip((shares - own) / (1.0 - own), 0.0, 1.0) if sampled and len(scene.poses) > 1 else shares
 
@@ -203,7 +193,7 @@ def check_frusta(scene: Scene, shares: np.ndarray) -> list[str]:
 
 def check_point_range(scene: Scene, points: np.ndarray) -> list[str]:
     """Warns where near and far, or NDC's near plane, leave out sparse points [P, 3] that views show."""
-    depths = np.concatenate([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
+    depths = depths_in_images(scene.cameras, scene.poses, points)
     depths = depths[np.isfinite(depths)]
     if not depths.size:
         return []
@@ -323,7 +313,7 @@ def parallax(scene: Scene, points: np.ndarray | None = None) -> float | None:
 
 def _typical_depth(scene: Scene, points: np.ndarray | None) -> float | None:
     if points is not None:
-        depths = np.concatenate([depths_in_view(scene, i, points) for i in range(len(scene.poses))])
+        depths = depths_in_images(scene.cameras, scene.poses, points)
         return float(np.nanmedian(depths)) if np.isfinite(depths).any() else None
     if scene.bounds is not None:
         return float(np.median(np.sqrt(scene.bounds.prod(axis=1))))

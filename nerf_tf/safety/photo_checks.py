@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nerf_tf.data.scene import Scene
-from nerf_tf.safety import capture_checks
+from nerf_tf.data.scene_points import pixels_in_image, thinned
 from nerf_tf.storage.image_folders import listed
 
 # Most stops (factors of 2 of light) between the first and the last third of the photos.
@@ -29,7 +29,7 @@ BLURRED = 0.25
 GAMMA, DARKEST = 2.2, 1e-4
 # How many points are compared, about; fewest points that two photos must both show; range of colours that are neither
 # dark nor clipped; by how many places in the order two photos differ that are compared.
-MOST_POINTS, FEWEST_POINTS, EXPOSED, STEPS = 2000, 20, (0.02, 0.98), (*range(1, 11), 16, 32, 64, 128)
+COMPARED_POINTS, FEWEST_POINTS, EXPOSED, STEPS = 2000, 20, (0.02, 0.98), (*range(1, 11), 16, 32, 64, 128)
 # Fewest rows and columns of pixels to take a photo's mean over.
 PIXELS_A_SIDE = 100
 # The standard deviation of a normal distribution, in median absolute deviations.
@@ -55,10 +55,10 @@ def exposure_of_points(scene: Scene, points: np.ndarray) -> np.ndarray:
         scene: the scene, its photos in the order in which they were taken.
         points: [P, 3] of a sparse model, in the scene's world.
     """
-    points, count = points[:: max(1, len(points) // MOST_POINTS)], len(scene.images)
+    points, count = thinned(points, COMPARED_POINTS), len(scene.images)
     values = np.full([count, len(points)], np.nan)
     for view, image in enumerate(scene.images):
-        rows, cols, _ = capture_checks.pixels_of_points(scene, view, points)
+        rows, cols, _ = pixels_in_image(scene.cameras[view], scene.poses[view], points)
         seen = np.flatnonzero(np.isfinite(rows))
         colours = np.float64(image[rows[seen].astype(int), cols[seen].astype(int)])
         usable = (colours.min(axis=-1) > EXPOSED[0]) & (colours.max(axis=-1) < EXPOSED[1])
