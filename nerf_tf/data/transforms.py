@@ -85,33 +85,32 @@ def load(
     datadir, factor = Path(datadir), factor or 1
     files = _read_files(datadir)
     main = next(iter(files.values()))
-    photos = {name: _find(file, "file_path", file.names, file.paths) for name, file in files.items()}
-    paths = [path for of_file in photos.values() for path in of_file]
-    mask_paths = [path for name, file in files.items() for path in _find_masks(file, photos[name])]
-    sizes = {path: image_reader.image_size(path) for path in paths}
-    common = _common_size(sizes, factor)
-    places = {path: common.place(size) for path, size in sizes.items()}
-    lenses = [
-        lens
-        for name, file in files.items()
-        for lens in _lenses(file, [(sizes[path], places[path]) for path in photos[name]])
-    ]
+    paths, mask_paths = [], []
+    for file in files.values():
+        photos = _find(file, "file_path", file.names, file.paths)
+        paths += photos
+        mask_paths += _find_masks(file, photos)
+    size_of = {path: image_reader.image_size(path) for path in paths}
+    common = _common_size(size_of, factor)
+    sizes = [size_of[path] for path in paths]
+    places = [common.place(size) for size in sizes]
+    frames = [(file, i) for file in files.values() for i in file.frames]
+    lenses = [_lens(*frame, size, place) for frame, size, place in zip(frames, sizes, places, strict=True)]
     with readers.path_in_errors(main.file):
         pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
-        cameras = tuple(
-            places[path].camera_of_image(pinholes[lens], common.image) for path, lens in zip(paths, lenses, strict=True)
-        )
+        placed = zip(places, lenses, strict=True)
+        cameras = tuple(place.camera_of_image(pinholes[lens], common.image) for place, lens in placed)
         in_dataset = np.concatenate([file.poses for file in files.values()])
         points = scene_points.find_points(datadir, cameras, in_dataset, main.meta)
         poses, to_dataset = _normalise(in_dataset)
-        near, far = _near_far(main, poses, cameras, points, to_dataset, white_bkgd)
-        path = _path(poses, near, far)
-    own_places = [places[path] for path in paths]
-    is_whole = np.array([place.is_whole(common.image) for place in own_places])
+        depths = pose_maths.meeting_depths(poses)
+        near, far = _near_far(main, poses, depths, cameras, points, to_dataset, white_bkgd)
+        path = _path(poses, depths, near, far)
+    is_whole = np.array([place.is_whole(common.image) for place in places])
     i_train, i_val, i_test = _split(files, poses, llffhold, is_whole)
     images = image_files.read_photos(paths, common, white_bkgd, keep_alpha)
-    masks = _read_masks(mask_paths, [sizes[path] for path in paths], own_places, common.image)
-    _undistort(images, masks, lenses, pinholes, own_places)
+    masks = _read_masks(mask_paths, sizes, places, common.image)
+    _undistort(images, masks, lenses, pinholes, places)
     return Scene(
         images=images[..., :3],
         alphas=images[..., 3] if images.shape[-1] == 4 else None,
@@ -295,37 +294,32 @@ def _undistort(
 # Cameras
 
 
-def _lenses(file: Split, photos: Sequence[tuple[Size, Place]]) -> list[Lens]:
-    """Reads each frame's distortion, and its camera for the photo shrunk to its place.
-
-    `photos` are the photos' sizes before that, and their places.
+def _lens(file: Split, frame: int, photo: Size, place: Place) -> Lens:
+    """Reads a frame's distortion, and its camera for the photo shrunk from its size to its place.
 
     Raises:
-        ValueError: a camera contradicts itself, or is no pinhole with the distortion of `Distortion`.
+        ValueError: the camera contradicts itself, or is no pinhole with the distortion of `Distortion`.
     """
-    lenses = []
-    for i, given, (photo, place) in zip(file.frames, file.intrinsics, photos, strict=True):
-        w, h = blender.former_size(given, *photo)
-        with readers.path_in_errors(f"{file.file}: frame {i}"):
-            record = file.meta | file.meta["frames"][i]
-            numbers = {name: value for name, (value, _) in given.items()} | _read_k(record)
-            distortion = _read_distortion(record, numbers)
-            sides = {"x": w, "y": h}
-            fx, fy = (_agreed(numbers, (f"fl_{x}", f"K's f{x}", f"camera_angle_{x}"), sides[x]) for x in "xy")
-            cx, cy = (_agreed(numbers, (f"c{x}", f"K's c{x}"), sides[x]) for x in "xy")
-            cx, cy = 0.5 * w if cx is None else cx, 0.5 * h if cy is None else cy
-            if fx is None and fy is None:
-                raise ValueError("it has no focal length: fl_x (pixels), camera_angle_x (radians) or a 3x3 K")
-            if not (0 < cx < w and 0 < cy < h):
-                raise ValueError(
-                    f"its principal point {cx:g}, {cy:g} is outside of images of {w:g}x{h:g}; if the images were "
-                    "resized, add the former w and h"
-                )
-            across, down = place.width / w, place.height / h
-            focals = (fx or fy) * across, (fy or fx) * down
-            camera = Camera(place.height, place.width, *focals, cx * across, cy * down)
-            lenses.append((camera.checked(), distortion))
-    return lenses
+    given = file.intrinsics[frame]
+    w, h = blender.former_size(given, *photo)
+    with readers.path_in_errors(f"{file.file}: frame {frame}"):
+        record = file.meta | file.meta["frames"][frame]
+        numbers = {name: value for name, (value, _) in given.items()} | _read_k(record)
+        distortion = _read_distortion(record, numbers)
+        sides = {"x": w, "y": h}
+        fx, fy = (_agreed(numbers, (f"fl_{x}", f"K's f{x}", f"camera_angle_{x}"), sides[x]) for x in "xy")
+        cx, cy = (_agreed(numbers, (f"c{x}", f"K's c{x}"), sides[x]) for x in "xy")
+        cx, cy = 0.5 * w if cx is None else cx, 0.5 * h if cy is None else cy
+        if fx is None and fy is None:
+            raise ValueError("it has no focal length: fl_x (pixels), camera_angle_x (radians) or a 3x3 K")
+        if not (0 < cx < w and 0 < cy < h):
+            raise ValueError(
+                f"its principal point {cx:g}, {cy:g} is outside of images of {w:g}x{h:g}; if the images were "
+                "resized, add the former w and h"
+            )
+        across, down = place.width / w, place.height / h
+        focals = (fx or fy) * across, (fy or fx) * down
+        return Camera(place.height, place.width, *focals, cx * across, cy * down).checked(), distortion
 
 
 def _read_k(record: dict[str, object]) -> dict[str, float]:
@@ -400,6 +394,7 @@ def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _near_far(
     file: Split,
     poses: np.ndarray,
+    depths: np.ndarray | None,
     cameras: Sequence[Camera],
     points: ScenePoints | None,
     to_dataset: np.ndarray,
@@ -407,10 +402,12 @@ def _near_far(
 ) -> tuple[float, float]:
     """Chooses near and far: the file's, else those of the sparse points, else a guess from the cameras.
 
+    `depths` are the `meeting_depths` of the poses.
+
     Raises:
         ValueError: it is not true that 0 <= near < far.
     """
-    unit, depths, limits = to_dataset[0, 0], pose_maths.meeting_depths(poses), []
+    unit, limits = to_dataset[0, 0], []
     if points is not None:
         some = scene_points.thinned(points.positions, scene_points.POINTS_FOR_RANGE)
         in_scene = transform_points(np.linalg.inv(to_dataset), some)
@@ -438,12 +435,11 @@ def _near_far(
     return near, far
 
 
-def _path(poses: np.ndarray, near: float, far: float) -> np.ndarray:
+def _path(poses: np.ndarray, depths: np.ndarray | None, near: float, far: float) -> np.ndarray:
     """Makes the render path [M, 3, 4]: a spiral, a circle, or the cameras' own poses.
 
-    A spiral if cameras face one way, else a circle around the point that they look at, if there is one.
+    A spiral if cameras face one way, else a circle around the point that they look at, if `depths` say there is one.
     """
-    depths = pose_maths.meeting_depths(poses)
     if camera_paths.face_one_way(poses, ONE_WAY):
         # A spiral looks at what the cameras look at, where that is known.
         near, far = (near, far) if depths is None else np.median(depths) * np.array(OBJECT_RANGE)
