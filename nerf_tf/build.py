@@ -35,7 +35,7 @@ from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.packed_replicas import PackedReplicaTrainer
 from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.replicas import ReplicaTrainer
-from nerf_tf.train.step import Trainer, TrainSettings
+from nerf_tf.train.step import Trainer, falling_rate
 from nerf_tf.train.workers import Workers, find_cluster, mirrored, multi_worker
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,8 @@ def make_trainer(settings: Settings, ndc: bool, seed: int | None = None) -> Trai
         return Field(mlp, own, prediction.LARGEST_TILE, compiled=compiled)
 
     fine = field(True) if settings.N_importance > 0 else None
-    return Trainer(field(False), fine, render_settings(settings, ndc), train_settings(settings), seed)
+    rate = falling_rate(settings.lrate, settings.lrate_decay)
+    return Trainer(field(False), fine, render_settings(settings, ndc), rate, seed)
 
 
 def _seed_of(settings: Settings) -> int:
@@ -438,8 +439,3 @@ def batch_settings(settings: Settings) -> BatchSettings:
         precrop_iters=settings.precrop_iters,
         precrop_frac=settings.precrop_frac,
     )
-
-
-def train_settings(settings: Settings) -> TrainSettings:
-    """The learning rate and its decay."""
-    return TrainSettings(lrate=settings.lrate, lrate_decay=settings.lrate_decay)

@@ -20,7 +20,7 @@ from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.storage import checkpoint
 from nerf_tf.storage.checkpoint import STATE_FILES, CheckpointStore
-from nerf_tf.train.step import Trainer, TrainSettings
+from nerf_tf.train.step import Trainer, falling_rate
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
 # Every kind of randomness is on.
@@ -32,7 +32,7 @@ def make_trainer(
     seed: int, mlp: FieldSettings = MLP, rendering: RenderSettings = RANDOM, precision: str = "float32"
 ) -> Trainer:
     fields = [Field(build_mlp(mlp, [seed, i], precision), mlp, 1000) for i in range(2)]
-    return Trainer(fields[0], fields[1] if rendering.N_importance else None, rendering, TrainSettings(), seed)
+    return Trainer(fields[0], fields[1] if rendering.N_importance else None, rendering, falling_rate(), seed)
 
 
 def make_scene() -> Scene:

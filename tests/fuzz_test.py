@@ -32,6 +32,7 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import image_reader, readers, tf1_weights
+from nerf_tf.train.step import falling_rate
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 MOST_SECONDS = 30
@@ -331,8 +332,8 @@ def test_config_files(cases, tmp_path):
         values = parse(path)
         if values is None:
             return
-        for make in (build.batch_settings, build.train_settings):
-            make(values)
+        build.batch_settings(values)
+        falling_rate(values.lrate, values.lrate_decay)
         build.render_settings(values, ndc=False)
         for fine in (False, True):
             build.field_settings(values, fine)

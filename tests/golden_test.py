@@ -21,7 +21,7 @@ from nerf_tf.render.passes import RenderSettings
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.render.sampling import sample_pdf
 from nerf_tf.storage import tf1_weights
-from nerf_tf.train.step import Trainer, TrainSettings
+from nerf_tf.train.step import Trainer, falling_rate
 
 pytestmark = pytest.mark.optimised_graphs
 
@@ -90,7 +90,7 @@ def make_trainer(golden: np.lib.npyio.NpzFile, initial: str, compiled: bool) -> 
     coarse = make_field("coarse", flags.netdepth, flags.netwidth)
     fine = make_field("fine", flags.netdepth_fine, flags.netwidth_fine) if flags.N_importance else None
     rendering = RenderSettings(flags.N_samples, flags.N_importance, perturb=0.0, white_bkgd=flags.white_bkgd)
-    return Trainer(coarse, fine, rendering, TrainSettings(5e-4, flags.lrate_decay), seed=0)
+    return Trainer(coarse, fine, rendering, falling_rate(5e-4, flags.lrate_decay), seed=0)
 
 
 def check_training(golden: np.lib.npyio.NpzFile, initial: str, compiled: bool = False) -> None:

@@ -36,7 +36,7 @@ from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import readers
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.counts import Counts, opacities, update_counts
-from nerf_tf.train.step import Trainer, TrainSettings
+from nerf_tf.train.step import Trainer, falling_rate
 from nerf_tf.training import TrainingRun
 
 NONE = Counts(0, 0, 0, 0, 0)
@@ -313,7 +313,7 @@ def test_a_healthy_run_raises_no_alarm(toys):
 
 
 def real_trainer(weights: Path, settings: RenderSettings) -> Trainer:
-    return Trainer(*load_fields(weights), settings, TrainSettings(lrate=1e-12), seed=0)
+    return Trainer(*load_fields(weights), settings, falling_rate(1e-12), seed=0)
 
 
 def test_trained_scenes_raise_no_alarm(real_data):

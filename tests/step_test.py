@@ -17,7 +17,7 @@ from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train import gradients
-from nerf_tf.train.step import Trainer, TrainSettings
+from nerf_tf.train.step import Trainer, falling_rate
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
 RANDOM = RenderSettings(N_samples=6, N_importance=4, perturb=1.0, raw_noise_std=1.0)
@@ -26,7 +26,7 @@ RAYS = 16
 
 def make_trainer(rendering=RANDOM, seed=0, netchunk=1000, precision="float32", mlp=MLP, compiled=False) -> Trainer:
     fields = [Field(build_mlp(mlp, [5, i], precision), mlp, netchunk, compiled=compiled) for i in range(2)]
-    return Trainer(fields[0], fields[1] if rendering.N_importance else None, rendering, TrainSettings(lrate=1e-2), seed)
+    return Trainer(fields[0], fields[1] if rendering.N_importance else None, rendering, falling_rate(1e-2), seed)
 
 
 def make_batch(step: int, rgb: np.ndarray | None = None, count: int = RAYS) -> RayBatch:
@@ -444,7 +444,7 @@ def test_a_compiled_step_in_sixteen_bits(coarse_at_once, precision):
     [(250, 0, 5e-4), (250, 250_000, 5e-5), (250, 125_000, 5e-4 * 10**-0.5), (500, 1_000_000, 5e-6), (0, 10**9, 5e-4)],
 )
 def test_learning_rate(decay, step, expected):
-    rate = TrainSettings(lrate=5e-4, lrate_decay=decay).learning_rate(tf.constant(step, tf.int64))
+    rate = falling_rate(5e-4, decay)(tf.constant(step, tf.int64))
     assert float(rate) == pytest.approx(expected, rel=1e-5)
 
 

@@ -43,7 +43,7 @@ from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic, tf1_weights
 from nerf_tf.train.counts import opacities
 from nerf_tf.train.gradients import StepGradients
-from nerf_tf.train.step import Trainer
+from nerf_tf.train.step import Trainer, falling_rate
 
 
 class Engine(NamedTuple):
@@ -113,9 +113,8 @@ def make_trainer(engine: str, settings: Settings, ndc: bool) -> Trainer:
         return trainer
     networks = (trainer.coarse, trainer.fine)
     fields = [f and DenseField(f.mlp, f.settings, f.netchunk, compiled=kind.compiled) for f in networks]
-    return DenseTrainer(
-        *fields, build.render_settings(settings, ndc), build.train_settings(settings), settings.random_seed
-    )
+    rate = falling_rate(settings.lrate, settings.lrate_decay)
+    return DenseTrainer(*fields, build.render_settings(settings, ndc), rate, settings.random_seed)
 
 
 def _split(batch: RayBatch, size: int) -> list[RayBatch]:

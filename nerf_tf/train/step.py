@@ -23,24 +23,12 @@ from nerf_tf.render.passes import Draws, RenderSettings, make_draws
 from nerf_tf.train.counts import Counts, update_counts
 from nerf_tf.train.gradients import StepGradients, batch_gradients
 
+LearningRate = keras.optimizers.schedules.ExponentialDecay
 
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-    """The schedule of the learning rate.
 
-    Attributes:
-        lrate: learning rate at step 0.
-        lrate_decay: thousands of steps in which the rate falls to a tenth; 0: constant rate.
-    """
-
-    lrate: float = 5e-4
-    lrate_decay: int = 250
-
-    def learning_rate(self, step: tf.Tensor) -> tf.Tensor:
-        """Returns the learning rate at `step`, a scalar."""
-        if self.lrate_decay == 0:
-            return tf.constant(self.lrate)
-        return self.lrate * 0.1 ** (tf.cast(step, tf.float32) / (self.lrate_decay * 1000))
+def falling_rate(lrate: float = 5e-4, lrate_decay: int = 250) -> LearningRate:
+    """Makes a learning rate that falls to a tenth in `lrate_decay` thousand steps; 0: it never falls."""
+    return LearningRate(float(lrate), 1000 * lrate_decay or 1, 0.1 if lrate_decay else 1.0)
 
 
 class StepResult(NamedTuple):
@@ -79,15 +67,16 @@ class Trainer:
     minutes = None  # it stops by steps alone
 
     def __init__(
-        self, coarse: Field, fine: Field | None, rendering: RenderSettings, training: TrainSettings, seed: int
+        self, coarse: Field, fine: Field | None, rendering: RenderSettings, learning_rate: LearningRate, seed: int
     ):
         self.coarse, self.fine = coarse, fine
-        self.rendering, self._training = rendering, training
+        self.rendering, self._learning_rate = rendering, learning_rate
         with tf.device("CPU:0"):  # the host computes the seeds of draws while a GPU works
             self.step = tf.Variable(0, dtype=tf.int64, name="step")
             self.seed = tf.Variable(seed, dtype=tf.int64, name="seed")
         self.counts = tf.Variable(Counts(0, 0, 0, 0, 0), dtype=tf.int64, name="counts")
-        self.optimizer = keras.optimizers.Adam(training.lrate, beta_1=0.9, beta_2=0.999, epsilon=1e-7)
+        rate = learning_rate.initial_learning_rate
+        self.optimizer = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7)
         if precision(coarse.mlp) == "float16":  # small gradients would underflow
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self._variables)
@@ -189,7 +178,7 @@ class Trainer:
             rgb: [R, 3] the batch's colours.
             step: scalar, the step's number.
         """
-        loss, learning_rate = tf.add_n(found.losses), self._training.learning_rate(step)
+        loss, learning_rate = tf.add_n(found.losses), self._learning_rate(step)
         is_bad = self._is_bad(loss, found.gradients)
         self._move_weights(found.gradients, learning_rate, is_bad)
         with tf.control_dependencies([is_bad]):  # after the gradients, which may run out of memory
