@@ -136,11 +136,11 @@ def _run_as_one_of(workers: Workers, settings: Settings) -> None:
             if settings.render_only:
                 cameras = this.view_cameras()
             elif settings.training:
-                planned = build.plan_training(settings, trainer)
+                on_out_of_memory = build.plan_training(settings, trainer)
                 batches = this.batches()
         with user_errors(OSError, guards.Collapse, guards.BadSteps):
             if settings.training:
-                while not this.train(batches, planned):
+                while not this.train(batches, on_out_of_memory):
                     batches = this.batches()
                 return
             if settings.eval_only:

@@ -261,22 +261,20 @@ def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload
     )
 
 
-def plan_training(
-    settings: Settings, trainer: Trainer | PackedTrainer
-) -> planning.MemoryPlanner | planning.UnplannedMemory:
-    """Gives the trainer the chunk and netchunk that the settings ask for; returns their plan.
+def plan_training(settings: Settings, trainer: Trainer | ReplicaTrainer | PackedTrainer) -> planning.OnOutOfMemory:
+    """Gives the trainer the chunk and netchunk that the settings ask for; returns what plans less than that.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little for a step.
     """
     if settings.field == "hash_grid":
-        return planning.UnplannedMemory(f"{settings.grid_slots} samples in a step; lower --grid_slots")
+        return functools.partial(planning.give_up, f"{settings.grid_slots} samples in a step; lower --grid_slots")
     rays = settings.N_rand
     if isinstance(trainer, ReplicaTrainer):
         rays = trainer.rays_of_replica(rays)
     planned = make_memory(settings, trainer, training=True, rays=rays)
     trainer.resize(planned.plan.chunk, planned.plan.netchunk)
-    return planned
+    return planned.on_out_of_memory
 
 
 def make_renderers(

@@ -94,7 +94,7 @@ class TrainingRun(Run):
         """
         return ray_batches(self.scene, build.batch_settings(self.settings), self.seed, self.start)
 
-    def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
+    def train(self, batches: Iterable[RayBatch], on_out_of_memory: planning.OnOutOfMemory) -> bool:
         """Trains up to step `--N_iters`, or for `--train_minutes`, and writes at the original's intervals.
 
         Returns:
@@ -124,17 +124,8 @@ class TrainingRun(Run):
                 if self.is_over:
                     return self.log_finished()
                 self.write_settings(replace=True)
-                train(
-                    self.trainer,
-                    self.until_stopped(batches),
-                    settings.N_iters,
-                    settings.expname,
-                    settings.i_print,
-                    warn_if_unwritable(log.add_step, once=True),
-                    [save, *self.events(log), commit],
-                    lambda error: self.on_out_of_memory(error, planned),
-                    self.monitor().check,
-                )
+                report = warn_if_unwritable(log.add_step, once=True)
+                self.take_steps(batches, on_out_of_memory, report, [save, *self.events(log), commit])
                 last = self.start - 1
                 if not save.due(last):
                     self.store.save()
@@ -151,17 +142,36 @@ class TrainingRun(Run):
         logger.info("%s: trained to step %d", self.folder, last)
         return True
 
-    def monitor(self) -> guards.TrainingMonitor:
-        """What judges the counts after each step."""
+    def take_steps(
+        self,
+        batches: Iterable[RayBatch],
+        on_out_of_memory: planning.OnOutOfMemory,
+        report: Callable[[int, StepResult, float], None],
+        events: Sequence[Event],
+    ) -> None:
+        """Takes the steps that are left; arguments and errors as of `loop.train`."""
         settings = self.settings
-        return guards.TrainingMonitor(settings.expname, settings.max_bad_steps, stops=settings.on_collapse != "warn")
+        monitor = guards.TrainingMonitor(settings.expname, settings.max_bad_steps, settings.on_collapse != "warn")
 
-    def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError, planned: planning.MemoryPlanner) -> None:
-        """Makes the next attempt at a step take less memory; raises `error` if there are other workers."""
-        if self.workers.count > 1:
-            raise error
-        plan = planned.on_out_of_memory(error)
-        self.trainer.resize(plan.chunk, plan.netchunk)
+        def take_less(error: tf.errors.ResourceExhaustedError) -> None:
+            """Makes the next attempt at a step take less memory; raises `error` if there are other workers."""
+            if self.workers.count > 1:
+                raise error
+            plan = on_out_of_memory(error)
+            self.trainer.resize(plan.chunk, plan.netchunk)
+
+        train(
+            self.trainer,
+            self.until_stopped(batches),
+            settings.N_iters,
+            settings.expname,
+            settings.i_print,
+            report,
+            events,
+            take_less,
+            monitor.check,
+            shows_progress=self.workers.is_chief,
+        )
 
     def until_stopped(self, batches: Iterable[RayBatch]) -> Iterator[RayBatch]:
         """Yields the batches; raises `Stopped` on all workers before one step if one was asked to stop."""
@@ -332,26 +342,15 @@ class TrainingRun(Run):
 class FollowingRun(TrainingRun):
     """A run that takes part in the steps and views of the chief's run, and writes nothing."""
 
-    def train(self, batches: Iterable[RayBatch], planned: planning.MemoryPlanner) -> bool:
+    def train(self, batches: Iterable[RayBatch], on_out_of_memory: planning.OnOutOfMemory) -> bool:
         """Takes every step with the other workers; returns and raises as `TrainingRun.train` does."""
         save = Event(self.settings.i_weights, lambda step: None)
         with self.stop.handle_signals():
             try:
                 self.write_overdue(None)
                 if not self.is_over:
-                    train(
-                        self.trainer,
-                        self.until_stopped(batches),
-                        self.settings.N_iters,
-                        self.settings.expname,
-                        # As the chief's: counts are read where something is due, and may end the run on all workers.
-                        self.settings.i_print,
-                        report=lambda *_: None,
-                        events=[save, *self.events(None)],
-                        on_out_of_memory=lambda error: self.on_out_of_memory(error, planned),
-                        watch=self.monitor().check,
-                        shows_progress=False,
-                    )
+                    # Due as the chief's: there counts are read, which may end the run on all workers.
+                    self.take_steps(batches, on_out_of_memory, lambda *_: None, [save, *self.events(None)])
             except guards.Collapse as collapse:
                 self.start_over(collapse)
                 return False

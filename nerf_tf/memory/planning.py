@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import NoReturn
 
 import tensorflow as tf
@@ -11,6 +12,9 @@ import tensorflow as tf
 from nerf_tf.memory import prediction
 
 logger = logging.getLogger(__name__)
+
+# Returns a plan that takes less memory, or raises `OutOfMemory`.
+OnOutOfMemory = Callable[[tf.errors.ResourceExhaustedError], prediction.Plan]
 
 # Share of the free memory that a plan may use; the rest is for what the prediction leaves out.
 PLANNED_SHARE = 0.8
@@ -83,19 +87,9 @@ class MemoryPlanner:
         return prediction.choose_plan(self.work, budget, chunk, netchunk, largest_tile)
 
 
-class UnplannedMemory:
-    """Stands in for `MemoryPlanner` where settings fix the memory, as those of a hash grid do.
-
-    Attributes:
-        work: what it is, and what would make it smaller.
-    """
-
-    def __init__(self, work: str):
-        self.work = work
-
-    def on_out_of_memory(self, error: tf.errors.ResourceExhaustedError) -> NoReturn:
-        """Raises OutOfMemory."""
-        raise OutOfMemory(f"out of memory ({failed_allocation(error)}) with {self.work}")
+def give_up(work: str, error: tf.errors.ResourceExhaustedError) -> NoReturn:
+    """Raises OutOfMemory where settings fix the memory; `work` says what took it, and what would take less."""
+    raise OutOfMemory(f"out of memory ({failed_allocation(error)}) with {work}")
 
 
 def has_gpu() -> bool:
