@@ -122,19 +122,22 @@ def read_images(
     require_images(paths)
     if one_size:
         _require_one_size(paths)
-    transparent = np.zeros(len(paths), bool)
+    transparent, expected = np.zeros(len(paths), bool), None
 
     def read(index: int) -> np.ndarray:
+        nonlocal expected
         image = read_image(paths[index])
         transparent[index] = image.shape[-1] == 4 and image[..., 3].min() < 1.0
-        return image[..., :channels]
-
-    def finish(image: np.ndarray) -> np.ndarray:
+        image = image[..., :channels]
+        expected = expected or image.shape  # the first image's
+        if image.shape[-1] != expected[-1] or (one_size and image.shape != expected):
+            raise ValueError(
+                f"{paths[index]}: {_describe(image.shape)}, but {paths[0].name} is {_describe(expected)}; "
+                "all images of a scene must have one size, and all or none of them transparency"
+            )
         return image if transform is None else transform(image)
 
     first = read(0)
-    expected = first.shape
-    first = finish(first)
     try:
         images = np.empty((len(paths), *first.shape), np.float32)
     except MemoryError:
@@ -145,16 +148,8 @@ def read_images(
     images[0] = first
 
     def fill(index: int) -> None:
-        """Reads an image into its place."""
-        if index == 0:
-            return
-        image = read(index)
-        if image.shape[-1] != expected[-1] or (one_size and image.shape != expected):
-            raise ValueError(
-                f"{paths[index]}: {_describe(image.shape)}, but {paths[0].name} is {_describe(expected)}; "
-                "all images of a scene must have one size, and all or none of them transparency"
-            )
-        images[index] = finish(image)
+        if index:
+            images[index] = read(index)
 
     run_parallel(fill, len(paths), "Reading images")
     if channels == 3:
