@@ -46,15 +46,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines all flags on `flag_values`; does nothing where they are defined already."""
     for option in OPTIONS.values():
         if option.name not in flag_values:
-            flag = flags.Flag(
-                _Parser(option),
-                flags.ArgumentSerializer(),
-                option.name,
-                option.default,
-                option.help,
-                boolean=option.kind is bool,
-            )
-            flags.DEFINE_flag(flag, flag_values)
+            how = {"serializer": flags.ArgumentSerializer(), "boolean": option.kind is bool}
+            flags.DEFINE(_Parser(option), option.name, option.default, option.help, flag_values, **how)
 
 
 def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
