@@ -154,15 +154,12 @@ class Field:
             numbers = i * size + tf.range(size)
             rows = tf.gather(active_rows, tf.minimum(numbers, count - 1))
             is_point = tf.cast(numbers < count, tf.float32)[:, None]  # 0 for padding
-            gradients = self._tile_gradients(variables, *gather_points(rows), tf.gather(upstream, rows) * is_point)
+            _, activations = self._forward(variables, *gather_points(rows))
+            gradients = self._backward(variables, activations, tf.gather(upstream, rows) * is_point)
             return i + 1, [a + b for a, b in zip(sums, gradients, strict=True)]
 
         zeros = [tf.zeros_like(variable, tf.float32) for variable in variables]
         return tf.while_loop(lambda i, _: i < tiles, add_tile, (0, zeros), parallel_iterations=1)[1]
-
-    def _tile_gradients(self, variables, points, encoded_viewdirs, rays, upstream) -> list[tf.Tensor]:
-        _, activations = self._forward(variables, points, encoded_viewdirs, rays)
-        return self._backward(variables, activations, upstream)
 
 
 def _rows_in(tensor: tf.Tensor) -> tf.Tensor | int:
