@@ -86,11 +86,6 @@ class Run:
         """The step that comes next."""
         return int(self.trainer.step.numpy())
 
-    @property
-    def renderer(self) -> Renderer:
-        """Renders a single view."""
-        return self.renderers[0]
-
     def view_cameras(self) -> list[Camera]:
         """The photos' cameras at the size of rendered views; see `build.view_camera`."""
         return [build.view_camera(self.settings, camera) for camera in self.scene.cameras]
@@ -153,7 +148,7 @@ class Run:
         All workers call this with equal views, and iterate; a signal to one of them stops all.
         """
         if self.workers.replicas == 1:
-            yield self.stop.check_each(self.renderer.path(*views))
+            yield self.stop.check_each(self.renderers[0].path(*views))
             return
         with rendered_by_all(views, self.renderers, self.workers, self.agree) as images:
             yield images

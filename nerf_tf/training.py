@@ -297,7 +297,7 @@ class TrainingRun(Run):
     def holdout(self, step: int) -> tuple[Image, np.ndarray]:
         """A random validation view of a step, and its photo [H, W, 3]."""
         view = int(np.random.default_rng([self.seed, step]).choice(self.scene.i_val))
-        return self.renderer.image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
+        return self.renderers[0].image(self.scene.cameras[view], self.scene.poses[view]), self.scene.images[view]
 
     def write_latest(self, step: int, image: Image, photo: np.ndarray) -> float:
         """Writes `latest.png`; returns the view's PSNR."""

@@ -154,8 +154,12 @@ def _list_photos(folder: Path, poses: int) -> list[Path]:
     without_pose = [path.name for path in paths if posed and path.stem not in posed]
     without_photo = [name for stem, name in posed.items() if stem not in stems]
     if len(paths) == poses:
-        if len(without_pose) < poses:  # if all names differ, the photos were renamed
-            _warn_of_other_names(folder, without_pose, without_photo)
+        if 0 < len(without_pose) < poses:  # if all names differ, the photos were renamed
+            logger.warning(
+                "%s: view_imgs.txt lists no pose for %s, but poses for %s, which %s missing; photos may get the poses "
+                "of others: put back the photos that it lists, or make poses_bounds.npy anew",
+                folder, listed(without_pose), listed(without_photo), "is" if len(without_photo) == 1 else "are",
+            )  # fmt: skip
         return paths
     problem = f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {poses} poses"
     originals = folder.parent / "images"
@@ -182,16 +186,6 @@ def _count_images(folder: Path) -> int:
         return len(image_folders.list_images(folder))
     except FileNotFoundError:
         return 0
-
-
-def _warn_of_other_names(folder: Path, without_pose: list[str], without_photo: list[str]) -> None:
-    """Warns if photos, as many as there are poses, do not have the names that LLFF listed."""
-    if without_pose:
-        logger.warning(
-            "%s: view_imgs.txt lists no pose for %s, but poses for %s, which %s missing; photos may get the poses of "
-            "others: put back the photos that it lists, or make poses_bounds.npy anew",
-            folder, listed(without_pose), listed(without_photo), "is" if len(without_photo) == 1 else "are",
-        )  # fmt: skip
 
 
 def _read_posed_names(datadir: Path, poses: int) -> dict[str, str]:

@@ -103,8 +103,10 @@ def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: boo
     arrays |= {"rgb": batch.rgb.numpy(), "seed": trainer.seed.numpy(), "step": step, "ndc": ndc}
     if isinstance(batch, AlphaRayBatch):
         arrays["alpha"] = batch.alpha.numpy()
+    is_scaled = isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
+    scale = float(trainer.optimizer.dynamic_scale.numpy()) if is_scaled else 1.0
     with complete_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, loss_scale=_loss_scale(trainer), **arrays)
+        np.savez_compressed(file, loss_scale=scale, **arrays)
 
 
 def load_step(arrays: dict[str, np.ndarray], trainer: Trainer) -> RayBatch:
@@ -148,8 +150,3 @@ def _checked_array(
 
 def _named_fields(trainer: Trainer) -> dict[str, Field]:
     return {name: field for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)) if field}
-
-
-def _loss_scale(trainer: Trainer) -> float:
-    scaled = isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer)
-    return float(trainer.optimizer.dynamic_scale.numpy()) if scaled else 1.0

@@ -77,10 +77,12 @@ def check_ndc(scene: Scene) -> list[str]:
     shares = np.array([_backward_share(scene, i) for i in range(len(scene.poses))])
     backward = np.flatnonzero(shares > 0)
     if backward.size:
+        percent = "less than 1 %" if shares.mean() < 0.01 else f"{100 * shares.mean():.0f} %"
+        who = f", {name_views(scene, backward)}" if len(backward) <= min(FEW, len(shares) // 4) else ""
         return [
             f"NDC holds only what lies in front of the average camera, and {len(backward)} of {len(shares)} views have "
-            f"rays that run sideways or backwards ({_percent(shares.mean())} of all rays){_if_few(scene, backward)}: "
-            f"they cannot be learnt; {NDC_REMEDY}"
+            f"rays that run sideways or backwards ({percent} of all rays){who}: they cannot be "
+            f"learnt; {NDC_REMEDY}"
         ]
     if scene.bounds is not None:
         nearest = scene.poses[:, 2, 3] - scene.poses[:, 2, 2] * scene.bounds[:, 0]  # z of the nearest point on the axis
@@ -184,17 +186,13 @@ def check_copies(scene: Scene, datadir: Path) -> list[str]:
             f"earlier photos: {remedy}"
         ]
     sources = photos if strangers else [by_stem[copy.stem] for copy in copies]
-    older = [i for i, copy in enumerate(copies) if _modified(copy) < _modified(sources[i]) - OLDER]
+    older = [i for i, copy in enumerate(copies) if copy.stat().st_mtime < sources[i].stat().st_mtime - OLDER]
     if all(_shows(sources[i], scene.images[i]) for i in older[:: max(1, len(older) // 4)]):  # a few are enough
         return []
     return [
         f"{datadir / folder}: {listed([copies[i].name for i in older])} {'is' if len(older) == 1 else 'are'} older "
         f"than the photos in images/ and show something else; {remedy}"
     ]
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _shows(photo: Path, image: np.ndarray) -> bool:
@@ -221,12 +219,3 @@ def remedy_for_views(scene: Scene, views: Sequence[int]) -> str:
     if len(views) == 1:
         return f"correct the {what}, or remove it and its photo"
     return f"correct the {what}s, or remove them and their photos"
-
-
-def _if_few(scene: Scene, views: np.ndarray) -> str:
-    """The views' names where they are so few that they may be mistakes in the file."""
-    return f", {name_views(scene, views)}" if len(views) <= min(FEW, len(scene.poses) // 4) else ""
-
-
-def _percent(share: float) -> str:
-    return "less than 1 %" if share < 0.01 else f"{100 * share:.0f} %"

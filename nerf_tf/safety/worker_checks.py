@@ -78,11 +78,8 @@ def lost_workers(workers: Workers) -> Iterator[None]:
             raise
         tasks = set(re.findall(r"/job:\w+/replica:\d+/task:(\d+)", str(error))) - {str(workers.index)}
         who = f"worker {', '.join(sorted(tasks))}" if tasks else "another worker"
+        kind = type(error).__name__.removesuffix("Error")
         raise LostWorker(
-            f"worker {workers.index} of {workers.count} stops: {who} is gone or cannot be reached ({_kind(error)}); "
+            f"worker {workers.index} of {workers.count} stops: {who} is gone or cannot be reached ({kind}); "
             "start all workers again: training goes on from the last checkpoint"
         ) from error
-
-
-def _kind(error: tf.errors.OpError) -> str:
-    return type(error).__name__.removesuffix("Error")
