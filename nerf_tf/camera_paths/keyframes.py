@@ -120,7 +120,8 @@ def interpolate_at(keyframes: Keyframes, times: np.ndarray) -> np.ndarray:
     key_times, poses = np.asarray(keyframes.times, np.float64), np.asarray(keyframes.poses, np.float64)
     if len(key_times) == 1:
         return np.repeat(poses, len(times), axis=0)
-    rotations, centres, durations = _nearest_rotations(poses[:, :, :3]), poses[:, :, 3], np.diff(key_times)
+    rotations = _quaternion_to_rotation(_rotation_to_quaternion(poses[:, :, :3]))  # exactly, not but for rounding
+    centres, durations = poses[:, :, 3], np.diff(key_times)
     segment = np.clip(np.searchsorted(key_times, times, side="right") - 1, 0, len(durations) - 1)  # [M]
     u = ((times - key_times[segment]) / durations[segment])[:, None]  # [M, 1], 0 to 1 within its segment
     return np.concatenate(
@@ -183,11 +184,6 @@ def _interpolate_rotations(
     b1, b2, b3 = _cumulative_bernstein(u)
     r1, r2, r3 = (_vector_to_rotation(b * part[segment]) for b, part in ((b1, first), (b2, middle), (b3, last)))
     return rotations[segment] @ (r1 @ r2 @ r3)
-
-
-def _nearest_rotations(matrices: np.ndarray) -> np.ndarray:
-    """Rotations [..., 3, 3] close to matrices [..., 3, 3] that are rotations but for rounding."""
-    return _quaternion_to_rotation(_rotation_to_quaternion(matrices))
 
 
 def _rotation_to_quaternion(rotations: np.ndarray) -> np.ndarray:

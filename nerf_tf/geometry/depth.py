@@ -51,28 +51,27 @@ def find_surface(
     return Surface(origins + t[..., None] * directions, t * np.linalg.norm(directions, axis=-1), t)
 
 
-def ndc_to_metric_t(origins: np.ndarray, directions: np.ndarray, t: np.ndarray, near: float = NDC_NEAR) -> np.ndarray:
+def ndc_to_metric_t(origins: np.ndarray, directions: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Converts t of NDC rays to t of the same rays in the world (paper, appendix C, solved for t).
 
-    On every ray t_ndc = 1 - near / depth, with depth counted from the world's origin along -z.
+    On every ray t_ndc = 1 - NDC_NEAR / depth, with depth counted from the world's origin along -z.
 
     Args:
         origins, directions: [..., 3] rays in the world, direction z < 0.
         t: [...] on the same rays, converted to NDC by `ndc_rays`.
-        near: distance of the near plane.
 
     Returns:
         [...] t in the world; infinity where t is 1 or more.
     """
     with np.errstate(divide="ignore"):
-        z = -near / np.maximum(1.0 - np.asarray(t, np.float64), 0.0)
+        z = -NDC_NEAR / np.maximum(1.0 - np.asarray(t, np.float64), 0.0)
     return (z - origins[..., 2]) / directions[..., 2]
 
 
-def ndc_to_world(camera: Camera, points: np.ndarray, near: float = NDC_NEAR) -> np.ndarray:
+def ndc_to_world(camera: Camera, points: np.ndarray) -> np.ndarray:
     """Converts points [..., 3], z < 1, from NDC to the world: the inverse of `ndc_rays` for points."""
     x, y, z = np.moveaxis(np.asarray(points, np.float64), -1, 0)
-    z = 2.0 * near / (z - 1.0)
+    z = 2.0 * NDC_NEAR / (z - 1.0)
     return np.stack([-x * z * camera.width / (2 * camera.fx), -y * z * camera.height / (2 * camera.fy), z], axis=-1)
 
 

@@ -10,23 +10,20 @@ import numpy as np
 from nerf_tf.geometry.poses import average_pose, compose, invert, look_at, nearest_point_to_axes, normalise
 
 
-def spiral_path(
-    poses: np.ndarray, near: float, far: float, frames: int = 120, turns: int = 2, zrate: float = 0.5
-) -> np.ndarray:
+def spiral_path(poses: np.ndarray, near: float, far: float, frames: int = 120) -> np.ndarray:
     """Makes a spiral around the average of forward-facing cameras; all frames look at one point.
 
-    As the original: the radii are the 90th percentile of the centres' coordinates along each axis, so `poses` should be
-    recentred. The point's distance is the harmonic mean of .9 `near` and 5 `far`, weighted 1 to 3.
+    As the original: two turns, with one period of the motion along the optical axis. The radii are the 90th percentile
+    of the centres' coordinates along each axis, so `poses` should be recentred. The point's distance is the harmonic
+    mean of .9 `near` and 5 `far`, weighted 1 to 3.
 
     Args:
         poses: [N, 3, 4].
         near, far: smallest and largest depth of the scene, in the units of `poses`.
         frames: number of frames.
-        turns: number of turns.
-        zrate: periods of the motion along the optical axis per turn.
 
     Returns:
-        [frames, 3, 4]; the path is closed if turns * zrate is a whole number.
+        [frames, 3, 4], without a repeated first frame at the end.
 
     Raises:
         ValueError: the cameras' viewing directions or their up axes cancel out.
@@ -37,8 +34,8 @@ def spiral_path(
     focus = 1.0 / (0.25 / (0.9 * near) + 0.75 / (5.0 * far))
     target = middle @ np.array([0.0, 0.0, -focus, 1.0])
     radii = np.percentile(np.abs(poses[:, :3, 3]), 90, axis=0)
-    theta = np.linspace(0.0, 2.0 * np.pi * turns, frames, endpoint=False)
-    offsets = np.stack([np.cos(theta), -np.sin(theta), -np.sin(theta * zrate)], axis=-1) * radii
+    theta = np.linspace(0.0, 4.0 * np.pi, frames, endpoint=False)
+    offsets = np.stack([np.cos(theta), -np.sin(theta), -np.sin(theta * 0.5)], axis=-1) * radii
     centres = offsets @ middle[:, :3].T + middle[:, 3]
     return np.stack([look_at(centre - target, up, centre) for centre in centres])
 

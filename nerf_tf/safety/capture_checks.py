@@ -145,12 +145,12 @@ def rotation_errors(poses: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(products).max(axis=(1, 2)), np.abs(np.linalg.det(axes) - 1.0))
 
 
-def sample_points(scene: Scene, seed: int = 0) -> np.ndarray:
+def sample_points(scene: Scene) -> np.ndarray:
     """Samples points [P, 3] of the volume that the cameras look at, from near to far along random rays.
 
     Under NDC, where far is infinite, near and far are those of `depth_range`.
     """
-    rng, points = np.random.default_rng(seed), []
+    rng, points = np.random.default_rng(0), []
     for i, (camera, c2w) in enumerate(zip(scene.cameras, scene.poses, strict=True)):
         count = -(-SAMPLED_POINTS // len(scene.poses))
         rows, cols = rng.uniform(0, camera.height, count), rng.uniform(0, camera.width, count)
