@@ -21,7 +21,7 @@ _PUBLIC = {
     "Settings": "settings.settings",
     "Scene": "data.scene",
     "read_config": "library",
-    "load_scene": "library",
+    "load_scene": "build",
     "build_fields": "library",
     "load_renderer": "library",
     "train_scene": "library",

@@ -51,9 +51,13 @@ def set_up_tensorflow() -> None:
 
 
 def load_scene(settings: Settings) -> Scene:
-    """Loads the scene that the settings describe, and warns where it makes no sense.
+    """Loads the scene that `datadir` and `dataset_type` name, and warns where it makes no sense.
 
-    `--near` and `--far`, if given, replace the scene's own.
+    `near` and `far`, if given, replace the scene's own.
+
+    Returns:
+        Photos [N, H, W, 3] in [0, 1], camera-to-world poses [N, 3, 4] in OpenGL axes, cameras, near and far, and the
+        indices of training, validation and test views.
 
     Raises:
         ValueError, OSError: files are missing or wrong, or flags do not go with the scene.

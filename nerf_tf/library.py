@@ -30,19 +30,6 @@ def read_config(path: str | Path, **changes: Any) -> Settings:
     return Settings(**values, from_command_line=frozenset(changes))
 
 
-def load_scene(settings: Settings) -> Scene:
-    """Loads the scene that `datadir` and `dataset_type` name.
-
-    Returns:
-        Photos [N, H, W, 3] in [0, 1], camera-to-world poses [N, 3, 4] in OpenGL axes, cameras, near and far, and the
-        indices of training, validation and test views.
-
-    Raises:
-        FileNotFoundError, ValueError: files are missing or malformed.
-    """
-    return build.load_scene(settings)
-
-
 def build_fields(settings: Settings) -> tuple[Field, Field | None]:
     """Builds the coarse and the fine network with fresh weights; None where `N_importance` is 0.
 

@@ -120,7 +120,7 @@ def interpolate_at(keyframes: Keyframes, times: np.ndarray) -> np.ndarray:
     key_times, poses = np.asarray(keyframes.times, np.float64), np.asarray(keyframes.poses, np.float64)
     if len(key_times) == 1:
         return np.repeat(poses, len(times), axis=0)
-    rotations = _quaternion_to_rotation(_rotation_to_quaternion(poses[:, :, :3]))  # exactly, not but for rounding
+    rotations = _quaternion_to_rotation(_rotation_to_quaternion(poses[:, :, :3]))  # free of rounding
     centres, durations = poses[:, :, 3], np.diff(key_times)
     segment = np.clip(np.searchsorted(key_times, times, side="right") - 1, 0, len(durations) - 1)  # [M]
     u = ((times - key_times[segment]) / durations[segment])[:, None]  # [M, 1], 0 to 1 within its segment
