@@ -27,16 +27,14 @@ def composite_white(images: np.ndarray) -> np.ndarray:
     return images[..., :3] * alpha + (1.0 - alpha)
 
 
-def area_resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes images [..., H, W, C] to float32 [..., height, width, C] by area means.
+def area_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes an image [H, W, C] to float32 [height, width, C] by area means.
 
     Bit for bit what `tf.image.resize_area` of TF1 gave the original's `half_res`.
     """
-    *batch, old_height, old_width, channels = images.shape
     # This op has no GPU kernel, and photos should not pass through GPU memory anyway.
     with tf.device("CPU:0"):
-        resized = tf.image.resize(images.reshape(-1, old_height, old_width, channels), [height, width], method="area")
-    return resized.numpy().reshape(*batch, height, width, channels)
+        return tf.image.resize(image, [height, width], method="area").numpy()
 
 
 def shrink(image: np.ndarray, height: int, width: int, white_bkgd: bool, keep_alpha: bool = False) -> np.ndarray:
