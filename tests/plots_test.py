@@ -186,12 +186,12 @@ def test_curves_are_the_scalars_written_and_a_resumed_run_counts_last(tmp_path):
 def test_history_before_a_step_and_of_a_file_cut_short(tmp_path):
     write_run(tmp_path, "run", {step: float(step) for step in range(0, 500, 100)})
     folder = tmp_path / "summaries" / "run"
-    assert list(curve.History.read(folder, before=300).curves()["psnr"][0]) == [0, 100, 200]
-    assert curve.History.read(folder, before=0).curves() == {}
+    assert list(curve.History(folder, before=300).curves()["psnr"][0]) == [0, 100, 200]
+    assert curve.History(folder, before=0).curves() == {}
     (events,) = folder.iterdir()
     events.write_bytes(events.read_bytes()[:-20])
-    assert list(curve.History.read(folder).curves()["psnr"][0]) == [0, 100, 200, 300, 400]
-    assert list(curve.History.read(folder).curves()["psnr_holdout"][0]) == [0, 100, 200, 300]
+    assert list(curve.History(folder).curves()["psnr"][0]) == [0, 100, 200, 300, 400]
+    assert list(curve.History(folder).curves()["psnr_holdout"][0]) == [0, 100, 200, 300]
 
 
 def test_what_another_program_calls_loss_is_no_matter(tmp_path):
@@ -201,7 +201,7 @@ def test_what_another_program_calls_loss_is_no_matter(tmp_path):
         tf.summary.histogram("loss", [1.0, 2.0], step=1)
         tf.summary.text("psnr", "high", step=2)
         tf.summary.scalar("psnr", 11.0, step=3)
-    curves = curve.History.read(folder).curves()
+    curves = curve.History(folder).curves()
     assert {tag: list(steps) for tag, (steps, _) in curves.items()} == {
         "loss": [0],
         "psnr": [0, 3],
@@ -225,7 +225,7 @@ def test_event_files_that_are_none_are_left_out(tmp_path, caplog):
         tensor.CopyFrom(tf.make_tensor_proto(1.0))
         tensor.tensor_shape.dim.add(size=10**15)
         writer.write(event.SerializeToString())
-    assert {tag: list(steps) for tag, (steps, _) in curve.History.read(folder).curves().items()} == {
+    assert {tag: list(steps) for tag, (steps, _) in curve.History(folder).curves().items()} == {
         "loss": [0],
         "psnr": [0],
         "psnr_holdout": [0],
@@ -249,7 +249,7 @@ def test_a_curve_goes_on_where_an_earlier_run_stopped(tmp_path):
     write_run(tmp_path, "run", {0: 10.0, 100: 12.0, 200: 99.0})
     file = curve.CurveFile(tmp_path / "run" / "curve.png", tmp_path / "summaries" / "run", start=150)
     file.add(200, loss=0.1, psnr=tf.constant(13.0), other=1.0)
-    steps, values = file._history.curves()["psnr"]
+    steps, values = file.curves()["psnr"]
     np.testing.assert_allclose([steps, values], [[0, 100, 200], [10, 12, 13]])
     file.write()
     assert_picture(tmp_path / "run" / "curve.png", 1320, 504)

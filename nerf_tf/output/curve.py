@@ -28,11 +28,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 class History:
     """The values of each of `TAGS` by step; a later value for the same step replaces the earlier one."""
 
-    def __init__(self) -> None:
-        self._values: dict[str, dict[int, float]] = {tag: {} for tag in TAGS}
-
-    @classmethod
-    def read(cls, folder: Path, before: int | None = None) -> History:
+    def __init__(self, folder: Path, before: int | None = None):
         """Reads the event files of a folder; with `before`, only steps below it.
 
         Events are read one by one, so that images in the files need no memory. A truncated file, as a killed run
@@ -48,10 +44,9 @@ class History:
                         written += [(event.wall_time, event.step, *scalar) for scalar in _scalars(event)]
             except (tf.errors.OpError, DecodeError, ValueError) as error:
                 logger.warning("%s: the rest is left out (%s)", path, str(error).partition("\n")[0][:160])
-        history = cls()
+        self._values: dict[str, dict[int, float]] = {tag: {} for tag in TAGS}
         for _, step, tag, value in sorted(written):
-            history.add(step, **{tag: value})
-        return history
+            self.add(step, **{tag: value})
 
     def add(self, step: int, **values: float) -> None:
         """Adds the values whose names are in `TAGS`."""
@@ -89,7 +84,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """
     if not any(folder.glob("*tfevents*")):
         raise FileNotFoundError(f"{folder}: no TensorBoard event files; give a run's folder, {{basedir}}/{{expname}}")
-    curves = History.read(folder).curves()
+    curves = History(folder).curves()
     if not curves:
         raise ValueError(f"{folder}: holds none of {', '.join(TAGS)}; was the run's --i_print 0?")
     return curves
@@ -139,13 +134,13 @@ def draw_curves(runs: dict[str, dict[str, Curve]]):
     return figure
 
 
-class CurveFile:
+class CurveFile(History):
     """`curve.png` of a training run; it is not drawn where matplotlib is not installed."""
 
     def __init__(self, path: Path, summaries: Path, start: int):
         """Reads what the run wrote to the TensorBoard folder `summaries` before step `start`."""
+        super().__init__(summaries, before=start)
         self._path, self._name = path, summaries.name
-        self._history = History.read(summaries, before=start)
         try:
             figures.new_figure(1, 1)
             self._drawable = True
@@ -153,17 +148,13 @@ class CurveFile:
             self._drawable = False
             logger.info("no %s while training: %s", path.name, error)
 
-    def add(self, step: int, **values: float) -> None:
-        """Adds the values of a step."""
-        self._history.add(step, **values)
-
     def write(self) -> None:
         """Draws all values so far, if there are any.
 
         Raises:
             OSError: it cannot be drawn or written.
         """
-        curves = self._history.curves()
+        curves = self.curves()
         if self._drawable and curves:
             try:
                 figures.save(draw_curves({self._name: curves}), self._path)
