@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
+from nerf_tf.field.hash_grid import HashGridField
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.passes import coarse_pass, fine_pass
@@ -18,8 +19,10 @@ from nerf_tf.train.gradients import mean_squared_error
 from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import Trainer
 
+AnyTrainer = Trainer | PackedTrainer
 
-def replay_step(trainer: Trainer | PackedTrainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
+
+def replay_step(trainer: AnyTrainer, batch: RayBatch) -> Iterator[tuple[str, tf.Tensor]]:
     """Replays the trainer's next step, without changing the trainer, and yields its tensors with names.
 
     First the rays and the photos' colours. Then, for the coarse and the fine pass: weights, samples, raw network
@@ -61,7 +64,7 @@ def replay_step(trainer: Trainer | PackedTrainer, batch: RayBatch) -> Iterator[t
             yield f"{name} gradient of {variable.path}", gradient
 
 
-def find_first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
+def find_first_non_finite(trainer: AnyTrainer, batch: RayBatch) -> str:
     """Names the next step's first tensor with a NaN or an infinity, or says that there is none."""
     for name, tensor in replay_step(trainer, batch):
         if not np.isfinite(tensor).all():
@@ -69,7 +72,7 @@ def find_first_non_finite(trainer: Trainer, batch: RayBatch) -> str:
     return "none: all values are finite, but the squares of some are not"
 
 
-def diagnose(trainer: Trainer, batch: RayBatch, step: int) -> str:
+def diagnose(trainer: AnyTrainer, batch: RayBatch, step: int) -> str:
     """Calls `find_first_non_finite` for the step that the trainer has just skipped.
 
     Returns "unknown" with the reason when memory runs out, as the replay needs more of it than the step.
@@ -84,7 +87,7 @@ def diagnose(trainer: Trainer, batch: RayBatch, step: int) -> str:
         trainer.step.assign(next_step)
 
 
-def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: bool) -> None:
+def save_step(path: Path, trainer: AnyTrainer, batch: RayBatch, step: int, ndc: bool) -> None:
     """Writes the step that the trainer has just skipped to an npz file, for `load_step`.
 
     Args:
@@ -109,7 +112,7 @@ def save_step(path: Path, trainer: Trainer, batch: RayBatch, step: int, ndc: boo
         np.savez_compressed(file, loss_scale=scale, **arrays)
 
 
-def load_step(arrays: dict[str, np.ndarray], trainer: Trainer) -> RayBatch:
+def load_step(arrays: dict[str, np.ndarray], trainer: AnyTrainer) -> RayBatch:
     """Sets the trainer to a step that `save_step` wrote, weights included; returns the step's batch.
 
     Args:
@@ -148,5 +151,5 @@ def _checked_array(
     return array.astype(dtype)
 
 
-def _named_fields(trainer: Trainer) -> dict[str, Field]:
+def _named_fields(trainer: AnyTrainer) -> dict[str, Field | HashGridField]:
     return {name: field for name, field in (("coarse", trainer.coarse), ("fine", trainer.fine)) if field}

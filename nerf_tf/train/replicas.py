@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.train.gradients import StepGradients
+from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import StepResult, Trainer
 from nerf_tf.train.workers import first_of_all, replica_number
 
@@ -33,7 +34,7 @@ class ReplicaTrainer:
 
     minutes = None  # as in `Trainer`
 
-    def __init__(self, strategy: tf.distribute.Strategy, make_trainer: Callable[[], Trainer]):
+    def __init__(self, strategy: tf.distribute.Strategy, make_trainer: Callable[[], Trainer | PackedTrainer]):
         """Makes a trainer on each device of this process.
 
         Args:
@@ -53,7 +54,7 @@ class ReplicaTrainer:
         return getattr(self.first, name)
 
     @property
-    def by_device(self) -> list[tuple[str, Trainer]]:
+    def by_device(self) -> list[tuple[str, Trainer | PackedTrainer]]:
         """The devices of this process, each with its trainer."""
         return list(zip(self._strategy.extended.worker_devices, self._trainers, strict=True))
 
@@ -82,7 +83,7 @@ class ReplicaTrainer:
             trainer.resize(chunk, netchunk)
         self._make_functions()
 
-    def copy_state_from(self, other: Trainer, restarts: int) -> None:
+    def copy_state_from(self, other: Trainer | PackedTrainer, restarts: int) -> None:
         """As `Trainer.copy_state_from`, on all replicas of this process."""
         for trainer in self._trainers:
             trainer.copy_state_from(other, restarts)
