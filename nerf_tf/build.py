@@ -299,9 +299,7 @@ def make_renderer(
 ) -> Renderer:
     """Builds the renderer of the trainer's field.
 
-    Args:
-        settings, scene, trainer: the run's.
-        keeps_occupancy: whether the grid of `--occupancy` is kept in a file of the run's folder.
+    `keeps_occupancy` is whether the grid of `--occupancy` is kept in a file of the run's folder.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little to render in.

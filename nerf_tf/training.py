@@ -38,7 +38,6 @@ def warn_if_unwritable(action: Callable[..., None], once: bool = False) -> Calla
     failing = False
 
     def attempt(*arguments: object) -> None:
-        """Does the action, or warns."""
         nonlocal failing
         try:
             action(*arguments)

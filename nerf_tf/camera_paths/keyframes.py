@@ -93,11 +93,7 @@ def _parse_keyframes(document: object) -> Keyframes:
 
 
 def interpolate(keyframes: Keyframes, fps: float) -> np.ndarray:
-    """Interpolates keyframes for a video: the first frame is the first keyframe, the last frame the last.
-
-    Args:
-        keyframes: the keyframes.
-        fps: frames per second.
+    """Interpolates keyframes for a video of `fps` frames a second, from the first keyframe to the last.
 
     Returns:
         Poses [M, 3, 4], M = round(duration * fps) + 1.

@@ -20,7 +20,6 @@ def scene_path(scene: Scene, kind: str = "auto", frames: int | None = None) -> n
     """A camera path through or around a scene.
 
     Args:
-        scene: the scene.
         kind: auto (the data set's own path), orbit (a circle around what the cameras look at), spiral (in front of
             cameras that face one way), or test (from one test view to the next).
         frames: length of the path; None: as many as the path has, or 120 for circles and spirals.

@@ -182,8 +182,6 @@ def read_split(
     """Reads every stride-th frame of a transforms file; images are named, not opened.
 
     Args:
-        path: the file.
-        stride: see above.
         intrinsic_names: which numbers of cameras to read.
         hint: end of the message if there is no such file.
 

@@ -59,7 +59,6 @@ def read_photos(
     """
 
     def fit(image: np.ndarray) -> np.ndarray:
-        """Shrinks an image and puts it into its place."""
         place = common.place(image.shape[:2])
         return place.fill(shrink(image, place.height, place.width, white_bkgd, keep_alpha), common.image)
 
@@ -93,7 +92,6 @@ def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
     is 35 to 38 dB. The new folder appears under its name only when it is complete.
 
     Args:
-        datadir: the scene's folder.
         factor: divides both sides, which are rounded to the nearest pixel; the folder is images_{factor}.
 
     Returns:

@@ -73,7 +73,6 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 
     Args:
         scene: the photos; those in i_train are used.
-        settings: which rays.
         seed: whole number >= 0 that decides every draw.
         first_step: the step of the first batch.
 
@@ -98,7 +97,6 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and finding that out takes a second
     def make_batch(step: tf.Tensor) -> RayBatch | AlphaRayBatch:
-        """Makes the batch of a step."""
         image, row, col = choose_rays(step)
         camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))
         rays = finish_rays(

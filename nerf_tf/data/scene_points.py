@@ -56,7 +56,6 @@ def find_points(
     One of another world is skipped, and so is a damaged one, with a warning.
 
     Args:
-        folder: the scene's folder.
         cameras: N cameras.
         poses: [N, 3, 4] camera-to-world in the data set's world.
         meta: what a transforms.json holds; None for scenes of other kinds.

@@ -249,7 +249,6 @@ def _read_masks(
     masks = np.zeros([len(paths), *size], bool)
 
     def read(i: int) -> None:
-        """Reads the mask of a photo, if it has one."""
         if paths[i] is None:
             masks[i][places[i].window] = True
             return
@@ -279,7 +278,6 @@ def _undistort(
     distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
 
     def undistort(index: int) -> None:
-        """Replaces a distorted photo and its mask."""
         i = distorted[index]
         rows, cols = source(pinholes[lenses[i]], *lenses[i])
         photo = images[i][places[i].window]

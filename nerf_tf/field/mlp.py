@@ -41,7 +41,6 @@ def build_mlp(settings: FieldSettings, seed: int | Sequence[int], precision: str
     linear bottleneck, the encoded view direction and one more layer. Without, one linear layer gives all four values.
 
     Args:
-        settings: the network's shape.
         seed: one or more whole numbers >= 0 that determine the initial weights.
         precision: float32, bfloat16 or float16: the type that layers compute in. Weights are always float32.
 

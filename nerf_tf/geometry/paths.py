@@ -20,7 +20,6 @@ def spiral_path(poses: np.ndarray, near: float, far: float, frames: int = 120) -
     Args:
         poses: [N, 3, 4].
         near, far: smallest and largest depth of the scene, in the units of `poses`.
-        frames: number of frames.
 
     Returns:
         [frames, 3, 4], without a repeated first frame at the end.
@@ -98,7 +97,6 @@ def orbit_around(poses: np.ndarray, frames: int = 120) -> np.ndarray:
 
     Args:
         poses: [N, 3, 4] of cameras that surround an object.
-        frames: number of frames.
 
     Returns:
         [frames, 3, 4], without a repeated first frame at the end.

@@ -98,7 +98,6 @@ def finish_rays(
         camera: the camera of the rays; used under NDC only.
         origins, directions: [..., 3] in the world.
         near, far: range of t; (0, 1) under NDC.
-        ndc: whether to convert the rays to NDC.
         viewdirs: [..., 3] view directions of any length, if not `directions`.
     """
     viewdirs = directions if viewdirs is None else viewdirs

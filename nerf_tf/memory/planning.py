@@ -25,18 +25,12 @@ class OutOfMemory(Exception):
 
 
 class MemoryPlanner:
-    """Chooses chunk and netchunk for one workload, and smaller ones when memory runs out.
-
-    Attributes:
-        work: the workload.
-        plan: the current plan.
-    """
+    """Chooses chunk and netchunk for one workload, `plan`, and smaller ones when memory runs out."""
 
     def __init__(self, work: prediction.Workload, chunk: int | str, netchunk: int | str, budget_mb: int | None):
         """Makes the first plan.
 
         Args:
-            work: the workload.
             chunk, netchunk: rays and points at once; "auto" for the largest that fit.
             budget_mb: megabytes (10^6 bytes) to plan for; None for `PLANNED_SHARE` of the free memory.
 

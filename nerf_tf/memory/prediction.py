@@ -185,10 +185,8 @@ def choose_plan(
     """Chooses the largest netchunk that fits a budget, then the largest chunk: netchunk decides the speed.
 
     Args:
-        work: the workload.
         budget: bytes for everything, `work.resident` included.
-        chunk, netchunk: fixed values; None to choose.
-        largest_tile: largest netchunk to choose.
+        chunk, netchunk: fixed values; None to choose, netchunk up to `largest_tile`.
 
     Raises:
         ValueError: nothing fits.

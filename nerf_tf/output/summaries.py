@@ -24,12 +24,7 @@ class Summaries:
     """
 
     def __init__(self, folder: Path, first_step: int = 0):
-        """Makes the folder.
-
-        Args:
-            folder: the folder of the files.
-            first_step: the run's next step; TensorBoard drops what a killed run wrote from this step on.
-        """
+        """Makes the folder; TensorBoard drops what a killed run wrote from the run's next step, `first_step`, on."""
         make_folder(folder)
         self._folder, self._first_step = folder, first_step
         self._started = False

@@ -43,10 +43,7 @@ MAX_FILE_SIZE = 2**24
 def find_occupied(field: FieldFunction, box: Box, description: str | None = "occupancy") -> np.ndarray:
     """Finds the occupied cells: evaluates a coarse grid, then a fine one where the coarse is not empty.
 
-    Args:
-        field: the network.
-        box: the space to cover.
-        description: text of the progress bar; None: no bar.
+    `description` is the text of the progress bar; None: no bar.
 
     Returns:
         [FINE_CELLS] * 3 bool, by x, y, z: whether each cell may contain anything.
@@ -188,10 +185,7 @@ class Occupancy:
     def __init__(self, box: Box, path: Path | None, networks: int):
         """Starts with all cells occupied.
 
-        Args:
-            box: the space to cover.
-            path: the npz file for the grids; None: there is no file, and nothing is reported.
-            networks: number of networks.
+        `path` is the npz file for the grids of so many networks; None: there is no file, and nothing is reported.
         """
         self.box, self._path, self._key = box, path, ""
         self._grids = [tf.Variable(tf.ones([FINE_CELLS**3 + 1], tf.bool), trainable=False) for _ in range(networks)]
@@ -203,9 +197,7 @@ class Occupancy:
     def update(self, fields: Sequence[FieldFunction], weights: Sequence[Sequence[np.ndarray]]) -> None:
         """Updates the grids for new weights, from the file if it fits, otherwise from the networks.
 
-        Args:
-            fields: the networks themselves, not what `restrict` returns.
-            weights: each network's weights.
+        `fields` are the networks themselves, not what `restrict` returns.
         """
         key = self._hash(weights)
         if key == self._key:

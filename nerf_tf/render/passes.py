@@ -186,9 +186,7 @@ def coarse_pass(
     """Renders rays from stratified samples.
 
     Args:
-        field: the network.
         rays, settings: as in `render_rays`.
-        draws: what is random in this pass.
         all_colours: whether `raw` must have the colours that cannot be seen.
     """
     t_vals = stratified_t_vals(rays.near, rays.far, settings.N_samples, settings.lindisp, draws.u)
@@ -206,7 +204,7 @@ def fine_pass(
     """Renders rays from the coarse pass's samples and additional ones where its weights are.
 
     Args:
-        field, rays, settings, draws, all_colours: as in `coarse_pass`.
+        rays, settings, all_colours: as in `coarse_pass`.
         first: the result of the coarse pass. No gradient flows back to it.
 
     Returns:

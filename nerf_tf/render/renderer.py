@@ -96,7 +96,6 @@ class Renderer:
         """Renders one view.
 
         Args:
-            camera: the camera.
             c2w: [3, 4] its pose.
             c2w_viewdirs: [3, 4] another pose for the view directions.
             progress: called with the number of rays after each chunk.
@@ -155,7 +154,6 @@ class Renderer:
             cameras: M cameras.
             poses: [M, 3, 4] their poses.
             poses_viewdirs: [M, 3, 4] poses for the view directions, if not `poses`.
-            description: text of the progress bar.
         """
         total = sum(camera.height * camera.width for camera in cameras)
         with tqdm(total=total, desc=description, unit="ray", unit_scale=True, dynamic_ncols=True) as bar:

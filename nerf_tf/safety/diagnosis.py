@@ -90,12 +90,7 @@ def diagnose(trainer: AnyTrainer, batch: RayBatch, step: int) -> str:
 def save_step(path: Path, trainer: AnyTrainer, batch: RayBatch, step: int, ndc: bool) -> None:
     """Writes the step that the trainer has just skipped to an npz file, for `load_step`.
 
-    Args:
-        path: the file.
-        trainer: its weights are those that the step used.
-        batch: the step's rays.
-        step: the step's number.
-        ndc: whether the scene is in NDC.
+    The trainer's weights are those that the step used.
 
     Raises:
         OSError: the file cannot be written.
@@ -115,9 +110,7 @@ def save_step(path: Path, trainer: AnyTrainer, batch: RayBatch, step: int, ndc: 
 def load_step(arrays: dict[str, np.ndarray], trainer: AnyTrainer) -> RayBatch:
     """Sets the trainer to a step that `save_step` wrote, weights included; returns the step's batch.
 
-    Args:
-        arrays: the file's arrays.
-        trainer: made with the flags of the run that wrote the file.
+    The trainer is one made with the flags of the run that wrote the file.
 
     Raises:
         ValueError: an array is missing, or differs from the trainer's in shape or type.

@@ -95,9 +95,7 @@ def archive_collapsed_run(folder: Path, summaries: Path, number: int, keep: Path
     If it was interrupted, calling it again moves the rest.
 
     Args:
-        folder: the run's folder.
         summaries: the run's TensorBoard folder; renamed to `{name}_collapsed_{number}`.
-        number: number of the collapse.
         keep: the checkpoint that stays, with which the new run begins.
 
     Returns:

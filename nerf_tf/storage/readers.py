@@ -76,7 +76,6 @@ def read_text(path: Path, largest: int, hint: str = "") -> str:
     """Reads a UTF-8 file, with or without a byte order mark.
 
     Args:
-        path: the file.
         largest: most characters that it may hold.
         hint: end of the message if there is no such file.
 
@@ -206,7 +205,6 @@ def read_npz(
     """Reads the arrays of an npz file by name, without pickle: numbers, booleans and text.
 
     Args:
-        path: the file.
         names: arrays that it must hold, among others.
         largest: most bytes of the file, and of all its arrays unpacked.
         hint: end of the message if there is no such file.

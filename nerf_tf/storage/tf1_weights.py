@@ -31,9 +31,6 @@ _FLAGS_HINT = (
 def load(path: str | os.PathLike) -> list[np.ndarray]:
     """Reads a weight file written by the original code or by `save`, with NumPy 1 or 2.
 
-    Args:
-        path: the .npy file.
-
     Returns:
         The arrays in the file's order: for each layer its kernel [in, out], then its bias [out].
 
@@ -65,7 +62,6 @@ def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
     Its pickle uses protocol 3 and NumPy 1's names, so that the original code can read it.
 
     Args:
-        path: the file to write.
         weights: arrays as `model.get_weights()` returns them.
 
     Raises:
@@ -114,12 +110,7 @@ def newest(folder: str | os.PathLike) -> Path | None:
 
 
 def assign(model: Any, weights: Sequence[np.ndarray], path: str | os.PathLike) -> None:
-    """Sets a Keras model's weights, checking their number and shapes.
-
-    Args:
-        model: a Keras model.
-        weights: what `load` returned, in the order of `model.get_weights()`.
-        path: the weight file, for the error message.
+    """Sets a Keras model's weights to what `load` returned for the path, checking their number and shapes.
 
     Raises:
         ValueError: number or shapes differ; the message names the layer, both shapes, and flags to check.

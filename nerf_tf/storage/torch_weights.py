@@ -103,7 +103,6 @@ def save(path: str | os.PathLike, content: Mapping[str, object]) -> None:
     """Writes a checkpoint that `torch.load` reads, with and without `weights_only`.
 
     Args:
-        path: the file to write.
         content: dicts with text or whole numbers as keys, lists, tuples, text, numbers and float32 arrays.
 
     Raises:

@@ -47,7 +47,6 @@ def batch_gradients(
 
     Args:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
-        rendering: how rays become colours.
         scale_loss: multiplies a loss by the optimizer's loss scale.
         draw_chunk: (number of the first ray, number of rays) -> the random draws of these rays of the batch.
         batch: R rays and their colours.
@@ -96,7 +95,6 @@ def chunk_gradients(
     Args:
         coarse, fine, rendering, scale_loss: as in `batch_gradients`.
         chunk: R rays of the batch and their colours.
-        draws: their random draws.
         shares: [R] the weight of each ray in the batch's loss.
     """
     with tf.GradientTape() as tape:

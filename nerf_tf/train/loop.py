@@ -87,16 +87,13 @@ def train(
     TensorFlow compiles. Counts are watched up to `UNREAD_STEPS` steps late, but before anything is written.
 
     Args:
-        trainer: the trainer.
         batches: batches from the trainer's step on.
         N_iters: number of steps of the whole run.
-        name: the run's name in the log.
         i_print: interval in steps of printed lines, besides the first `FIRST_STEPS`, and of `report`; 0: none.
         report: called with the step, its result and the rays per second since the last call.
         events: what else to do, in this order.
         on_out_of_memory: called with the error when memory runs out; the step is repeated unless it raises.
         watch: called for each step, in order, with the step, its batch and its counts; it may raise to end the run.
-        shows_progress: whether there is a progress bar.
     """
     start = int(trainer.step.numpy())
     speed = Speedometer()

@@ -51,9 +51,7 @@ def rendered_by_all(
     """Yields the rendered views in order; all workers enter this, and iterate, with equal views.
 
     Args:
-        views: what to render.
         renderers: one for each of this worker's devices, with equal weights.
-        workers: who renders.
         agree: called by all workers before each round and after the last, with whether this one had an OSError in the
             block, which training survives. If the chief had one, it raises `NotWritten` on the others. It may raise
             other errors on all.
@@ -62,7 +60,6 @@ def rendered_by_all(
     sizes = [camera.height * camera.width for camera in views.cameras]
 
     def render(renderer: Renderer, device: str | None, i: int, progress: Callable[[int], object]) -> Image:
-        """Renders a view on a device."""
         with tf.device(device):
             viewdirs = None if views.poses_viewdirs is None else views.poses_viewdirs[i]
             return renderer.image(views.cameras[i], views.poses[i], viewdirs, progress)

@@ -97,12 +97,7 @@ class Trainer:
         self._make_functions()
 
     def copy_state_from(self, other: Trainer, restarts: int) -> None:
-        """Copies weights, optimizer state, step and seed from a trainer with equal networks; resets counts.
-
-        Args:
-            other: the trainer to copy from.
-            restarts: the new count of restarts.
-        """
+        """Copies weights, optimizer state, step and seed from a trainer with equal networks; counts only `restarts`."""
         for variable, source in zip(self.variables, other.variables, strict=True):
             variable.assign(source)
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
