@@ -177,7 +177,7 @@ def write_run(basedir: Path, name: str, values: dict[int, float]) -> Path:
 def test_curves_are_the_scalars_written_and_a_resumed_run_counts_last(tmp_path):
     run = write_run(tmp_path, "run", {0: 10.0, 100: 15.0, 200: 99.0})
     write_run(tmp_path, "run", {200: 20.0, 300: 22.0})
-    curves = curve.read_curves(summaries_folder(run))
+    curves = curve.History(summaries_folder(run)).curves()
     np.testing.assert_array_equal(curves["psnr"][0], [0, 100, 200, 300])
     np.testing.assert_allclose(curves["psnr"][1], [10.0, 15.0, 20.0, 22.0])
     np.testing.assert_allclose(curves["psnr_holdout"][1], [9.0, 14.0, 19.0, 21.0])

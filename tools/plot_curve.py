@@ -27,6 +27,17 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _read_curves(run: Path) -> dict[str, curve.Curve]:
+    """Reads a run's curves; raises FileNotFoundError or ValueError if it has none."""
+    folder = summaries_folder(run)
+    if not any(folder.glob("*tfevents*")):
+        raise FileNotFoundError(f"{folder}: no TensorBoard event files; give a run's folder, {{basedir}}/{{expname}}")
+    curves = curve.History(folder).curves()
+    if not curves:
+        raise ValueError(f"{folder}: holds none of {', '.join(curve.TAGS)}; was the run's --i_print 0?")
+    return curves
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     args = _arguments(argv)
@@ -36,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         names = [run.name for run in runs]
         if len(set(names)) < len(names):  # runs of one name in several basedirs
             names = [str(run) for run in args.runs]
-        curves = {n: curve.read_curves(summaries_folder(run)) for n, run in zip(names, runs, strict=True)}
+        curves = {n: _read_curves(run) for n, run in zip(names, runs, strict=True)}
         figures.save(curve.draw_curves(curves), out)
     except (ValueError, OSError) as error:
         return commandline.fail("plot_curve", error)

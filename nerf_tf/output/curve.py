@@ -73,23 +73,6 @@ def _scalars(event) -> Iterator[tuple[str, float]]:
                 yield value.tag, float(np.squeeze(make_ndarray(value.tensor)))
 
 
-def read_curves(folder: Path) -> dict[str, Curve]:
-    """Reads the curves of `TAGS` from event files; tags without a value are absent.
-
-    Where a run was resumed from an earlier step, the value written last for a step counts.
-
-    Raises:
-        FileNotFoundError: the folder holds no event files.
-        ValueError: it holds none of the scalars.
-    """
-    if not any(folder.glob("*tfevents*")):
-        raise FileNotFoundError(f"{folder}: no TensorBoard event files; give a run's folder, {{basedir}}/{{expname}}")
-    curves = History(folder).curves()
-    if not curves:
-        raise ValueError(f"{folder}: holds none of {', '.join(TAGS)}; was the run's --i_print 0?")
-    return curves
-
-
 def smooth(values: np.ndarray) -> np.ndarray:
     """Moving average [N], centred at each point; towards the ends its span shrinks."""
     half = int(SMOOTHED_SHARE * len(values) / 2 + 0.5)

@@ -50,13 +50,6 @@ def colour_disparity(image: Image) -> np.ndarray:
     return pictures.false_colours(image.disp, image.acc, dark=far, light=near)
 
 
-def colour_depth(image: Image) -> np.ndarray:
-    """Draws a view's depth in 8-bit colours [H, W, 3]: near is light, empty is black."""
-    depth = pictures.expected_depth(image.depth, image.acc)
-    near, far = pictures.display_range([pictures.opaque_values(depth, image.acc)])
-    return pictures.false_colours(depth, image.acc, dark=far, light=near)
-
-
 class LazyFrames(Sequence[np.ndarray]):
     """A sequence of video frames, each drawn when it is accessed."""
 

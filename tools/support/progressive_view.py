@@ -202,7 +202,9 @@ def draw(image: Image, shown: str) -> np.ndarray:
         return view_files.colour_disparity(image)
     if shown == "opacity":
         return pictures.apply_colour_map(image.acc)
-    return view_files.colour_depth(image)
+    depth = pictures.expected_depth(image.depth, image.acc)
+    near, far = pictures.display_range([pictures.opaque_values(depth, image.acc)])
+    return pictures.false_colours(depth, image.acc, dark=far, light=near)
 
 
 def video_frames(film: view_files.VideoBuffer, shown: str) -> view_files.LazyFrames:
