@@ -84,7 +84,8 @@ def read_scene(settings: Settings) -> Scene:
         scene = deepvoxels.load(settings.datadir, settings.shape, settings.testskip)
     near = scene.near if settings.near is None else settings.near
     far = scene.far if settings.far is None else settings.far
-    if scene.ndc and (settings.near is not None or settings.far is not None):
+    of_flags = [f"--{name}" for name in ("near", "far") if getattr(settings, name) is not None]
+    if scene.ndc and of_flags:
         raise ValueError("--near and --far are distances, and NDC has none: its range is 0 to 1; add --no_ndc")
     if near >= far:
         raise ValueError(f"near {near:g} is not below far {far:g}: check --near and --far")
@@ -95,7 +96,6 @@ def read_scene(settings: Settings) -> Scene:
     wanting = [f"--{name}" for name in ("eval_only", "eval_folder", "render_test") if getattr(settings, name)]
     if wanting and not settings.training and not len(scene.i_test):
         raise ValueError(f"{settings.datadir}: no test views, which {wanting[0]} needs; name some as tests")
-    height, width = scene.images.shape[1:3]
     if settings.field == "hash_grid" and settings.without_effect_on_hash_grid():
         names = ", ".join(f"--{name}" for name in settings.without_effect_on_hash_grid())
         logger.warning("no effect with --field=hash_grid: %s", names)
@@ -103,19 +103,17 @@ def read_scene(settings: Settings) -> Scene:
         logger.warning("--%s has no effect on a %s scene; leave it out", name, settings.dataset_type)
     if settings.lindisp and scene.ndc:
         logger.warning("--lindisp has no effect under NDC, which is even in disparity; leave it out or add --no_ndc")
-    of_flags = [f"--{name}" for name in ("near", "far") if getattr(settings, name) is not None]
     logger.info(
         "%s %s: %d images of %dx%d (%d train, %d val, %d test), near %g, far %g%s%s",
-        settings.dataset_type, settings.datadir, len(scene.images), width, height,
+        settings.dataset_type, settings.datadir, len(scene.images), *scene.images.shape[2:0:-1],
         len(scene.i_train), len(scene.i_val), len(scene.i_test), near, far,
         f" ({' and '.join(of_flags)} given)" if of_flags else "", ", NDC" if scene.ndc else "",
     )  # fmt: skip
-    scene = dataclasses.replace(scene, near=near, far=far)
+    cameras = scene.cameras
     if settings.field == "hash_grid":
         # Photos show the centres of pixels. The original's rays go through corners, which only its networks must match.
-        cameras = tuple(camera.through_pixel_centres() for camera in scene.cameras)
-        scene = dataclasses.replace(scene, cameras=cameras)
-    return scene
+        cameras = tuple(camera.through_pixel_centres() for camera in cameras)
+    return dataclasses.replace(scene, near=near, far=far, cameras=cameras)
 
 
 def view_camera(settings: Settings, camera: Camera) -> Camera:
