@@ -328,11 +328,11 @@ def test_a_request_to_stop_ends_everybodys_rendering():
     def be_stopped(run: TrainingRun, images: Iterator[Image]) -> None:
         next(images)
         if not run.workers.is_chief:
-            run.stop._number = int(signal.SIGTERM)
+            run.stop.number = int(signal.SIGTERM)
         try:
             list(images)
         finally:
-            run.stop._number = None
+            run.stop.number = 0
 
     mine, its = rendered_by_two_threads(be_stopped)
     assert isinstance(mine, Stopped)

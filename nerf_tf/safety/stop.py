@@ -35,10 +35,14 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers a request to stop until the program checks it where stopping is safe."""
+    """Remembers a request to stop until the program checks it where stopping is safe.
+
+    Attributes:
+        number: the signal that asked to stop; 0: none did.
+    """
 
     def __init__(self) -> None:
-        self._number: int | None = None
+        self.number = 0
 
     @contextlib.contextmanager
     def handle_signals(self) -> Iterator[None]:
@@ -72,20 +76,15 @@ class StopRequest:
                 number = received[0]
                 if number not in SIGNALS:
                     continue
-                if self._number is not None:
+                if self.number:
                     os._exit(128 + number)
-                self._number = number
+                self.number = number
                 logger.warning("%s: stopping after this step; a second one stops at once", signal.Signals(number).name)
-
-    @property
-    def number(self) -> int:
-        """The signal that asked to stop; 0: none did."""
-        return self._number or 0
 
     def check(self) -> None:
         """Raises `Stopped` if a stop was requested."""
-        if self._number is not None:
-            raise Stopped(self._number)
+        if self.number:
+            raise Stopped(self.number)
 
     def check_each(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yields the items; raises `Stopped` before the next one if a stop was requested."""
