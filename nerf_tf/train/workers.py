@@ -62,15 +62,11 @@ class Workers:
         Returns:
             [count, L] the values by worker.
         """
-        if self.count == 1:
-            return values[None]
-        return self._gather(tf.constant(values, tf.float32)).numpy()
+        return values[None] if self.count == 1 else self._gather(tf.constant(values, tf.float32)).numpy()
 
     def gather_pixels(self, values: np.ndarray) -> np.ndarray:
         """Does what `gather` does, for many values: they arrive bit for bit, and no zeros are sent."""
-        if self.count == 1:
-            return values[None]
-        return self._gather_pixels(tf.constant(values, tf.float32)).numpy()
+        return values[None] if self.count == 1 else self._gather_pixels(tf.constant(values, tf.float32)).numpy()
 
     @functools.cached_property
     def _gather_pixels(self) -> tf.types.experimental.PolymorphicFunction:
