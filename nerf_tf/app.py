@@ -128,7 +128,7 @@ def _run_as_one_of(workers: Workers, settings: Settings) -> None:
         with user_errors(ValueError, OSError):
             store = CheckpointStore(trainer.state, folder / run_folder.CHECKPOINTS)
             if workers.is_chief:
-                build.restore(settings, trainer, store, folder)
+                build.restore(settings, trainer, store)
             if isinstance(trainer, ReplicaTrainer):
                 trainer.share_state()
             kind = FollowingRun if not workers.is_chief else TrainingRun if settings.training else Run

@@ -230,17 +230,6 @@ def _next_seed(seed: int, times: int) -> int:
     return (seed + times) % 2**32  # what --random_seed takes
 
 
-def make_memory(settings: Settings, trainer: Trainer, training: bool, rays: int) -> planning.MemoryPlanner:
-    """The memory plan of training steps, or of rendering views, of so many rays.
-
-    Raises:
-        ValueError: `--memory_budget_mb` is too little for it.
-    """
-    return planning.MemoryPlanner(
-        workload(trainer, training, rays), settings.chunk, settings.netchunk, settings.memory_budget_mb
-    )
-
-
 def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload:
     """What the memory of training steps or of rendering depends on, but for chunk and netchunk."""
 
@@ -274,7 +263,8 @@ def plan_training(settings: Settings, trainer: Trainer | ReplicaTrainer | Packed
     rays = settings.N_rand
     if isinstance(trainer, ReplicaTrainer):
         rays = trainer.rays_of_replica(rays)
-    planned = make_memory(settings, trainer, training=True, rays=rays)
+    work = workload(trainer, True, rays)
+    planned = planning.MemoryPlanner(work, settings.chunk, settings.netchunk, settings.memory_budget_mb)
     trainer.resize(planned.plan.chunk, planned.plan.netchunk)
     return planned.on_out_of_memory
 
@@ -305,7 +295,8 @@ def make_renderer(
     if isinstance(trainer, PackedTrainer):
         return build_hash_grid.make_renderer(settings, scene, trainer)
     views = (scene.cameras[0], view_camera(settings, scene.cameras[0]))
-    planned = make_memory(settings, trainer, training=False, rays=max(view.height * view.width for view in views))
+    work = workload(trainer, False, max(view.height * view.width for view in views))
+    planned = planning.MemoryPlanner(work, settings.chunk, settings.netchunk, settings.memory_budget_mb)
     rendering = render_settings(settings, scene.ndc)
 
     networks = [field for field in (trainer.coarse, trainer.fine) if field is not None]
@@ -355,13 +346,11 @@ def restored_trainer(settings: Settings, scene: Scene) -> Trainer | PackedTraine
         ValueError, OSError: there are none, or they belong to other networks.
     """
     trainer = trainer_for(settings, scene)
-    restore(
-        settings, trainer, CheckpointStore(trainer.state, settings.folder / run_folder.CHECKPOINTS), settings.folder
-    )
+    restore(settings, trainer, CheckpointStore(trainer.state, settings.folder / run_folder.CHECKPOINTS))
     return trainer
 
 
-def restore(settings: Settings, trainer: Trainer | PackedTrainer, store: CheckpointStore, folder: Path) -> None:
+def restore(settings: Settings, trainer: Trainer | PackedTrainer, store: CheckpointStore) -> None:
     """Loads what the run starts from into the trainer.
 
     That is `--ft_path`; else the newest checkpoint in the run's folder, with the optimizer's state; else the newest
@@ -371,6 +360,7 @@ def restore(settings: Settings, trainer: Trainer | PackedTrainer, store: Checkpo
     Raises:
         ValueError, OSError: there are no weights to render, or a file is missing, damaged or of other networks.
     """
+    folder = settings.folder
     newest = tf1_weights.newest(folder)
     own = settings.config is not None and Path(settings.config).resolve() == (folder / "args.txt").resolve()
     ft_path, no_reload = (
