@@ -379,11 +379,7 @@ class FollowingRun(TrainingRun):
             for _ in images:
                 pass
 
-    def write_weights(self, step: int) -> None:
-        """Nothing: the chief writes them."""
+    def write_nothing(self, *_: object) -> None:
+        """Stands for what the chief does alone."""
 
-    def write_holdout(self, step: int, log: TrainingLog | None) -> None:
-        """Nothing: the chief renders this view."""
-
-    def write_curve(self, log: TrainingLog | None) -> None:
-        """Nothing: the chief writes it."""
+    write_weights = write_holdout = write_curve = write_nothing
