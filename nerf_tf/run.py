@@ -49,9 +49,8 @@ def run_info(settings: Settings, step: int | None) -> dict[str, object]:
 
 def render_info(settings: Settings) -> dict[str, object]:
     """The entry of metrics.json with the settings that scores and speed depend on besides the weights."""
-    names = ("N_samples", "N_importance", "mixed_precision", "occupancy")
-    if settings.field == "hash_grid":
-        names = ("grid_samples",)
+    of_mlp = ("N_samples", "N_importance", "mixed_precision", "occupancy")
+    names = ("grid_samples",) if settings.field == "hash_grid" else of_mlp
     return {"rendered_with": {name: getattr(settings, name) for name in ("field", *names)}}
 
 

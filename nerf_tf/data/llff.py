@@ -163,7 +163,8 @@ def _list_photos(folder: Path, poses: int) -> list[Path]:
         return paths
     problem = f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {poses} poses"
     originals = folder.parent / "images"
-    count = 0 if folder == originals else _count_images(originals)
+    names = [] if folder == originals else image_folders.list_files(originals)
+    count = sum(name.lower().endswith(image_folders.IMAGE_ENDINGS) for name in names)
     if count == poses:
         raise ValueError(f"{problem}, as many as images/ has photos; delete {folder.name}/ so that it is made anew")
     if len(paths) > poses:
@@ -179,13 +180,6 @@ def _list_photos(folder: Path, poses: int) -> list[Path]:
     not_read = image_folders.name_other_files(folder)
     missing = f": {listed(without_photo)}, says view_imgs.txt" if len(without_photo) == poses - len(paths) else ""
     raise ValueError(f"{problem}; photos are missing{missing}; put them back, or make poses_bounds.npy anew{not_read}")
-
-
-def _count_images(folder: Path) -> int:
-    try:
-        return len(image_folders.list_images(folder))
-    except FileNotFoundError:
-        return 0
 
 
 def _read_posed_names(datadir: Path, poses: int) -> dict[str, str]:

@@ -66,10 +66,8 @@ def replay_step(trainer: AnyTrainer, batch: RayBatch) -> Iterator[tuple[str, tf.
 
 def find_first_non_finite(trainer: AnyTrainer, batch: RayBatch) -> str:
     """Names the next step's first tensor with a NaN or an infinity, or says that there is none."""
-    for name, tensor in replay_step(trainer, batch):
-        if not np.isfinite(tensor).all():
-            return name
-    return "none: all values are finite, but the squares of some are not"
+    found = (name for name, tensor in replay_step(trainer, batch) if not np.isfinite(tensor).all())
+    return next(found, "none: all values are finite, but the squares of some are not")
 
 
 def diagnose(trainer: AnyTrainer, batch: RayBatch, step: int) -> str:
