@@ -176,11 +176,7 @@ class OccupiedField:
 
 
 class Occupancy:
-    """The grids of a scene's networks, cached in a file and rebuilt when the weights change.
-
-    Attributes:
-        box: the space that they cover.
-    """
+    """The grids of a scene's networks in a box, cached in a file and rebuilt when the weights change."""
 
     def __init__(self, box: Box, path: Path | None, networks: int):
         """Starts with all cells occupied.

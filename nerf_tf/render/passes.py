@@ -71,9 +71,6 @@ class PassDraws(NamedTuple):
     noise: tf.Tensor | None = None
 
 
-NO_DRAWS = PassDraws()
-
-
 class Draws(NamedTuple):
     """What is random in both passes."""
 
@@ -171,7 +168,7 @@ def make_draws(
 
     coarse = draw_pass(JITTER, settings.N_samples, COARSE_NOISE, settings.N_samples)
     if settings.N_importance == 0:
-        return Draws(coarse, NO_DRAWS)
+        return Draws(coarse, PassDraws())
     samples = settings.N_samples + settings.N_importance
     return Draws(coarse, draw_pass(IMPORTANCE, settings.N_importance, FINE_NOISE, samples))
 
@@ -180,7 +177,7 @@ def coarse_pass(
     field: FieldFunction,
     rays: Rays,
     settings: RenderSettings,
-    draws: PassDraws = NO_DRAWS,
+    draws: PassDraws,
     all_colours: bool = False,
 ) -> Pass:
     """Renders rays from stratified samples.
@@ -198,7 +195,7 @@ def fine_pass(
     rays: Rays,
     first: Pass,
     settings: RenderSettings,
-    draws: PassDraws = NO_DRAWS,
+    draws: PassDraws,
     all_colours: bool = False,
 ) -> tuple[Pass, tf.Tensor]:
     """Renders rays from the coarse pass's samples and additional ones where its weights are.

@@ -165,7 +165,8 @@ def _remove_abandoned(paths: Iterable[Path]) -> None:
                 if handle is not None or time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                     _remove(path)
             finally:
-                _unlock(handle)
+                if handle is not None:
+                    os.close(handle)
 
 
 @contextlib.contextmanager
@@ -182,7 +183,8 @@ def _locked_temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Pa
         yield temporary
     finally:
         _remove(temporary)
-        _unlock(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def _lock(path: Path) -> int | None:
@@ -201,11 +203,6 @@ def _lock(path: Path) -> int | None:
     if locked is False:
         raise BlockingIOError(f"{path}: locked by another process")
     return None
-
-
-def _unlock(handle: int | None) -> None:
-    if handle is not None:
-        os.close(handle)
 
 
 def _remove(path: Path) -> None:
