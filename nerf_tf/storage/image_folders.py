@@ -58,9 +58,7 @@ def list_files(folder: Path) -> list[str]:
 def name_other_files(folder: Path) -> str:
     """Returns the end of a message that names a folder's files other than images; "" if there are none."""
     others = [name for name in list_files(folder) if not _is_image(name)]
-    if not others:
-        return ""
-    return f"; not read: {listed(others)} (save photos as PNG or JPEG)"
+    return f"; not read: {listed(others)} (save photos as PNG or JPEG)" if others else ""
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -20,9 +20,7 @@ def describe_progress(folder: Path) -> str | None:
     newest = tf1_weights.newest(folder)
     if newest is not None:
         return f"a run of {tf1_weights.step_of(newest) + 1} steps"
-    if any((folder / CHECKPOINTS).glob("ckpt-*")):
-        return "a run's checkpoints"
-    return None
+    return "a run's checkpoints" if any((folder / CHECKPOINTS).glob("ckpt-*")) else None
 
 
 def require_coarse_weights(path: Path) -> None:
