@@ -377,13 +377,13 @@ def restore(settings: Settings, trainer: Trainer | PackedTrainer, store: Checkpo
         if settings.random_seed is not None:
             # A run that has started over since has another one.
             trainer.seed.assign(_next_seed(settings.random_seed, int(trainer.counts.numpy()[-1])))
-        logger.info("%s: goes on at step %d", path, trainer.step.numpy())
+        logger.info("%s: continues at step %d", path, trainer.step.numpy())
     else:
         path = newest if ft_path is None else Path(ft_path)
         run_folder.require_coarse_weights(path)
         trainer.step.assign(tf1_weights.step_of(path) + 1)
         load_weights(trainer, path)
-        logger.info("%s: weights; goes on at step %d", path, trainer.step.numpy())
+        logger.info("%s: weights; continues at step %d", path, trainer.step.numpy())
         if store.newest is not None and settings.training:
             logger.warning("--ft_path goes before %s; leave it out to resume from there", store.newest)
     logger.info("random_seed %d", trainer.seed.numpy())

@@ -178,7 +178,9 @@ class Run:
         """Warns of flags that differ from those in the run's args.txt."""
         with contextlib.suppress(OSError, ValueError):  # no such file, or unreadable
             for name, (was, now) in parsing.changed_flags(self.folder / "args.txt", SCENE_FLAGS, self.settings).items():
-                logger.warning("%s: goes on with %s = %s, which was %s", self.folder, name, now, parsing.one_line(was))
+                logger.warning(
+                    "%s: continues with %s = %s, which was %s", self.folder, name, now, parsing.one_line(was)
+                )
 
     def render_test_set(self, step: int) -> None:
         """Renders the test views into `testset_{step}`."""

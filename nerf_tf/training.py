@@ -44,7 +44,7 @@ def warn_if_unwritable(action: Callable[..., None], once: bool = False) -> Calla
             failing = False
         except OSError as error:
             if not (once and failing):
-                logger.warning("%s; training goes on", parsing.one_line(str(error)))
+                logger.warning("%s; training continues", parsing.one_line(str(error)))
             failing = True
 
     return attempt
@@ -183,7 +183,7 @@ class TrainingRun(Run):
         if self.store.step != self.start:
             self.store.save()
         but = " without --ft_path and --no_reload" if self.settings.ft_path or self.settings.no_reload else ""
-        how = f"the same command{but} goes on"
+        how = f"the same command{but} continues"
         logger.warning("%s: %s, saved at step %d; %s", self.folder, stopped, self.start, how)
 
     def write_last_step(self, last: int, log: TrainingLog) -> None:
@@ -199,7 +199,7 @@ class TrainingRun(Run):
     def log_finished(self) -> bool:
         """Logs that there is nothing left to train."""
         limit = "--N_iters" if self.settings.train_minutes is None else "--train_minutes"
-        logger.info("%s is at step %d already; raise %s to go on", self.settings.expname, self.start, limit)
+        logger.info("%s is at step %d already; raise %s to continue", self.settings.expname, self.start, limit)
         self.workers.largest(0)
         return True
 

@@ -183,7 +183,7 @@ def test_a_run_prints_its_steps(interrupted):
 
 def test_args_txt_takes_a_run_up_again(interrupted):
     assert interrupted.second.code == 0
-    assert re.search(r"ckpt-\d+: goes on at step 6\nrandom_seed 3\n", interrupted.second.stderr)
+    assert re.search(r"ckpt-\d+: continues at step 6\nrandom_seed 3\n", interrupted.second.stderr)
     assert interrupted.second.steps("t") == [6, 7, 8, 9, 10]
     assert "t: trained to step 11" in interrupted.second.stderr
 
@@ -263,7 +263,7 @@ def test_a_finished_run_does_nothing(interrupted):
     before = {name: (interrupted.folder / name).stat().st_mtime_ns for name in interrupted.files}
     result = run(*interrupted.again)
     assert result.code == 0
-    assert "t is at step 12 already; raise --N_iters to go on" in result.stderr
+    assert "t is at step 12 already; raise --N_iters to continue" in result.stderr
     assert {name: (interrupted.folder / name).stat().st_mtime_ns for name in interrupted.files} == before
 
 
@@ -273,7 +273,7 @@ def test_a_finished_run_does_nothing(interrupted):
 def test_the_newest_weights_are_found_without_a_checkpoint(interrupted):
     interrupted.copy("npy_only", "model_*.npy")
     result = run(*interrupted.again, "--expname=npy_only")
-    assert "model_000011.npy: weights; goes on at step 12" in result.stderr
+    assert "model_000011.npy: weights; continues at step 12" in result.stderr
     assert "npy_only is at step 12 already" in result.stderr
 
 
@@ -292,16 +292,16 @@ def test_a_death_between_two_files_of_a_save_loses_nothing(interrupted, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(tf1_weights, "save", die)
         run(*interrupted.again, "--expname=dead", "--no_reload", *quiet)
-    assert "goes on at step 1\n" in run(*interrupted.again, "--expname=dead", "--N_iters=1").stderr
+    assert "continues at step 1\n" in run(*interrupted.again, "--expname=dead", "--N_iters=1").stderr
 
 
 def test_a_checkpoint_alone_is_enough(interrupted):
     interrupted.copy("checkpoint_only", "checkpoints/*")
-    assert "goes on at step 12\nrandom_seed 3" in run(*interrupted.again, "--expname=checkpoint_only").stderr
+    assert "continues at step 12\nrandom_seed 3" in run(*interrupted.again, "--expname=checkpoint_only").stderr
 
 
 def test_a_new_seed_replaces_the_old_one(interrupted):
-    assert "goes on at step 12\nrandom_seed 8" in run(*interrupted.again, "--random_seed=8").stderr
+    assert "continues at step 12\nrandom_seed 8" in run(*interrupted.again, "--random_seed=8").stderr
 
 
 @pytest.mark.optimised_graphs
@@ -311,11 +311,11 @@ def test_no_reload_starts_afresh(interrupted):
     result = run(*interrupted.again, "--expname=afresh", "--no_reload", "--N_iters=1", *quiet)
     assert result.code == 0
     assert result.steps("afresh") == [0]
-    assert "goes on" not in result.stderr
+    assert "continues" not in result.stderr
     for a, b in zip(weights_in(folder, 0), weights_in(interrupted.folder, 0), strict=True):
         np.testing.assert_array_equal(a, b)
     assert "afresh holds an earlier run, up to model_000011.npy" in result.stderr
-    assert "goes on at step 1\n" in run(*interrupted.again, "--expname=afresh", "--N_iters=1").stderr
+    assert "continues at step 1\n" in run(*interrupted.again, "--expname=afresh", "--N_iters=1").stderr
 
 
 def test_verbosity(interrupted):
@@ -396,7 +396,7 @@ def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert run(*arguments, "--expname=b", weights, "--N_iters=4").steps("b") == [2, 3]
     again = run(f"--config={tmp_path / 'b' / 'args.txt'}", "--N_iters=6")
     assert again.steps("b") == [4, 5]
-    assert "goes on with" not in again.stderr
+    assert "continues with" not in again.stderr
     # Said by whoever gives the command, it counts.
     assert run(f"--config={tmp_path / 'b' / 'args.txt'}", "--N_iters=3", weights).steps("b") == [2]
     over = run(*arguments, "--expname=b", "--no_reload", "--N_iters=1")
@@ -406,7 +406,7 @@ def test_a_runs_own_args_go_on_from_its_checkpoint(tmp_path, monkeypatch):
     # Another background makes another scene of it.
     changed = run(*arguments, "--expname=a", "--white_bkgd=False", "--N_iters=3", "--i_print=1")
     assert changed.steps("a") == [2]
-    assert "goes on with white_bkgd = False, which was True" in changed.stderr
+    assert "continues with white_bkgd = False, which was True" in changed.stderr
     assert "i_print" not in changed.stderr
 
 
@@ -455,7 +455,7 @@ def test_render_a_path_of_ones_own_from_weight_files_alone(interrupted, tmp_path
     weights = f"--ft_path={interrupted.folder / 'model_000011.npy'}"
     other = run(*interrupted.again, *path, "--expname=other", weights)
     assert (own.code, other.code) == (0, 0)
-    assert "model_000011.npy: weights; goes on at step 12" in other.stderr
+    assert "model_000011.npy: weights; continues at step 12" in other.stderr
     folders = [interrupted.basedir / name / "renderonly_path_000012" for name in ("t", "other")]
     expected = {"000.png", "001.png", "002.png", *VIDEOS}
     assert [files_in(folder) for folder in folders] == [expected, expected]
@@ -728,7 +728,7 @@ def test_auto_takes_half_when_memory_runs_out_and_goes_on(tmp_path):
     arguments = ["--chunk=auto", "--memory_budget_mb=100000", f"--basedir={tmp_path}", "--expname=x"]
     result = run_short_of_memory(950, *BLENDER, *MANY, *arguments)
     assert result.code == 0, result.stderr
-    halved = re.findall(r"out of memory .* going on with .* chunk (\d+), netchunk (\d+)", result.stderr)
+    halved = re.findall(r"out of memory .* continuing with .* chunk (\d+), netchunk (\d+)", result.stderr)
     assert halved == [("150", "2000000")]
     assert result.steps("x") == [0]
     assert pair(0) <= files_in(tmp_path / "x")

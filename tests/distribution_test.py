@@ -153,7 +153,7 @@ def test_a_run_whose_workers_die_goes_on_to_the_same_weights(cluster: Cluster, u
     # A request to stop that reaches one of them stops both.
     stop = Death("step", 3, signals=(signal.SIGTERM,))
     assert cluster.together(name, few, deaths=[None, stop]) == [128 + signal.SIGTERM] * 2
-    assert "the same command goes on" in last_line(cluster, name, 0)
+    assert "the same command continues" in last_line(cluster, name, 0)
     assert cluster.together(name, few) == [0, 0]
     for mine, its in zip(undisturbed, cluster.weights(name), strict=True):
         np.testing.assert_array_equal(mine, its)

@@ -1,4 +1,4 @@
-"""From photos to a video: stages that are skipped, go on or begin anew; and all of them together on a tiny scene."""
+"""From photos to a video: stages that are skipped, continue or begin anew; and all of them together on a tiny scene."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_finished_stage_is_skipped_until_its_inputs_change(stages, tmp_path, c
     both(3, 2)  # the second stage depends on the first
     assert calls == ["one", "two"]
     assert {path.name for path in (out / "earlier_2").iterdir()} == {"one", "two"}
-    both(3, 2, minutes=5)  # goes on
+    both(3, 2, minutes=5)  # continues
     assert calls == ["two"]
     assert not (out / "earlier_3").exists()
     (out / "one").unlink()

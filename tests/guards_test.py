@@ -370,9 +370,9 @@ def test_a_collapse_starts_over_with_the_next_seed(tmp_path, impatient):
     assert {"model_000010.npy", "model_fine_000010.npy"} <= archived
     assert list((tmp_path / "summaries" / "t_collapsed_1").glob("events*"))
     assert list((tmp_path / "summaries" / "t").glob("events*"))
-    # A run that goes on keeps the seed that it has come to, whatever args.txt says.
+    # A run that continues keeps the seed that it has come to, whatever args.txt says.
     resumed = run(f"--config={tmp_path / 't' / 'args.txt'}")
-    assert "goes on at step 25\nrandom_seed 3\n" in resumed.stderr
+    assert "continues at step 25\nrandom_seed 3\n" in resumed.stderr
 
 
 # Starting over, cut short

@@ -1,4 +1,4 @@
-"""`--field hash_grid` through the program: trains, stops and goes on, renders, evaluates."""
+"""`--field hash_grid` through the program: trains, stops and continues, renders, evaluates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_it_goes_on_bit_for_bit(through, tmp_path):
     (killed / "model_000039.npy").unlink()
     result = run(*BLENDER, f"--basedir={tmp_path}", "--expname=run", "--N_iters=40", "--i_weights=20")
     assert result.code == 0
-    assert "goes on at step 21" in result.stderr
+    assert "continues at step 21" in result.stderr
     for one, other in zip(weights_in(through, 39), weights_in(killed, 39), strict=True):
         np.testing.assert_array_equal(one, other)
 

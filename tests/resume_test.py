@@ -237,18 +237,18 @@ def test_whoever_stops_a_run_loses_nothing(histories, launcher):
 
     assert live(Death("step", 4, signals=(signal.SIGINT,))) == 130
     assert "SIGINT: stopping after this step; a second one stops at once" in log.read_text()
-    assert "stopped: SIGINT, saved at step 5; the same command goes on" in log.read_text()
+    assert "stopped: SIGINT, saved at step 5; the same command continues" in log.read_text()
     assert "Traceback" not in log.read_text()
 
     # Step 5 is a test set; step 6 is the first video, of 3 views.
     assert live(Death("render", 4, signals=(signal.SIGTERM,))) == 143
-    assert "goes on at step 5" in log.read_text()
+    assert "continues at step 5" in log.read_text()
     assert "stopped: SIGTERM, saved at step 7" in log.read_text()
     assert not list(stopped.glob("*.mp4"))
     assert not run_lock(basedir).exists()
 
     assert live(Death("step", 4, signals=(signal.SIGTERM, signal.SIGTERM))) == 143
-    assert "goes on at step 7" in log.read_text()
+    assert "continues at step 7" in log.read_text()
     assert list(stopped.glob("*_000006_rgb.mp4"))  # what the second life had still to write
     assert "saved at" not in log.read_text()
     assert run_lock(basedir).exists()
@@ -257,7 +257,7 @@ def test_whoever_stops_a_run_loses_nothing(histories, launcher):
     second = Death("checkpoint", 0, "torn", signals=(signal.SIGTERM,))
     assert live(Death("step", 1, signals=(signal.SIGINT,)), then=second) == 143
     assert "SIGINT: stopping after this step" in log.read_text()
-    assert "goes on at step 10" in log.read_text()
+    assert "continues at step 10" in log.read_text()
     assert "saved at" not in log.read_text()
     left = contents(stopped / "checkpoints")
     unfinished = {name for name in left if ".unfinished-" in name}
@@ -265,7 +265,7 @@ def test_whoever_stops_a_run_loses_nothing(histories, launcher):
     assert {name: left[name] for name in left.keys() - unfinished} == before
 
     assert live(None) == 0
-    assert "goes on at step 10" in log.read_text()
+    assert "continues at step 10" in log.read_text()
     assert files_of(stopped) == {name.replace("straight_", "stopped_") for name in files_of(straight)}
     for name, values in state_of(straight).items():
         np.testing.assert_array_equal(state_of(stopped)[name], values)
@@ -306,7 +306,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_a_run_and_other_files_do_not(
     assert "Traceback" not in log.read_text()
     assert files_of(tmp_path / "full") == {"args.txt"}
     assert launcher.live(*arguments, log=log, death=Death("image", moment="full")) == 0
-    assert "000004.png: cannot be written (No space left on device); training goes on" in log.read_text()
+    assert "000004.png: cannot be written (No space left on device); training continues" in log.read_text()
     assert "Traceback" not in log.read_text()
     weights = {name for name in files_of(straight) if name.endswith(".npy")}
     assert weights | {"args.txt"} == files_of(tmp_path / "full") - {"curve.png"}

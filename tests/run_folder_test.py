@@ -49,7 +49,7 @@ def test_a_moved_run_is_not_started_over_under_its_own_name(made, tmp_path):
 def test_the_flags_that_are_named_settle_it(renamed):
     config = f"--config={renamed / 'args.txt'}"
     there = [f"--basedir={renamed.parent}", "--expname=renamed"]
-    assert "goes on at step 2" in run(config, *there, "--N_iters=3").stderr
+    assert "continues at step 2" in run(config, *there, "--N_iters=3").stderr
     other = run(config, f"--basedir={renamed.parent}", "--expname=new", "--N_iters=1")
     assert other.code == 0
     assert f"{renamed.parent / 'new'}: this run, with the flags of the one in {renamed}" in other.stderr
@@ -71,7 +71,7 @@ def test_progress(made, tmp_path):
     [
         ("model_fine_000001.npy", "the fine network's weights; give the coarse ones, RUN/model_000001.npy"),
         ("model_000001", "no such file; give RUN/model_000001.npy"),
-        (".", "a run's folder, not weights; give its newest weights, RUN/model_000001.npy, or to go on with that run"),
+        (".", "a run's folder, not weights; give its newest weights, RUN/model_000001.npy, or to continue that run"),
         ("checkpoints", "a folder of checkpoints, not weights; give its newest weights, RUN/model_000001.npy"),
         ("checkpoints/ckpt-1", "a checkpoint, not weights; give its newest weights, RUN/model_000001.npy"),
         ("checkpoints/ckpt-1/state.index", "a part of a checkpoint, not weights; give its newest weights"),

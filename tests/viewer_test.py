@@ -446,7 +446,7 @@ def test_a_browser_shows_what_the_renderer_renders(browser, ball_viewer):
     renderer.may_go_on.clear()
     window.tab.get_by_role("button", name="Save and render video").click()
     wait_for(lambda: (viewer.out / "viewer_000.json").exists(), "the keyframes")
-    window.choose("Show", "rgb")  # the video goes on with what it began with
+    window.choose("Show", "rgb")  # the video continues with what it began with
     renderer.may_go_on.set()
     wait_for(lambda: (viewer.out / "viewer_000.mp4").exists(), "the video")
     frames = np.stack(imageio.mimread(viewer.out / "viewer_000.mp4")).astype(int)

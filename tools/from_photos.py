@@ -12,8 +12,8 @@
     OUT/stages.json         the record of what is finished
 
 The stages are poses, check, train, video, sheet. Give the same command again after it was stopped: what is finished is
-skipped, and training goes on from its last checkpoint. With other photos or flags it begins at the first stage that
-they concern, and moves what it had made of the others to OUT/earlier_1/. More --minutes go on with the training.
+skipped, and training continues from its last checkpoint. With other photos or flags it begins at the first stage that
+they concern, and moves what it had made of the others to OUT/earlier_1/. More --minutes continue the training.
 
 A hash grid is trained (--field hash_grid, the guide's section 15). What faces one way is trained in NDC, with
 configs/fast/fern.txt; what was photographed all around in contracted space, with configs/fast/360.txt. The poses tell
@@ -250,7 +250,7 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
         if not picture.exists():  # if it was drawn, the photos have a problem, and may do even so
             raise StageFailed(code or 1)
         if code:
-            print(f"there are problems, see above and {picture}; goes on all the same", flush=True)
+            print(f"there are problems, see above and {picture}; continues all the same", flush=True)
 
     stages.run("check", {"kind": kind, "factor": factor}, ["check.png", "check.txt"], check)
     own = [f"--config={CONFIGS[kind]}", f"--datadir={scene}", f"--basedir={out}", "--expname=run", f"--factor={factor}"]
@@ -317,12 +317,12 @@ def main(argv: list[str] | None = None) -> int:
     except StageFailed as failed:
         code = failed.code if failed.code > 0 else 128 - failed.code  # of a process that a signal ended
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            return commandline.fail("from_photos", "stopped; the same command goes on from there", code)
+            return commandline.fail("from_photos", "stopped; the same command continues from there", code)
         return code
     except (ValueError, OSError) as error:
         return commandline.fail("from_photos", error)
     except KeyboardInterrupt:
-        return commandline.fail("from_photos", "stopped; the same command goes on from there", 130)
+        return commandline.fail("from_photos", "stopped; the same command continues from there", 130)
     return 0
 
 

@@ -22,7 +22,7 @@ and photos of things that lie before the camera do not determine it well. The ph
 ray is straight; with --camera_model OPENCV or OPENCV_FISHEYE those of wider lenses too.
 
 The scene appears when it is complete. Until then a hidden folder beside it keeps photos, features and matches, so that
-a run that was stopped goes on where it was.
+a run that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         return commandline.fail("imgs2poses", error)
     except KeyboardInterrupt:
-        return commandline.fail("imgs2poses", "stopped; the same command goes on from there", 130)
+        return commandline.fail("imgs2poses", "stopped; the same command continues from there", 130)
     if work is not None:
         shutil.rmtree(work, ignore_errors=True)
     print(args.scene)

@@ -3,7 +3,7 @@
     python tools/launch_workers.py 2 -- --config configs/lego.txt --expname lego --random_seed 0
 
 Each gets `TF_CONFIG` with a free port for each worker, and `--distribute=multi_worker`. Their lines are shown with the
-worker's number before them. Ctrl-C and SIGTERM are passed on, and the run can go on later. When a worker fails the
+worker's number before them. Ctrl-C and SIGTERM are passed on, and the run can continue later. When a worker fails the
 others end, too: within a minute by themselves, or they are killed. Exit code: that of the first worker that failed.
 """
 

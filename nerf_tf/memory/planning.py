@@ -64,7 +64,7 @@ class MemoryPlanner:
             suggestion = self._suggest_plan()
             raise OutOfMemory(f"{reason}. What may fit: {suggestion}; --chunk auto --netchunk auto finds what does")
         self.plan = reduced
-        logger.warning("%s; going on with %s", reason, self)
+        logger.warning("%s; continuing with %s", reason, self)
         return reduced
 
     def _suggest_plan(self) -> str:

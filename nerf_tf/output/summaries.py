@@ -55,7 +55,7 @@ class Summaries:
         TensorBoard takes the first such event for the start of the run, so a new run writes one, too.
         """
         # TensorBoard reads files by name: this one comes after the killed run's and before this run's. Names count in
-        # whole seconds, so a run that goes on within the second of the other's death waits for the next.
+        # whole seconds, so a run that continues within the second of the other's death waits for the next.
         while list(self._folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
             time.sleep(0.1)
         now = time.time()

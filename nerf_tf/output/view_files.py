@@ -201,7 +201,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     """Writes 8-bit frames [H, W] or [H, W, 3] as an mp4 file.
 
     The codec needs even sides, so the last row or column of an odd one is repeated. If the video cannot be written,
-    the frames are written as PNG to a folder of its name, with a warning, so that training goes on.
+    the frames are written as PNG to a folder of its name, with a warning, so that training continues.
     """
     try:
         with (

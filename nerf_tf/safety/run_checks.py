@@ -57,7 +57,7 @@ def _check_the_configs_folder(settings: Settings) -> None:
         logger.info("%s: this run, with the flags of the one in %s", settings.folder, config.parent)
         return
     raise ValueError(
-        f"{config}: {config.parent} holds {progress}, but the flags name the folder {settings.folder}; to go on with "
+        f"{config}: {config.parent} holds {progress}, but the flags name the folder {settings.folder}; to continue "
         f"that run add --basedir {config.parent.parent} --expname {config.parent.name}; to use {settings.folder} all "
         f"the same add --basedir {settings.basedir} --expname {settings.expname}"
     )

@@ -81,5 +81,5 @@ def lost_workers(workers: Workers) -> Iterator[None]:
         kind = type(error).__name__.removesuffix("Error")
         raise LostWorker(
             f"worker {workers.index} of {workers.count} stops: {who} is gone or cannot be reached ({kind}); "
-            "start all workers again: training goes on from the last checkpoint"
+            "start all workers again: training continues from the last checkpoint"
         ) from error

@@ -63,5 +63,5 @@ def _advice(path: Path) -> str:
     flags = f"--basedir {run.parent} --expname {run.name} without --ft_path"
     newest = tf1_weights.newest(run)
     if newest is None:
-        return f"to go on with that run give {flags}"
-    return f"give its newest weights, {newest}, or to go on with that run {flags}"
+        return f"to continue that run give {flags}"
+    return f"give its newest weights, {newest}, or to continue that run {flags}"

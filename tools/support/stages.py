@@ -21,7 +21,7 @@ class Stages:
 
     Each stage depends on its inputs and on the stages before it. If these are not what they were when it was started
     before, its outputs are moved to a folder `earlier_N`, and it begins anew. Otherwise it is skipped if it was
-    finished, and goes on if it was not.
+    finished, and continues if it was not.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]):
@@ -59,7 +59,7 @@ class Stages:
             inputs: what its outputs depend on, in values that JSON can hold.
             outputs: names of the files and folders that it makes in the job's folder.
             action: does it; what it raises passes through.
-            extent: how far the action is to go: with another extent the stage goes on, rather than begin anew.
+            extent: how far the action is to go: with another extent the stage continues, rather than begin anew.
         """
         inputs, extent = _as_json(dict(inputs) | {"after": self._before}), _as_json(dict(extent or {}))
         title = f"{self._names.index(name) + 1}/{len(self._names)} {name}"

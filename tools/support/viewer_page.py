@@ -308,7 +308,7 @@ class Page:
     def _render_video(
         self, request: ViewRequest, display: tuple[str, bool], poses: np.ndarray, fps: int, path: Path
     ) -> Iterator[None]:
-        """Renders a video, a chunk at every step; goes on when the browser is closed."""
+        """Renders a video, a chunk at every step; continues when the browser is closed."""
         video, (shown, coarse) = view_files.VideoBuffer(path.parent), display
         try:
             for i, c2w in enumerate(poses):
