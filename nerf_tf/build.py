@@ -253,7 +253,7 @@ def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload
 
 
 def plan_training(settings: Settings, trainer: Trainer | ReplicaTrainer | PackedTrainer) -> planning.OnOutOfMemory:
-    """Gives the trainer the chunk and netchunk that the settings ask for; returns what plans less than that.
+    """Gives the trainer the chunk and netchunk that the settings ask for; returns what plans smaller ones.
 
     Raises:
         ValueError: `--memory_budget_mb` is too little for a step.

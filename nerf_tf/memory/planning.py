@@ -25,7 +25,7 @@ class OutOfMemory(Exception):
 
 
 class MemoryPlanner:
-    """Chooses chunk and netchunk for one workload, `plan`, and smaller ones when memory runs out."""
+    """Chooses chunk and netchunk for one workload, as `plan`, and smaller ones when memory runs out."""
 
     def __init__(self, work: prediction.Workload, chunk: int | str, netchunk: int | str, budget_mb: int | None):
         """Makes the first plan.
