@@ -59,7 +59,7 @@ def test_a_hash_grid_has_it_off_and_refuses_it():
     settings = parsing.parse_settings([*FLAGS, *TINY_GRID])
     tensor_float.use(True)
     build_hash_grid.make_trainer(settings, build.load_scene(settings), seed=0)
-    assert not tensor_float.in_use()
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
     with pytest.raises(ValueError, match="--mixed_precision=tf32: a hash grid computes in float32; leave it out"):
         settings.replace(mixed_precision="tf32")
 
@@ -79,7 +79,7 @@ def test_scores_are_computed_without_it(monkeypatch):
     seen = []
 
     def record(*_: object, **__: object) -> tf.Tensor:
-        seen.append(tensor_float.in_use())
+        seen.append(tf.config.experimental.tensor_float_32_execution_enabled())
         return tf.zeros([2, 16, 16, 1])
 
     monkeypatch.setattr(tf.image, "ssim", lambda *args, **keywords: record()[0, 0, 0, 0])
@@ -89,4 +89,4 @@ def test_scores_are_computed_without_it(monkeypatch):
     metrics.ssim(image, image)
     lpips.Lpips([[(np.zeros((3, 3, 3, 1)), np.zeros(1, np.float32))]], [np.ones(1, np.float32)])(image, image)
     assert seen == [False, False]
-    assert tensor_float.in_use()
+    assert tf.config.experimental.tensor_float_32_execution_enabled()

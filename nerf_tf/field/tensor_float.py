@@ -18,15 +18,10 @@ def use(enabled: bool) -> None:
     tf.config.experimental.enable_tensor_float_32_execution(enabled)
 
 
-def in_use() -> bool:
-    """Whether TensorFloat-32 is on."""
-    return tf.config.experimental.tensor_float_32_execution_enabled()
-
-
 @contextlib.contextmanager
 def turned_off() -> Iterator[None]:
     """Turns TensorFloat-32 off for a block, or as a decorator for a function."""
-    before = in_use()
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
     use(False)
     try:
         yield
