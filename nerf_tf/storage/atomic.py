@@ -201,7 +201,7 @@ def _lock(path: Path) -> int | None:
         return handle
     os.close(handle)
     if locked is False:
-        raise BlockingIOError(f"{path}: locked by another process")
+        raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
     return None
 
 
