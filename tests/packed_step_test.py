@@ -12,6 +12,7 @@ from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.render import marching
 from nerf_tf.render.marching import March
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train import packed_step
@@ -63,6 +64,17 @@ def test_compiled_and_eager_gradients_agree(ray_samples):
     assert 0 < int(eager.rays) < RAYS, "some do not fit"
     for one, other in zip(tf.nest.flatten(eager), tf.nest.flatten(compiled), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_distortion_counts_less_for_rays_with_many_samples():
+    trainer = make_trainer(BALL, distortion=0.16)
+    batch, draws = make_batch(0), trainer.draw(RAYS)
+    found = trainer.gradients(batch, draws)
+    packed, samples = trainer._samples(batch.rays, draws.jitter)
+    weights, _ = marching.packed_weights(trainer.march, found.density, samples, packed)
+    spread = marching.distortion(weights, samples, packed, RAYS)[: packed.rays]
+    count = np.bincount(packed.ray[packed.in_use])
+    np.testing.assert_allclose(found.loss - found.error, 0.16 * np.mean(spread / count), rtol=1e-4)
 
 
 def test_rays_that_do_not_fit_do_not_count():

@@ -53,7 +53,7 @@ class PackedTrainSettings:
         random_background: whether each ray has a new random background colour in each step, so that the loss is lowest
             if rays are opaque where photos show something; otherwise it is white or black, as `white_bkgd` says.
         white_bkgd: whether the photos are composited on white.
-        distortion: weight of `marching.distortion` in the loss; 0: none.
+        distortion: weight in the loss of each ray's `marching.distortion` divided by its number of samples; 0: none.
     """
 
     slots: int = 2**13
@@ -269,7 +269,8 @@ class PackedTrainer:
             loss = error
             if self._training.distortion > 0:
                 spread = marching.distortion(weights, samples, packed, count)
-                loss += self._training.distortion * tf.reduce_sum(shares * spread)
+                each = marching.sum_by_ray(tf.cast(packed.in_use, tf.float32)[:, None], packed, count)[:, 0]
+                loss += self._training.distortion * tf.reduce_sum(shares * tf.math.divide_no_nan(spread, each))
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights_of)]
         return PackedGradients(loss, error, gradients, opacities(acc, shares), density, packed.rays)
 
