@@ -128,6 +128,7 @@ def places() -> dict[str, tuple[Any, str]]:
 
 def main() -> None:
     """Carries out orders."""
+    gc.disable()  # nothing of what is imported is garbage
     # What is imported late, too: each life would have to load it.
     import numpy as np
     from tensorboard.backend.event_processing import event_file_loader  # noqa: F401
@@ -141,6 +142,7 @@ def main() -> None:
         view_files.write_video(Path(folder, "a.mp4"), [np.zeros((SIDE, SIDE, 3), np.uint8)], 5)
     gc.freeze()  # what is here at the fork need not be looked through in each life
     gc.set_threshold(50_000, 20, 50)
+    gc.enable()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
