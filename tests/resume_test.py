@@ -50,8 +50,9 @@ class Case:
     def arguments(self, basedir: Path, expname: str, *more: object) -> list[object]:
         """The command of its runs."""
         scene = [f"--dataset_type={self.kind}", f"--datadir={SCENES / self.kind}", *KINDS[self.kind]]
-        # Half of them, of either kind, with a fine network, and the view's directions.
-        fine = ["--N_importance=4", "--use_viewdirs"] if self.batching == (self.kind == "llff") else []
+        # Half of them, of either kind of batch, with a fine network; those on photos with the view's directions.
+        fine = ["--N_importance=4"] if self.batching == (self.kind == "llff") else []
+        fine += ["--use_viewdirs"] if self.kind == "llff" else []
         batches = [] if self.batching else ["--no_batching", "--precrop_iters=8", "--precrop_frac=0.9"]
         batches += ["--jit_compile=true"] if self.compiled else []
         return [*scene, *batches, *fine, *SETTINGS, SEED, f"--basedir={basedir}", f"--expname={expname}", *more]
