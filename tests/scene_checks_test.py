@@ -212,6 +212,63 @@ def test_cameras_in_a_line_or_in_one_place_are_all_right(front):
     assert not scene_checks.check_cameras(dataclasses.replace(front, poses=still))
 
 
+# Poses of other conventions
+
+
+@pytest.mark.parametrize("centre", [(0.0, 0.0, 0.0), (5.0, -3.0, 1.0)])
+@pytest.mark.parametrize(
+    ("misread", "message"),
+    [
+        (pose_maths.opengl_to_opencv, "all cameras look away from the place where their axes meet"),
+        (pose_maths.invert, "they may be world-to-camera matrices; if so, invert each"),
+        (lambda c2w: pose_maths.invert(pose_maths.opengl_to_opencv(c2w)), "they may be world-to-camera matrices"),
+    ],
+)
+def test_poses_of_another_convention_are_told_by_where_they_look(rng, centre, misread, message):
+    poses = ring(15.0) + np.concatenate([np.zeros([3, 3]), np.array(centre)[:, None]], axis=-1)
+    poses[:, :, 3] += rng.normal(scale=0.2, size=(12, 3))
+    assert not scene_checks.check_axes(a_scene(poses, 2.0, 6.0))
+    scene = a_scene(misread(poses), 2.0, 6.0)
+    assert message in one(scene_checks.check_axes(scene))
+    assert set(scene_checks.check_axes(scene)) <= set(scene_checks.check_scene(scene))
+
+
+def test_the_remedy_for_axes_is_that_of_the_file(rng):
+    poses = pose_maths.opengl_to_opencv(ring(15.0))
+    assert one(scene_checks.check_axes(a_scene(poses, 2.0, 6.0))).endswith("columns of each pose by -1")
+    bounds = np.tile([2.0, 6.0], (12, 1))
+    assert "tools/convert_poses.py" in one(scene_checks.check_axes(a_scene(poses, 2.0, 6.0, bounds=bounds)))
+
+
+@pytest.mark.parametrize("tilt", [0.005, 0.05, 0.3])
+def test_cameras_that_look_at_nothing_in_common_say_nothing_of_their_axes(rng, tilt):
+    for _ in range(20):
+        centres = rng.normal(size=(20, 3))
+        back = np.array([0.0, 0.0, 1.0]) + tilt * rng.normal(size=(20, 3))
+        poses = np.stack([pose_maths.look_at(b, [0.0, 1.0, 0.0], c) for b, c in zip(back, centres, strict=True)])
+        assert not scene_checks.check_axes(a_scene(poses, 2.0, 6.0))
+
+
+def test_cameras_that_all_stand_in_one_place(front):
+    poses = front.poses.copy()
+    poses[:, :, 3] = [1.0, 2.0, 3.0]
+    scene = dataclasses.replace(front, poses=poses)
+    assert "all cameras stand in one place" in one(scene_checks.check_scene(scene))
+    poses[3, 0, 3] += 0.01
+    assert not scene_checks.check_scene(dataclasses.replace(scene, poses=poses))
+
+
+# Photos that are listed twice
+
+
+def test_photos_with_two_poses_and_tests_of_known_photos(front):
+    names = ("a.png", "b.png", "a.png", *(f"{i}.png" for i in range(17)))
+    scene = dataclasses.replace(front, names=names, i_train=np.arange(19), i_test=np.array([19]))
+    assert one(scene_checks.check_scene(scene)).startswith("a.png: listed more than once for training; ")
+    scene = dataclasses.replace(scene, i_train=np.arange(2), i_test=np.arange(2, 20))
+    assert one(scene_checks.check_scene(scene)).startswith("a.png: listed for training and for tests, ")
+
+
 # Stale copies
 
 
@@ -311,7 +368,6 @@ def test_lego_is_all_right(real_data, monkeypatch):
     "load",
     [
         lambda: blender.load(SCENES / "blender"),
-        lambda: deepvoxels.load(SCENES / "deepvoxels", "greek"),
         lambda: llff.load(SCENES / "llff", factor=2),
         lambda: llff.load(SCENES / "llff", factor=2, no_ndc=True),
         lambda: llff.load(SCENES / "llff", factor=2, no_ndc=True, spherify=True),
@@ -319,6 +375,11 @@ def test_lego_is_all_right(real_data, monkeypatch):
 )
 def test_the_portable_scenes_are_all_right(load):
     assert scene_checks.check_scene(load()) == []
+
+
+def test_the_portable_cameras_of_deepvoxels_look_away_from_the_object():
+    """They were drawn for the loader alone."""
+    assert "all cameras look away" in one(scene_checks.check_scene(deepvoxels.load(SCENES / "deepvoxels", "greek")))
 
 
 def test_the_built_in_scene_is_all_right(tool, tmp_path):

@@ -711,6 +711,9 @@ def test_cameras_far_away_come_to_lie_around_the_origin(tmp_path, caplog):
     # One camera, or several in one place: nothing to scale by.
     scene = transforms.load(write_scene(tmp_path / "c", c2w=np.tile(drone(9.0)[:1], [COUNT, 1, 1])), factor=1)
     assert scene.unit == 1.0
+    # World-to-camera matrices of a circle: in one place, but for rounding.
+    c2w = poses.invert(around(centre=(0, 0, 0)))
+    assert transforms.load(write_scene(tmp_path / "d", c2w=c2w), factor=1).unit == 1.0
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ LARGEST_COEFFICIENT = 1e7
 OBJECT_RANGE, PHOTO_RANGE = (0.5, 1.5), (0.2, 8.0)
 # The same for cameras that look at no common point, as multiples of their median distance from their middle.
 UNKNOWN_RANGE = (0.1, 20.0)
+# Cameras whose distances are no larger than this part of their coordinates stand in one place, but for rounding.
+ROUNDING = 1e-9
 # Cameras face one way if all look within 50 degrees of their mean direction; this is the cosine.
 ONE_WAY = 0.64
 # A resized or undistorted pixel counts as within its mask if more than this part of it is: all but rounding.
@@ -381,7 +383,8 @@ def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     meet = pose_maths.meeting_depths(poses) is not None
     origin = pose_maths.nearest_point_to_axes(poses) if meet else np.median(poses[:, :, 3], axis=0)
-    unit = float(np.median(np.linalg.norm(poses[:, :, 3] - origin, axis=-1))) or 1.0
+    unit = float(np.median(np.linalg.norm(poses[:, :, 3] - origin, axis=-1)))
+    unit = unit if unit > ROUNDING * np.abs(poses).max() else 1.0
     to_dataset = np.eye(4)
     to_dataset[:3] = np.concatenate([unit * np.eye(3), origin[:, None]], axis=-1)
     poses = np.concatenate([poses[:, :, :3], (poses[:, :, 3:] - origin[:, None]) / unit], axis=-1)

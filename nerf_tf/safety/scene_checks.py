@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from nerf_tf.data import images as image_files
 from nerf_tf.data.llff import listed
 from nerf_tf.data.scene import Scene
+from nerf_tf.geometry import paths as camera_paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.rays import NDC_NEAR
 from nerf_tf.storage import image_folders, image_reader
@@ -29,6 +31,11 @@ BOUND_OUTLIER = 10.0
 # Likewise for a camera's distance from the middle of all, in medians of that distance: a straight line of cameras
 # reaches 2, and the circles, spirals and hemispheres tried stay below 3.
 CAMERA_OUTLIER = 10.0
+# Largest distance from the middle of all, in depths of the scene, at which cameras stand in one place: with a focal
+# length of 1000 pixels it moves things by a tenth of a pixel.
+ONE_PLACE = 1e-4
+# Cosine of 25 degrees: cameras look at something from several sides if one of them looks farther from their mean.
+AROUND = 0.906
 # Share of the views for which the scene must lie out of near and far.
 SHARE_OUT_OF_RANGE = 0.25
 # Seconds that a copy may be older than its photo: unpacking and copying give files the current time in any order.
@@ -51,7 +58,9 @@ def check_scene(scene: Scene, datadir: str | os.PathLike[str] | None = None, lin
         *check_ndc(scene),
         *check_range(scene),
         *check_bounds(scene, lindisp),
+        *check_axes(scene),
         *check_cameras(scene),
+        *check_repeats(scene),
     ]
     return warnings if datadir is None else warnings + check_copies(scene, Path(datadir))
 
@@ -150,13 +159,49 @@ def check_bounds(scene: Scene, lindisp: bool = False) -> list[str]:
     return warnings
 
 
+def check_axes(scene: Scene) -> list[str]:
+    """Warns of cameras that all stand in one place, or that look at a common point only if their poses are corrected.
+
+    Poses of another convention, read as if they were of the right one, give such cameras.
+    """
+    as_given = pose_maths.change_world(scene.to_dataset, scene.poses)
+    if len(as_given) < FEWEST_PHOTOS or pose_maths.meeting_depths(as_given) is not None:
+        return []
+    if pose_maths.distances_from_middle(scene.poses).max() <= ONE_PLACE * _nearest_depth(scene):
+        return [
+            "all cameras stand in one place, and photos from there do not tell how far away things are; take each a "
+            "step aside; if they were taken so, make the poses anew: these have no positions, or are world-to-camera "
+            "matrices"
+        ]
+    turned, inverted = pose_maths.opencv_to_opengl(as_given), pose_maths.invert(as_given)
+    if pose_maths.meeting_depths(turned) is not None:
+        remedy = "multiply the second and third columns of each pose by -1"
+        if scene.bounds is not None:
+            remedy = "convert them to LLFF's (down, right, back), as tools/convert_poses.py does"
+        return [
+            "all cameras look away from the place where their axes meet: unless the photos were taken from there "
+            f"outwards, their axes are of another convention, as OpenCV's are instead of OpenGL's; {remedy}"
+        ]
+    meet = any(pose_maths.meeting_depths(p) is not None for p in (inverted, pose_maths.opencv_to_opengl(inverted)))
+    if meet and not camera_paths.face_one_way(inverted, AROUND):  # the axes of those that do may meet by chance
+        return [
+            "the cameras look at no common point, but would if their poses were inverted: they may be world-to-camera "
+            "matrices; if so, invert each of them"
+        ]
+    return []
+
+
+def _nearest_depth(scene: Scene) -> float:
+    """How near the scene comes to a camera, about."""
+    return scene.near if scene.bounds is None else float(np.median(scene.bounds[:, 0]))
+
+
 def check_cameras(scene: Scene) -> list[str]:
     """Warns of cameras far away from all others, by which the scene's origin and scale are spoilt."""
     distances = pose_maths.distances_from_middle(scene.poses)
     # A hand that hardly moves has outliers too; they are harmless as long as the scene is farther away than they are.
-    depth = scene.near if scene.bounds is None else np.median(scene.bounds[:, 0])
     usual = np.median(distances)
-    away = np.flatnonzero(distances > CAMERA_OUTLIER * max(usual, depth))
+    away = np.flatnonzero(distances > CAMERA_OUTLIER * max(usual, _nearest_depth(scene)))
     if not away.size:
         return []
     return [
@@ -164,6 +209,24 @@ def check_cameras(scene: Scene) -> list[str]:
         f"and the median is {usual * scene.unit:.3g}; it moves the whole scene out of place; "
         f"{remedy_for_views(scene, away)}"
     ]
+
+
+def check_repeats(scene: Scene) -> list[str]:
+    """Warns of photos that are listed more than once for training, or for training and for tests."""
+    if not scene.names:
+        return []
+    counts = Counter(scene.names[i] for i in scene.i_train)
+    twice = [name for name, count in counts.items() if count > 1]
+    known = sorted({scene.names[i] for i in scene.i_test} & counts.keys())
+    warnings = []
+    if twice:
+        warnings.append(f"{listed(twice)}: listed more than once for training; a photo has one pose: remove the others")
+    if known:
+        warnings.append(
+            f"{listed(known)}: listed for training and for tests, so scores say nothing of new views; take others for "
+            "tests"
+        )
+    return warnings
 
 
 def check_copies(scene: Scene, datadir: Path) -> list[str]:
