@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from nerf_tf import __version__, build_hash_grid
 from nerf_tf.camera_paths import scene_paths
-from nerf_tf.data import blender, deepvoxels, llff, transforms
+from nerf_tf.data import blender, dataset_types, deepvoxels, llff, transforms
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.visible_space import ray_box
@@ -73,6 +73,7 @@ def read_scene(settings: Settings) -> Scene:
     set_up_tensorflow()
     if not Path(settings.datadir).is_dir():
         raise FileNotFoundError(f"{settings.datadir}: no such folder; --datadir names the folder of the scene")
+    dataset_types.require_type(Path(settings.datadir), settings.dataset_type)
     keep_alpha = settings.field == "hash_grid"
     if settings.dataset_type == "llff":
         scene = llff.load(settings.datadir, settings.factor, settings.spherify, settings.llffhold, settings.no_ndc)

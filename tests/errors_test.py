@@ -161,6 +161,18 @@ def paths_of_another_machine(name: str) -> Spoil:
     return meta(edit, SINGLE)
 
 
+def a_level_deeper(folder: Path) -> None:
+    folder.rename(folder.with_name("lego"))
+    folder.mkdir()
+    folder.with_name("lego").rename(folder / "lego")
+
+
+def colmap_alone(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        path.unlink()
+    as_file("sparse/0/images.bin")(folder)
+
+
 def mask_of_another_size(folder: Path) -> None:
     Image.new("L", (7, 9)).save(folder / "mask.png")
     meta(lambda content: content["frames"][1].update(mask_path="mask.png"), SINGLE)(folder)
@@ -468,6 +480,8 @@ TABLE = [
     blender("file of somebody else", nothing, "", may_not_be_read(TEST)),
     # Blender
     blender("split missing", remove(VAL)),
+    blender("folder of several scenes", a_level_deeper),
+    blender("COLMAP's model alone", colmap_alone),
     blender("transforms file is a folder", as_folder(TEST)),
     blender("transforms file is a loop of links", loop(TEST)),
     blender("JSON syntax", cut(TEST, 90)),

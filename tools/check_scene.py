@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from support import commandline
 from support.camera_drawing import add_space, draw_cameras, draw_frusta, frustum
 
 from nerf_tf import build
-from nerf_tf.data import scene_points, transforms
+from nerf_tf.data import dataset_types, scene_points, transforms
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.scene_points import ScenePoints, depths_in_images
 from nerf_tf.geometry import poses as pose_maths
@@ -125,15 +124,8 @@ def guess_kind(folder: Path) -> str:
     """The dataset_type of the scene in a folder; errors as `guess_flags`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; name the folder of a scene")
-    if os.path.lexists(folder / "poses_bounds.npy"):
-        return "llff"
-    splits = [os.path.lexists(folder / f"transforms_{name}.json") for name in ("train", "val", "test")]
-    if all(splits):
-        return "blender"
-    if splits[0] or os.path.lexists(folder / "transforms.json"):
-        return "transforms"
-    if any(folder.glob("train/*/pose")):
-        return "deepvoxels"
+    if found := dataset_types.find_types(folder):
+        return found[0]
     raise FileNotFoundError(
         f"{folder}: holds no scene (looked for poses_bounds.npy, transforms.json, transforms_train.json and "
         "train/*/pose); make one of photos with tools/imgs2poses.py"
