@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,12 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _image_paths(datadir: Path, factor: int, poses: int) -> list[Path]:
     """Lists the images to load, sorted by name like the poses; makes images_{factor}/ if it is missing."""
     full_size, folder = datadir / "images", datadir / ("images" if factor == 1 else f"images_{factor}")
+    if not (folder.is_dir() or full_size.is_dir()):
+        copies = [name for name in image_folders.list_entries(datadir) if re.fullmatch(r"images_\d+", name)]
+        factors = sorted(int(name.removeprefix("images_")) for name in copies)
+        hint = f"; give --factor {factors[0]}, as there is images_{factors[0]}/" if factors else ""
+        from_images = ", and no images/ beside it to make it from" if factor != 1 else ""
+        raise FileNotFoundError(f"{folder}: no such folder{from_images}{hint}")
     if full_size.is_dir() and not folder.is_dir():
         # Checked before the copies are made, so that a failed start leaves none.
         height, width = image_reader.image_size(_list_photos(full_size, poses)[0])
