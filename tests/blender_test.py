@@ -117,6 +117,8 @@ def test_paths_with_an_ending_are_taken_as_they_are(scene_dir):
         ("Train/R_1.png", "r_1.png"),
         ("Train/.././train/r_1.png", "r_1.png"),
         ("train/r_1", "train\\r_1.png"),
+        ("train/u\u0308_1.png", "\u00fc_1.png"),
+        ("train/\u00dc_1", "u\u0308_1.png"),
     ],
 )
 def test_paths_are_read_as_other_systems_write_them(scene_dir, written, saved):

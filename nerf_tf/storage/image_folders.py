@@ -6,6 +6,7 @@ import collections
 import functools
 import itertools
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
@@ -26,9 +27,10 @@ def _is_image(name: str) -> bool:
 
 
 def _stem(name: str) -> str:
-    """The name in small letters, without the endings of images."""
-    stem, _, ending = name.lower().rpartition(".")
-    return _stem(stem) if f".{ending}" in IMAGE_ENDINGS + OTHER_ENDINGS else name.lower()
+    """The name in small letters, without the endings of images; macOS writes accents as letters of their own."""
+    name = unicodedata.normalize("NFC", name).lower()
+    stem, _, ending = name.rpartition(".")
+    return _stem(stem) if f".{ending}" in IMAGE_ENDINGS + OTHER_ENDINGS else name
 
 
 def listed(names: Sequence[str]) -> str:
