@@ -166,6 +166,18 @@ def test_every_program_describes_the_same_scene(writer, tmp_path, caplog):
     assert named.get(writer, "") in caplog.text
 
 
+def test_what_is_null_or_empty_counts_as_left_out(tmp_path):
+    expected = transforms.load(write_scene(tmp_path / "a"), factor=1)
+    nothing = dict.fromkeys(("k1", "K", "camera_model", "near", "far", "camera_angle_x"))
+    meta = SIZE | LENGTHS | nothing | {"ply_file_path": ""}
+    scene = transforms.load(
+        write_scene(tmp_path / "b", meta=meta, frame=lambda i: {"mask_path": "", "fl_x": None} if i else {}), factor=1
+    )
+    assert scene.masks is None
+    assert scene.cameras == expected.cameras
+    assert (scene.near, scene.far) == (expected.near, expected.far)
+
+
 def test_blendernerf_writes_a_file_for_each_split(tmp_path):
     """Paths of Windows without endings; no file for validation."""
     meta = ANGLES | LENGTHS | NO_DISTORTION | SIZE | {"aabb_scale": 4}
@@ -276,7 +288,8 @@ def test_images_that_cannot_be_told(tmp_path, file_path, spoil, message):
         (lambda m: m.update(cx=0), r"frame 0: its principal point 0, 6\.5 is outside of images of 16x12"),
         (lambda m: m.update(near=1, far=1e300), "near 1 and far 1e\\+300: expected 0 <= near < far"),
         (lambda m: m.update(cx=20), r"frame 0: its principal point 20, 6\.5 is outside of images of 16x12"),
-        (lambda m: m.update(w=12, h=16), r"has w 12 and h 16, but images are 16x12, of other proportions"),
+        (lambda m: m.update(w=12, h=16), r"has w 12 and h 16, but images are 16x12, .*; turn the images by 90 degrees"),
+        (lambda m: m.update(w=20, h=9), "of other proportions; export the cameras of these images"),
         (lambda m: m.update(fl_y=0.01), r"frame 0: focal length 0\.01 does not go with images of 16x12"),
         (lambda m: m.update(near=3, far=2), "near 3 and far 2: expected 0 <= near < far"),
         (lambda m: m.update(near=-1), "near -1 and far .*: expected 0 <= near < far"),
@@ -534,6 +547,15 @@ def test_masks_that_leave_nothing_out_draw_the_same_rays(tmp_path):
         for plain, masked in zip(*streams, strict=True):
             np.testing.assert_array_equal(plain.rays.origins, masked.rays.origins)
             np.testing.assert_array_equal(plain.rays.directions, masked.rays.directions)
+
+
+def test_masks_that_are_all_black(tmp_path):
+    def mask(i: int) -> dict:
+        return {"mask_path": "black.png"}
+
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "black.png")
+    with pytest.raises(ValueError, match=r"black\.png: this mask and all others are black; white is what is kept"):
+        transforms.load(write_scene(tmp_path, frame=mask), factor=1)
 
 
 def test_too_few_pixels_within_masks(tmp_path):

@@ -166,9 +166,12 @@ def former_size(intrinsics: dict[str, tuple[float, str]], height: int, width: in
     w = given.get("w", given.get("h", height) * width / height)
     h = given.get("h", w * height / width)
     if not abs(w / h * height - width) <= 1.0 + TOLERANCE * width:
+        remedy = "export the cameras of these images"
+        if abs(h / w * height - width) <= 1.0 + TOLERANCE * width:
+            remedy = "turn the images by 90 degrees and save them (a camera only notes in EXIF how to turn them)"
         raise ValueError(
             f"{intrinsics['w'][1]} has w {w:g} and h {h:g}, but images are {width}x{height}, of other proportions; "
-            "export the cameras of these images"
+            + remedy
         )
     return w, h
 
@@ -212,10 +215,10 @@ def read_split(
 
 
 def _read_intrinsics(record: object, where: str, names: Sequence[str]) -> dict[str, tuple[float, str]]:
-    """Reads the intrinsics in the record of a file or a frame: {name: (value, `where`)}."""
+    """Reads the intrinsics in the record of a file or a frame: {name: (value, `where`)}; null counts as left out."""
     found = {}
     for name in names:
-        if isinstance(record, dict) and name in record:
+        if isinstance(record, dict) and record.get(name) is not None:
             value = readers.parse_number(record[name], f"{where}: {name}")
             below, words = LIMITS.get(name, (np.inf, ""))
             if name in LIMITS and not 0 < 0.5 * value < 0.5 * below:  # half of the angle is used; it may round to 0

@@ -67,7 +67,7 @@ def find_points(
         ValueError: the file that `meta` names is damaged, or `applied_transform` is no matrix.
     """
     meta = meta or {}
-    if isinstance(name := meta.get("ply_file_path"), str) and os.path.lexists(folder / name):
+    if isinstance(name := meta.get("ply_file_path"), str) and name and os.path.lexists(folder / name):
         points = ply.read_points(folder / name)
         return ScenePoints(points[np.isfinite(points).all(axis=-1)], name)
     for source in MODELS:

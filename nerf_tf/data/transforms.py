@@ -160,7 +160,7 @@ def _read_files(datadir: Path) -> dict[str, Split]:
 def _find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
     """Finds the path of each frame's mask; None where it has none."""
     names = {i: file.meta["frames"][i].get("mask_path") for i in file.frames}
-    names = {i: name for i, name in names.items() if name is not None}
+    names = {i: name for i, name in names.items() if name not in (None, "")}
     for i, name in names.items():
         if not (isinstance(name, str) and 0 < len(name) <= blender.LONGEST_NAME):
             raise ValueError(f"{file.file}: frame {i}: mask_path must be the path of an image")
@@ -265,6 +265,8 @@ def _read_masks(
         masks[i][places[i].window] = shrunk[..., 0] > INSIDE
 
     image_reader.run_parallel(read, len(paths), "Reading masks")
+    if not masks.any():
+        raise ValueError(f"{next(filter(None, paths))}: this mask and all others are black; white is what is kept")
     return masks
 
 
@@ -324,7 +326,7 @@ def _lens(file: Split, frame: int, photo: Size, place: Place) -> Lens:
 
 def _read_k(record: dict[str, object]) -> dict[str, float]:
     """Reads the numbers of a 3x3 matrix `K`, under the names that messages use."""
-    if "K" not in record:
+    if record.get("K") is None:
         return {}
     matrix = readers.parse_matrix(record["K"], "K", ((3, 3),))
     rest = matrix * [[0, 1, 0], [1, 0, 0], [1, 1, 1]] - np.diag([0, 0, 1])
@@ -422,7 +424,7 @@ def _near_far(
         limits, source = np.array(UNKNOWN_RANGE), "nothing but the cameras' distances from each other"
     sources = [source, source]
     for i, name in enumerate(("near", "far")):
-        if name in file.meta:
+        if file.meta.get(name) is not None:
             limits[i], sources[i] = readers.parse_number(file.meta[name], name) / unit, "the file"
     near, far = map(float, limits)
     if not 0 <= near < far <= pose_maths.MAX_COORDINATE:
