@@ -429,6 +429,17 @@ def test_photos_of_other_kinds(tool, tmp_path):
         photo_folders.read_upright(tmp_path / "b.png", (80, 60))
 
 
+def test_photos_with_damaged_exif_are_taken_as_they_are(tool, tmp_path):
+    photo_folders = tool("support.photo_folders")
+    paths = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for path in paths:
+        Image.new("RGB", (8, 6)).save(path, exif=b"Exif\0\0garbage")
+    (tmp_path / "copies").mkdir()
+    photo_folders.copy_upright(paths, tmp_path / "copies")
+    for path in paths:
+        assert (tmp_path / "copies" / path.name).read_bytes() == path.read_bytes()
+
+
 def heic(folder: Path) -> None:
     (folder / "IMG_1.HEIC").write_bytes(b"")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def read_upright(path: Path, size: tuple[int, int] | None = None) -> Image.Image
         FileNotFoundError, ValueError: it cannot be read, or has another size.
     """
     stored = image_reader.decode(path)
-    image = ImageOps.exif_transpose(stored)
+    image = ImageOps.exif_transpose(stored) if _is_turned(stored) else stored
     if size is not None and image.size != size:
         if stored.size != size:
             raise ValueError(
@@ -76,6 +77,14 @@ def read_upright(path: Path, size: tuple[int, int] | None = None) -> Image.Image
         if exif:
             image.info["exif"] = exif
     return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says that a photo has to be turned; damaged EXIF says nothing."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) != 1
+    except (*readers.PARSER_ERRORS, struct.error):
+        return False
 
 
 def write_photo(image: Image.Image, path: Path) -> None:
@@ -100,7 +109,7 @@ def copy_upright(paths: Sequence[Path], folder: Path) -> None:
         image = read_upright(path)
         sizes[path] = image.size
         with Image.open(path) as file:
-            is_jpeg, is_turned = file.format == "JPEG", file.getexif().get(_ORIENTATION, 1) != 1
+            is_jpeg, is_turned = file.format == "JPEG", _is_turned(file)
         if not is_jpeg:
             image.save(target, "PNG", compress_level=1)
         elif is_turned:
