@@ -278,8 +278,11 @@ def test_without_any_whole_checkpoint_there_is_one_line(tmp_path, twice_saved, f
     for path in folder.glob("ckpt-*/*.data-*"):
         cut(path)
     with pytest.raises(
-        ValueError, match=r"ckpt-1: damaged \(.*\), and there is no older.*--ft_path.*--no_reload"
-    ) as error:
+        ValueError, match=r"damaged \(.*\), and there is no older checkpoint; start over with --no_reload$"
+    ):
+        CheckpointStore(fresh.state, folder).restore()
+    (tmp_path / "model_000012.npy").touch()
+    with pytest.raises(ValueError, match=r"--ft_path .*/model_000012\.npy, or start over with --no_reload$") as error:
         CheckpointStore(fresh.state, folder).restore()
     assert "\n" not in str(error.value)
 

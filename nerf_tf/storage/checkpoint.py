@@ -23,6 +23,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
+from nerf_tf.storage import tf1_weights
 from nerf_tf.storage.atomic import UNFINISHED, complete_file, complete_folder
 
 logger = logging.getLogger(__name__)
@@ -132,9 +133,10 @@ class CheckpointStore:
                 return path
             if older is not None:
                 logger.warning("%s: damaged (%s); going back to %s", path, damage, older.name)
+        newest = tf1_weights.newest(self._folder.parent)
+        weights = "" if newest is None else f"go on from weights with --ft_path {newest}, or "
         raise ValueError(
-            f"{path}: damaged ({damage}), and there is no older checkpoint; start from weights with "
-            "--ft_path model_000000.npy, or over with --no_reload"
+            f"{path}: damaged ({damage}), and there is no older checkpoint; {weights}start over with --no_reload"
         )
 
     def _read(self, path: Path) -> str | None:

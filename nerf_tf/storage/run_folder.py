@@ -41,8 +41,11 @@ def require_coarse_weights(path: Path) -> None:
     if re.match(r"ckpt-\d+$", path.parent.name) or re.match(r"ckpt-\d+\.", path.name):
         raise ValueError(f"--ft_path {path}: a part of a checkpoint, not weights; {_advice(path)}")
     with_ending = path.with_name(f"{path.name}.npy")
-    if not path.exists() and with_ending.is_file():
-        raise FileNotFoundError(f"--ft_path {path}: no such file; give {with_ending}")
+    if path.exists():
+        return
+    there = with_ending if with_ending.is_file() else tf1_weights.newest(path.parent)
+    if there is not None:
+        raise FileNotFoundError(f"--ft_path {path}: no such file; give {there}")
 
 
 def _explain_folder(folder: Path) -> str:
