@@ -161,6 +161,12 @@ def paths_of_another_machine(name: str) -> Spoil:
     return meta(edit, SINGLE)
 
 
+def photos_deeper(folder: Path) -> None:
+    (folder / "images").rename(folder / "left")
+    (folder / "images").mkdir()
+    (folder / "left").rename(folder / "images/left")
+
+
 def a_level_deeper(folder: Path) -> None:
     folder.rename(folder.with_name("lego"))
     folder.mkdir()
@@ -300,6 +306,7 @@ def checkpoint(flags_of_network: str) -> Spoil:
 def damaged_checkpoint(here: Path) -> None:
     checkpoint("")(here)
     cut("logs/x/checkpoints/ckpt-1/state.index", 50)(here)
+    shutil.copytree(here / "weights", here / "logs/x", dirs_exist_ok=True)
 
 
 def keyframes(change: Callable[[dict], object] = nothing) -> Spoil:
@@ -546,6 +553,7 @@ TABLE = [
     llff("photos of another format", photo_as_tiff, "--factor=1"),
     llff("no folder of images", lambda s: shutil.rmtree(s / "images"), "--factor=8"),
     llff("empty folder of images", lambda s: [p.unlink() for p in (s / "images").iterdir()], "--factor=1"),
+    llff("photos in a folder of their own", photos_deeper, "--factor=1"),
     llff("video instead of images", video_instead),
     llff("photo of another size", image(PHOTO, lambda i: i.resize((7, 9)))),
     llff("factor above the photos", nothing, "--factor=50"),
@@ -586,6 +594,7 @@ TABLE = [
     # Weights and camera paths
     other("nothing to render", nothing, "--render_only"),
     other("ft_path missing", nothing, "--ft_path=model_000001.npy"),
+    other("ft_path missing in a run", nothing, "--ft_path=HERE/weights/model_000001.npy"),
     other("ft_path without a step", nothing, "--ft_path=best.npy"),
     other("ft_path of the fine network", nothing, f"--ft_path=HERE/weights/{FINE}"),
     other("ft_path is a folder", nothing, "--ft_path=HERE/weights"),

@@ -76,6 +76,8 @@ def list_images(folder: Path) -> list[Path]:
     if not paths:
         video = next((name for name in names if name.lower().endswith(VIDEO_ENDINGS)), None)
         hint = f"; save frames of {video} as images first, and find their poses" if video else name_other_files(folder)
+        inner = next((name for name in list_entries(folder) if any(map(_is_image, list_files(folder / name)))), None)
+        hint = hint if inner is None else f"; there are some in {folder / inner}: name that folder, or move them here"
         raise FileNotFoundError(
             f"{folder}: holds no image (looked for names that end in {', '.join(IMAGE_ENDINGS)}){hint}"
         )
