@@ -595,6 +595,7 @@ TABLE = [
     other("nothing to render", nothing, "--render_only"),
     other("ft_path missing", nothing, "--ft_path=model_000001.npy"),
     other("ft_path missing in a run", nothing, "--ft_path=HERE/weights/model_000001.npy"),
+    other("ft_path of another program", write("base.ingp", b"NGP"), "--ft_path=HERE/base.ingp"),
     other("ft_path without a step", nothing, "--ft_path=best.npy"),
     other("ft_path of the fine network", nothing, f"--ft_path=HERE/weights/{FINE}"),
     other("ft_path is a folder", nothing, "--ft_path=HERE/weights"),

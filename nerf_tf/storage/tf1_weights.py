@@ -132,6 +132,8 @@ def _step_digits(path: Path) -> str:
     match = re.search(r"(\d+)\.npy$", path.name)
     if match is None:
         expected = "a weight file's name must end in its training step, as in model_200000.npy"
+        if path.suffix != ".npy":
+            expected = "weights are .npy files of the original or of this program, such as model_200000.npy; name one"
         raise ValueError(f"{path}: {torch_weights.describe_torch_file(path) or expected}")
     return match[1]
 
