@@ -26,6 +26,8 @@ NEAR, FAR = 2.0, 6.0
 LARGEST_TEXT = 2**24
 # Most characters of an image's path: systems allow some hundred to some thousand, and messages quote it.
 LONGEST_NAME = 1000
+# What to do about images that a transforms file names and that are not there.
+MISSING_REMEDY = "; put the missing ones there, or remove their frames from the transforms file"
 # Intrinsics that other programs write, for all frames or in each; lengths are in pixels of images of w x h.
 LENGTHS, DISTORTIONS = ("fl_x", "fl_y", "cx", "cy"), ("k1", "k2", "k3", "k4", "p1", "p2")
 INTRINSICS = ("camera_angle_x", "w", "h", *LENGTHS, *DISTORTIONS)
@@ -107,7 +109,7 @@ def load(
     strides = {"train": 1, "val": testskip or 1, "test": testskip or 1}
     splits = [read_split(Path(datadir) / f"transforms_{name}.json", stride) for name, stride in strides.items()]
     paths = [path for split in splits for path in split.paths]
-    image_folders.require_images(paths)
+    image_folders.require_images(paths, MISSING_REMEDY)
     height, width = image_reader.image_size(paths[0])
     if half_res and min(height, width) < 2:
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")

@@ -180,7 +180,7 @@ def _find(
     """
     folder = file.file.parent
     if any(map(os.path.lexists, paths)) or not paths:
-        image_folders.require_images(paths)
+        image_folders.require_images(paths, blender.MISSING_REMEDY)
         return list(paths)
     owners = {}
     for name, found in zip(names, image_folders.match_images(folder, names, not_meant), strict=True):

@@ -150,11 +150,12 @@ def _entries_by_stem(folder: Path) -> dict[str, list[str]]:
     return entries
 
 
-def require_images(paths: Sequence[Path]) -> None:
+def require_images(paths: Sequence[Path], remedy: str = "") -> None:
     """Checks that there is something at every path.
 
     Raises:
-        FileNotFoundError: how many are missing, and what lies in the folder of the first.
+        FileNotFoundError: how many are missing, and what lies in the folder of the first; the message ends in `remedy`
+            where that is nothing of a similar name.
     """
     missing = [path for path in paths if not os.path.lexists(path)]
     if not missing:
@@ -165,5 +166,5 @@ def require_images(paths: Sequence[Path]) -> None:
     elif alike := _entries_by_stem(folder)[_stem(missing[0].name)]:
         hint = f"{folder} holds {listed(alike)}: give the path of one PNG or JPEG"
     else:
-        hint = f"{folder} holds {listed(list_files(folder)) or 'no files'}"
+        hint = f"{folder} holds {listed(list_files(folder)) or 'no files'}{remedy}"
     raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(paths)} are missing); {hint}")
