@@ -266,7 +266,7 @@ def test_photos_with_two_poses_and_tests_of_known_photos(front):
     scene = dataclasses.replace(front, names=names, i_train=np.arange(19), i_test=np.array([19]))
     assert one(scene_checks.check_scene(scene)).startswith("a.png: listed more than once for training; ")
     scene = dataclasses.replace(scene, i_train=np.arange(2), i_test=np.arange(2, 20))
-    assert one(scene_checks.check_scene(scene)).startswith("a.png: listed for training and for tests, ")
+    assert one(scene_checks.check_scene(scene)).startswith("a.png: listed twice, for training and for tests, ")
 
 
 # Stale copies

@@ -223,8 +223,8 @@ def check_repeats(scene: Scene) -> list[str]:
         warnings.append(f"{listed(twice)}: listed more than once for training; a photo has one pose: remove the others")
     if known:
         warnings.append(
-            f"{listed(known)}: listed for training and for tests, so scores say nothing of new views; take others for "
-            "tests"
+            f"{listed(known)}: listed twice, for training and for tests, so scores say nothing of new views; take "
+            f"{'it' if len(known) == 1 else 'them'} out of one of the two"
         )
     return warnings
 
