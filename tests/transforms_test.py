@@ -886,7 +886,7 @@ def test_a_run_from_transforms_to_video(tmp_path):
     video = tmp_path / "x" / "x_spiral_000002_rgb.mp4"
     assert video.stat().st_size > 0
     assert_one_line(
-        run(*flags, "--datadir", str(tmp_path)), 1, r"transforms\.json: no such file; --dataset_type transforms"
+        run(*flags, "--datadir", str(tmp_path)), 1, r"lacks transforms\.json .*; .* is a scene's folder: give --datadir"
     )
 
 
