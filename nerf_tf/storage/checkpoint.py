@@ -134,7 +134,7 @@ class CheckpointStore:
             if older is not None:
                 logger.warning("%s: damaged (%s); going back to %s", path, damage, older.name)
         newest = tf1_weights.newest(self._folder.parent)
-        weights = "" if newest is None else f"go on from weights with --ft_path {newest}, or "
+        weights = "" if newest is None else f"continue from weights with --ft_path {newest}, or "
         raise ValueError(
             f"{path}: damaged ({damage}), and there is no older checkpoint; {weights}start over with --no_reload"
         )
