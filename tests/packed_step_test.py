@@ -189,8 +189,8 @@ def test_the_learning_rate_may_go_by_the_clock():
     for seconds in (0, 60, 60):
         assert trainer.spend(seconds) == (len(rates) == 2)
         rates.append(float(trainer.learning_rate()))
-    np.testing.assert_allclose(rates[1] / rates[0], packed_step.FINAL_RATE**0.5, rtol=0.04)
-    np.testing.assert_allclose(rates[2] / rates[0], packed_step.FINAL_RATE, rtol=0.04)
+    np.testing.assert_allclose(rates[1] / rates[0], (1.0 + packed_step.FINAL_RATE) / 2.0, rtol=0.02)
+    np.testing.assert_allclose(rates[2] / rates[0], packed_step.FINAL_RATE, rtol=0.02)
 
 
 def test_samples_are_jittered_only_if_wanted():
