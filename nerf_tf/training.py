@@ -38,6 +38,7 @@ def warn_if_unwritable(action: Callable[..., None], once: bool = False) -> Calla
     failing = False
 
     def attempt(*arguments: object) -> None:
+        """Does the action, or warns."""
         nonlocal failing
         try:
             action(*arguments)

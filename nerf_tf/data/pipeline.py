@@ -97,6 +97,7 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and finding that out takes a second
     def make_batch(step: tf.Tensor) -> RayBatch | AlphaRayBatch:
+        """Makes the batch of a step."""
         image, row, col = choose_rays(step)
         camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))
         rays = finish_rays(

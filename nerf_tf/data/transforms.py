@@ -216,7 +216,7 @@ def _common_size(sizes: Mapping[Path, Size], factor: int) -> CommonSize:
     if factor > 1:
         shrunk = (*photo[::-1], *common.image[::-1])
         logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
-    usual = [size for size in sizes.values() if photo_sizes.are_alike(size, photo)]
+    usual = {size for size in sizes.values() if photo_sizes.are_alike(size, photo)}
     others = [path for path, size in sizes.items() if size not in usual]
     if others:
         logger.warning(
@@ -251,6 +251,7 @@ def _read_masks(
     masks = np.zeros([len(paths), *size], bool)
 
     def read(i: int) -> None:
+        """Reads the mask of a photo, if it has one."""
         if paths[i] is None:
             masks[i][places[i].window] = True
             return
@@ -282,6 +283,7 @@ def _undistort(
     distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
 
     def undistort(index: int) -> None:
+        """Replaces a distorted photo and its mask."""
         i = distorted[index]
         rows, cols = source(pinholes[lenses[i]], *lenses[i])
         photo = images[i][places[i].window]

@@ -151,6 +151,7 @@ class Field:
             size = _even_size(count, tiles)
 
         def add_tile(i, sums):
+            """Adds a tile's gradients to those so far."""
             numbers = i * size + tf.range(size)
             rows = tf.gather(active_rows, tf.minimum(numbers, count - 1))
             is_point = tf.cast(numbers < count, tf.float32)[:, None]  # 0 for padding

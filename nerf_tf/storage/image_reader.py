@@ -125,6 +125,7 @@ def read_images(
     transparent, expected = np.zeros(len(paths), bool), None
 
     def read(index: int) -> np.ndarray:
+        """Reads an image, checks that it is like the first, and transforms it."""
         nonlocal expected
         image = read_image(paths[index])
         transparent[index] = image.shape[-1] == 4 and image[..., 3].min() < 1.0
