@@ -13,6 +13,8 @@ from absl.logging import converter
 
 from nerf_tf import build
 from nerf_tf.data.scene import Scene
+from nerf_tf.distribution.replicas import ReplicaTrainer
+from nerf_tf.distribution.workers import Workers
 from nerf_tf.evaluation import report
 from nerf_tf.memory import planning
 from nerf_tf.run import Run, photos_of_test_views, run_info
@@ -22,8 +24,6 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import lock, run_folder
 from nerf_tf.storage.checkpoint import CheckpointStore
-from nerf_tf.train.replicas import ReplicaTrainer
-from nerf_tf.train.workers import Workers
 from nerf_tf.training import FollowingRun, TrainingRun
 
 logger = logging.getLogger(__name__)

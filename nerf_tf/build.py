@@ -19,11 +19,15 @@ from nerf_tf.data import blender, dataset_types, deepvoxels, llff, transforms
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.visible_space import ray_box
+from nerf_tf.distribution.packed_replicas import PackedReplicaTrainer
+from nerf_tf.distribution.replicas import ReplicaTrainer
+from nerf_tf.distribution.workers import Workers, find_cluster, mirrored, multi_worker
 from nerf_tf.field import tensor_float
 from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precision
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.marching.packed_step import PackedTrainer
 from nerf_tf.memory import planning, prediction
 from nerf_tf.render.occupancy import Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
@@ -32,11 +36,7 @@ from nerf_tf.safety import scene_checks, worker_checks
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
-from nerf_tf.train.packed_replicas import PackedReplicaTrainer
-from nerf_tf.train.packed_step import PackedTrainer
-from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.train.step import Trainer, falling_rate
-from nerf_tf.train.workers import Workers, find_cluster, mirrored, multi_worker
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.box import Box
 from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import importance
-from nerf_tf.render.marching import March, PackedRendering, occupied_cells, render_packed, render_rays
-from nerf_tf.render.marching_renderer import MarchingRenderer
+from nerf_tf.marching import importance
+from nerf_tf.marching.compositing import PackedRendering, render_packed, render_rays
+from nerf_tf.marching.march import March, occupied_cells
+from nerf_tf.marching.marching_renderer import MarchingRenderer
+from nerf_tf.marching.packed_step import PackedTrainer, PackedTrainSettings
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.settings.settings import Settings
-from nerf_tf.train.packed_step import PackedTrainer, PackedTrainSettings
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,12 @@ import numpy as np
 
 from nerf_tf import build
 from nerf_tf.data.scene import Scene
+from nerf_tf.distribution.replica_views import NotWritten, Views, rendered_by_all
+from nerf_tf.distribution.replicas import ReplicaTrainer
+from nerf_tf.distribution.workers import Workers
 from nerf_tf.evaluation import report
 from nerf_tf.geometry.camera import Camera
+from nerf_tf.marching.packed_step import PackedTrainer
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.safety.stop import Stopped, StopRequest
@@ -21,11 +25,7 @@ from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import atomic
 from nerf_tf.storage.checkpoint import CheckpointStore
-from nerf_tf.train.packed_step import PackedTrainer
-from nerf_tf.train.replica_views import NotWritten, Views, rendered_by_all
-from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.train.step import Trainer
-from nerf_tf.train.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
+from nerf_tf.distribution.replica_views import Views
 from nerf_tf.evaluation.metrics import psnr
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.memory import planning
@@ -27,7 +28,6 @@ from nerf_tf.storage import atomic, tf1_weights
 from nerf_tf.storage.run_folder import summaries_folder
 from nerf_tf.train.counts import Counts
 from nerf_tf.train.loop import Event, train
-from nerf_tf.train.replica_views import Views
 from nerf_tf.train.step import StepResult
 
 logger = logging.getLogger(__name__)

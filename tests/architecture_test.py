@@ -14,8 +14,10 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 PROGRAMS = [*MODULES, *sorted((ROOT / "tools").rglob("*.py"))]
 
 CORE_ROOMS = {"geometry", "data", "field", "render", "train"}
+# What goes beyond the paper: a faster way to train and render, and more than one device.
+FURTHER_ROOMS = {"marching", "distribution"}
 SERVICE_ROOMS = {"settings", "memory", "storage", "safety", "output", "evaluation", "camera_paths"}
-PARTS = CORE_ROOMS | SERVICE_ROOMS
+PARTS = CORE_ROOMS | FURTHER_ROOMS | SERVICE_ROOMS
 # Each room or module, and what it may import: only what stands above it here. Fields reach `render` as callables, and
 # flags end in `settings`.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -28,10 +30,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"storage", "geometry"},
     "render": {"storage", "geometry", "compaction"},
     "train": {"geometry", "field", "data", "render"},
+    "marching": {"geometry", "field", "data", "render", "train"},
+    "distribution": {"geometry", "data", "render", "train", "marching"},
     "camera_paths": {"storage", "geometry", "data"},
     "output": {"storage", "render"},
     "evaluation": {"storage", "field", "data", "render", "output"},
-    "safety": {"storage", "settings", "geometry", "field", "data", "render", "train"},
+    "safety": {"storage", "settings", "geometry", "field", "data", "render", "train", "marching", "distribution"},
     "build_hash_grid": PARTS,
     "build": PARTS | {"build_hash_grid"},
     "run": PARTS | {"build"},

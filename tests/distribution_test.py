@@ -19,6 +19,9 @@ from lives import ROOT, Death, Launcher
 from step_test import assert_equal_states, make_trainer, state_of
 
 from nerf_tf import build
+from nerf_tf.distribution import workers
+from nerf_tf.distribution.replica_views import NotWritten, Views
+from nerf_tf.distribution.replicas import ReplicaTrainer
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.renderer import Image
 from nerf_tf.safety import worker_checks
@@ -26,9 +29,6 @@ from nerf_tf.safety.stop import Stopped
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights
-from nerf_tf.train import workers
-from nerf_tf.train.replica_views import NotWritten, Views
-from nerf_tf.train.replicas import ReplicaTrainer
 from nerf_tf.training import TrainingRun
 
 STEPS = 30

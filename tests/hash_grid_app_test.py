@@ -12,8 +12,8 @@ import tensorflow as tf
 from app_test import SCENES, run
 
 from nerf_tf import app, build, build_hash_grid
+from nerf_tf.marching import importance
 from nerf_tf.memory import planning
-from nerf_tf.render import importance
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import tf1_weights

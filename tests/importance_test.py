@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import importance, marching
-from nerf_tf.render.marching import March
+from nerf_tf.marching import compositing, importance, packing
+from nerf_tf.marching.march import March, occupied_cells
 
 CELLS, CANDIDATES, COUNT = 8, 64, 16
 BOX = GridSpace(np.float32([-1, -1, -1]), np.float32([1, 1, 1]))
@@ -65,13 +65,13 @@ def test_what_is_drawn_absorbs_as_much_as_all_candidates_do():
     densities = densities_along_x([0, 3, 3, 0, 0.5, 0.5, 0.5, 0])
     rays = rays_along_x(4)
     march, packed, samples = draw(BOX, rays, densities)
-    jitter, occupied = tf.fill([4, 1], 0.5), marching.occupied_cells(densities, march)
-    every = marching.pack(march, occupied, rays, jitter)
-    all_samples = marching.samples_in(march, rays, jitter, every)
+    jitter, occupied = tf.fill([4, 1], 0.5), occupied_cells(densities, march)
+    every = packing.pack(march, occupied, rays, jitter)
+    all_samples = packing.samples_in(march, rays, jitter, every)
 
     def acc(packed, samples) -> np.ndarray:
-        weights, _ = marching.packed_weights(march, tf.fill(samples.length.shape, 0.7), samples, packed)
-        return marching.sum_by_ray(weights[:, None], packed, 4).numpy()
+        weights, _ = compositing.packed_weights(march, tf.fill(samples.length.shape, 0.7), samples, packed)
+        return compositing.sum_by_ray(weights[:, None], packed, 4).numpy()
 
     assert 0.1 < acc(every, all_samples).mean() < 0.9
     np.testing.assert_allclose(acc(packed, samples), acc(every, all_samples), rtol=2e-3)
@@ -79,8 +79,8 @@ def test_what_is_drawn_absorbs_as_much_as_all_candidates_do():
 
 def test_contracted_rays_end_at_an_opaque_sample():
     march, packed, samples = draw(BALL, rays_along_x(5, near=0.5, far=40.0), tf.zeros([CELLS**3]))
-    weights, _ = marching.packed_weights(march, tf.zeros(samples.length.shape), samples, packed)
-    np.testing.assert_allclose(marching.sum_by_ray(weights[:, None], packed, 5), 1.0, rtol=1e-6)
+    weights, _ = compositing.packed_weights(march, tf.zeros(samples.length.shape), samples, packed)
+    np.testing.assert_allclose(compositing.sum_by_ray(weights[:, None], packed, 5), 1.0, rtol=1e-6)
     assert (samples.is_last.numpy().reshape(5, COUNT) == (np.arange(COUNT) == COUNT - 1)).all()
     t = samples.t.numpy()
     assert np.isfinite(t).all()
@@ -94,8 +94,8 @@ def test_rays_that_meet_nothing_absorb_nothing():
     rays = Rays(origin, direction, direction, tf.fill([2, 1], 0.5), tf.fill([2, 1], 6.0))
     for densities in (tf.fill([CELLS**3], 1.0), tf.zeros([CELLS**3])):
         march, packed, samples = draw(BOX, rays, densities)
-        weights, _ = marching.packed_weights(march, tf.fill(samples.length.shape, 100.0), samples, packed)
-        acc = marching.sum_by_ray(weights[:, None], packed, 2).numpy()[:, 0]
+        weights, _ = compositing.packed_weights(march, tf.fill(samples.length.shape, 100.0), samples, packed)
+        acc = compositing.sum_by_ray(weights[:, None], packed, 2).numpy()[:, 0]
         assert np.isfinite(samples.points.numpy()).all()
         np.testing.assert_allclose(acc, [0.0, float(densities[0])], atol=1e-6)
 
@@ -110,7 +110,7 @@ def test_distortion_counts_intervals_as_they_are():
     """One opaque sample in an interval of the whole ray: its own spread is a third of the interval's length."""
     march, packed, samples = draw(BOX, rays_along_x(2), tf.fill([CELLS**3], 1.0))
     weights = tf.cast(packed.k == 3, tf.float32)
-    spread = marching.distortion(weights, samples, packed, 2).numpy()
+    spread = compositing.distortion(weights, samples, packed, 2).numpy()
     extent = samples.extent.numpy().reshape(2, COUNT)
     np.testing.assert_allclose(spread, extent[:, 3] / 3, rtol=1e-5)
     inside = 2.0 / (march.step * CANDIDATES)  # the part of the candidates that lies in the box
@@ -128,7 +128,7 @@ def test_views_show_what_their_samples_hold():
         """Opaque everywhere."""
         return tf.fill(points.shape[:1], 1e4), tf.tile(colour[None], [points.shape[0], 1])
 
-    rgb, disp, acc, depth = marching.render_packed(march, field, rays, packed, samples, white_bkgd=True)
+    rgb, disp, acc, depth = compositing.render_packed(march, field, rays, packed, samples, white_bkgd=True)
     np.testing.assert_allclose(rgb, [tf.sigmoid(colour), [1.0] * 3, tf.sigmoid(colour)], rtol=1e-5)
     np.testing.assert_allclose(acc, [1.0, 0.0, 1.0], atol=1e-5)
     assert 1.0 <= depth[0] < 1.0 + march.step / 2  # the box begins 2 units away, and rays go 2 units for each t

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import marching
-from nerf_tf.render.marching import March
+from nerf_tf.marching import compositing, packing
+from nerf_tf.marching.march import DECAY, TURNS, March, cells_in_turn, occupied_cells, update_densities
 
 CELLS, SAMPLES = 8, 24
 BOX = GridSpace(np.float32([-1, -1, -1]), np.float32([1, 1, 1]))
@@ -55,8 +55,8 @@ def test_slots_hold_what_rays_meet(rng):
     rays, march = make_rays(rng), march_of(BOX)
     jitter, occupied = rng.uniform(size=[40, 1]).astype(np.float32), rng.uniform(size=[CELLS] * 3) < 0.3
     expected = met_by(march, rays, jitter, occupied)
-    packed = marching.pack(march, tf.constant(occupied.reshape(-1)), rays, tf.constant(jitter))
-    samples = marching.samples_in(march, rays, tf.constant(jitter), packed)
+    packed = packing.pack(march, tf.constant(occupied.reshape(-1)), rays, tf.constant(jitter))
+    samples = packing.samples_in(march, rays, tf.constant(jitter), packed)
     assert int(packed.samples) == len(expected) > 100
     assert int(packed.rays) == 40
     assert packed.in_use.numpy().sum() == len(expected)
@@ -67,16 +67,14 @@ def test_slots_hold_what_rays_meet(rng):
 
 
 def test_rays_are_taken_while_they_fit(rng, monkeypatch):
-    monkeypatch.setattr(marching, "BLOCK", 7)  # several blocks, of which the last is not whole
+    monkeypatch.setattr(packing, "BLOCK", 7)  # several blocks, of which the last is not whole
     rays, jitter = make_rays(rng), np.full([40, 1], 0.5, np.float32)
     occupied = rng.uniform(size=[CELLS] * 3) < 0.3
     expected = met_by(march_of(BOX), rays, jitter, occupied)
     slots = 100
     fit = next(ray for i, (ray, _, _) in enumerate(expected) if i >= slots)
     for first in (0, 11):
-        packed = marching.pack(
-            march_of(BOX, slots), tf.constant(occupied.reshape(-1)), rays, tf.constant(jitter), first
-        )
+        packed = packing.pack(march_of(BOX, slots), tf.constant(occupied.reshape(-1)), rays, tf.constant(jitter), first)
         wanted = [found[:2] for found in expected if found[0] >= first]
         fit = next(ray for i, (ray, _) in enumerate(wanted) if i >= slots)
         wanted = [found for found in wanted if found[0] < fit]
@@ -101,12 +99,12 @@ def composited(sigma: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def test_weights_and_distortion_are_those_of_each_ray_by_itself(rng, space):
     rays, march, jitter = make_rays(rng), march_of(space), tf.constant(rng.uniform(size=[40, 1]), tf.float32)
     occupied = tf.constant(rng.uniform(size=CELLS**3) < 0.4)
-    packed = marching.pack(march, occupied, rays, jitter)
-    samples = marching.samples_in(march, rays, jitter, packed)
+    packed = packing.pack(march, occupied, rays, jitter)
+    samples = packing.samples_in(march, rays, jitter, packed)
     density = rng.exponential(size=march.slots).astype(np.float32)
-    weights, light = marching.packed_weights(march, tf.constant(density), samples, packed)
-    spread = marching.distortion(weights, samples, packed, 40).numpy()
-    acc = marching.sum_by_ray(weights[:, None], packed, 40)[:, 0].numpy()
+    weights, light = compositing.packed_weights(march, tf.constant(density), samples, packed)
+    spread = compositing.distortion(weights, samples, packed, 40).numpy()
+    acc = compositing.sum_by_ray(weights[:, None], packed, 40)[:, 0].numpy()
     light, weights, place, used = light.numpy(), weights.numpy(), samples.place.numpy(), packed.in_use.numpy()
     assert np.all(weights[~used] == 0)
     for ray in range(40):
@@ -127,12 +125,12 @@ def test_weights_and_distortion_are_those_of_each_ray_by_itself(rng, space):
 def test_what_light_reaches_is_packed_again(rng, slots):
     """The same samples, in the same order, of as many rays as fit; the image stays the same."""
     rays, march, jitter = make_rays(rng), march_of(BOX), tf.constant(rng.uniform(size=[40, 1]), tf.float32)
-    packed = marching.pack(march, tf.constant(rng.uniform(size=CELLS**3) < 0.6), rays, jitter)
-    samples = marching.samples_in(march, rays, jitter, packed)
+    packed = packing.pack(march, tf.constant(rng.uniform(size=CELLS**3) < 0.6), rays, jitter)
+    samples = packing.samples_in(march, rays, jitter, packed)
     density = 30.0 * tf.constant(rng.exponential(size=march.slots), tf.float32)
-    weights, light = marching.packed_weights(march, density, samples, packed)
-    again = marching.keep_visible(march, packed, density, samples, 40, slots)
-    seen = packed.in_use.numpy() & (light.numpy() > marching.LEAST_LIGHT)
+    weights, light = compositing.packed_weights(march, density, samples, packed)
+    again = packing.keep_visible(march, packed, light, 40, slots)
+    seen = packed.in_use.numpy() & (light.numpy() > packing.LEAST_LIGHT)
     each = np.bincount(packed.ray.numpy()[seen], minlength=40)
     fit = int(np.sum(np.cumsum(each) <= slots))
     assert int(again.rays) == fit
@@ -142,15 +140,15 @@ def test_what_light_reaches_is_packed_again(rng, slots):
     for name in ("ray", "k"):
         np.testing.assert_array_equal(getattr(again, name)[: seen.sum()], getattr(packed, name)[seen])
     density = tf.pad(tf.boolean_mask(density, seen), [[0, slots - int(seen.sum())]])
-    their, _ = marching.packed_weights(march, density, marching.samples_in(march, rays, jitter, again), again)
-    acc, before = (marching.sum_by_ray(w[:, None], p, 40)[:fit] for w, p in ((their, again), (weights, packed)))
-    np.testing.assert_allclose(acc, before, atol=marching.LEAST_LIGHT)
+    their, _ = compositing.packed_weights(march, density, packing.samples_in(march, rays, jitter, again), again)
+    acc, before = (compositing.sum_by_ray(w[:, None], p, 40)[:fit] for w, p in ((their, again), (weights, packed)))
+    np.testing.assert_allclose(acc, before, atol=packing.LEAST_LIGHT)
 
 
 def test_contracted_rays_go_evenly_in_disparity_from_near_to_far(rng):
     rays, march = make_rays(rng, near=0.5, far=100.0), march_of(BALL)
-    packed = marching.pack(march, tf.ones([CELLS**3], tf.bool), rays, tf.zeros([40, 1]))
-    samples = marching.samples_in(march, rays, tf.zeros([40, 1]), packed)
+    packed = packing.pack(march, tf.ones([CELLS**3], tf.bool), rays, tf.zeros([40, 1]))
+    samples = packing.samples_in(march, rays, tf.zeros([40, 1]), packed)
     t = samples.t.numpy()[: 40 * SAMPLES].reshape(40, SAMPLES)
     np.testing.assert_allclose(t, np.tile(1 / np.linspace(2, 0.01, SAMPLES, endpoint=False), (40, 1)), rtol=1e-4)
     lengths = samples.length.numpy()[: 40 * SAMPLES].reshape(40, SAMPLES).sum(axis=1) * BALL.unit
@@ -166,7 +164,7 @@ def fog(points: tf.Tensor, viewdirs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def test_no_ray_is_lost_however_few_slots_there_are(rng, space):
     rays, occupied = make_rays(rng, far=20.0), tf.constant(rng.uniform(size=CELLS**3) < 0.6)
     few, many = (
-        marching.render_rays(march_of(space, slots), fog, occupied, rays, white_bkgd=True) for slots in (50, 4000)
+        compositing.render_rays(march_of(space, slots), fog, occupied, rays, white_bkgd=True) for slots in (50, 4000)
     )
     for name, one, other in zip(few._fields, few, many, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4, err_msg=name)
@@ -175,7 +173,7 @@ def test_no_ray_is_lost_however_few_slots_there_are(rng, space):
 
 def test_rays_that_meet_nothing_show_the_background(rng):
     for white, expected in ((True, 1.0), (False, 0.0)):
-        seen = marching.render_rays(march_of(BOX), fog, tf.zeros([CELLS**3], tf.bool), make_rays(rng), white)
+        seen = compositing.render_rays(march_of(BOX), fog, tf.zeros([CELLS**3], tf.bool), make_rays(rng), white)
         np.testing.assert_array_equal(seen.rgb, expected)
         np.testing.assert_array_equal(seen.disp, 0.0)
 
@@ -183,21 +181,21 @@ def test_rays_that_meet_nothing_show_the_background(rng):
 def test_cells_are_asked_in_turns_and_densities_fade(rng):
     march = march_of(BOX)
     densities = tf.fill([CELLS**3], 0.9)
-    assert np.all(marching.occupied_cells(densities, march)), "nothing is empty before it was asked about"
+    assert np.all(occupied_cells(densities, march)), "nothing is empty before it was asked about"
     asked = []
-    for turn in range(marching.TURNS):
-        u = tf.constant(rng.uniform(size=[CELLS**3 // marching.TURNS, 3]), tf.float32)
-        points = marching.cells_in_turn(CELLS, turn, u)
+    for turn in range(TURNS):
+        u = tf.constant(rng.uniform(size=[CELLS**3 // TURNS, 3]), tf.float32)
+        points = cells_in_turn(CELLS, turn, u)
         asked.append(np.floor(points.numpy() * CELLS).astype(int))
         dense = tf.cast(points[:, 0] < 0.5, tf.float32) * 20.0
-        densities = marching.update_densities(densities, turn, dense)
+        densities = update_densities(densities, turn, dense)
     assert len(np.unique(np.concatenate(asked), axis=0)) == CELLS**3, "each cell once"
     grid = densities.numpy().reshape(CELLS, CELLS, CELLS)
     np.testing.assert_allclose(grid[: CELLS // 2], 20.0)
-    np.testing.assert_allclose(grid[CELLS // 2 :], 0.9 * marching.DECAY, rtol=1e-6)
+    np.testing.assert_allclose(grid[CELLS // 2 :], 0.9 * DECAY, rtol=1e-6)
     for _ in range(20):
-        for turn in range(marching.TURNS):
-            densities = marching.update_densities(densities, turn, tf.zeros([CELLS**3 // marching.TURNS]))
-    occupied = marching.occupied_cells(densities, march).numpy().reshape(CELLS, CELLS, CELLS)
+        for turn in range(TURNS):
+            densities = update_densities(densities, turn, tf.zeros([CELLS**3 // TURNS]))
+    occupied = occupied_cells(densities, march).numpy().reshape(CELLS, CELLS, CELLS)
     assert occupied[: CELLS // 2].all()
     assert not occupied[CELLS // 2 :].any()

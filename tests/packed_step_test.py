@@ -12,11 +12,10 @@ from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import marching
-from nerf_tf.render.marching import March
+from nerf_tf.marching import compositing, packed_step
+from nerf_tf.marching.march import March
+from nerf_tf.marching.packed_step import PackedGradients, PackedTrainer, PackedTrainSettings
 from nerf_tf.storage.checkpoint import CheckpointStore
-from nerf_tf.train import packed_step
-from nerf_tf.train.packed_step import PackedGradients, PackedTrainer, PackedTrainSettings
 from nerf_tf.train.step import StepResult
 
 GRID = HashGridSettings(levels=3, features=2, log2_table=9, base=4, finest=16, width=8, cells=8)
@@ -71,8 +70,8 @@ def test_distortion_counts_less_for_rays_with_many_samples():
     batch, draws = make_batch(0), trainer.draw(RAYS)
     found = trainer.gradients(batch, draws)
     packed, samples = trainer._samples(batch.rays, draws.jitter)
-    weights, _ = marching.packed_weights(trainer.march, found.density, samples, packed)
-    spread = marching.distortion(weights, samples, packed, RAYS)[: packed.rays]
+    weights, _ = compositing.packed_weights(trainer.march, found.density, samples, packed)
+    spread = compositing.distortion(weights, samples, packed, RAYS)[: packed.rays]
     count = np.bincount(packed.ray[packed.in_use])
     np.testing.assert_allclose(found.loss - found.error, 0.16 * np.mean(spread / count), rtol=1e-4)
 

@@ -12,16 +12,16 @@ import step_test
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.distribution.packed_replicas import PackedReplicaTrainer
+from nerf_tf.distribution.replica_views import Views, rendered_by_all
+from nerf_tf.distribution.replicas import ReplicaTrainer
+from nerf_tf.distribution.workers import Workers
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
+from nerf_tf.marching import packed_step
 from nerf_tf.render.renderer import Renderer
-from nerf_tf.train import packed_step
-from nerf_tf.train.packed_replicas import PackedReplicaTrainer
-from nerf_tf.train.replica_views import Views, rendered_by_all
-from nerf_tf.train.replicas import ReplicaTrainer
-from nerf_tf.train.workers import Workers
 
 DEVICES = ["CPU:0", "CPU:1"]
 STEPS = 3

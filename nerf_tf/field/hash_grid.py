@@ -39,7 +39,7 @@ class HashGridSettings:
             that has an entry for each; the others are hashed.
         base, finest: cells along a side of the first and of the last grid.
         width: units in each hidden layer of both networks.
-        cells: cells along a side of the occupancy grid; even, as it is updated in `marching.TURNS` equal parts.
+        cells: cells along a side of the occupancy grid; even, as it is updated in `march.TURNS` equal parts.
         use_viewdirs: whether colour depends on the view direction.
     """
 
@@ -203,7 +203,7 @@ class HashGrid(keras.Model):
 
     @property
     def occupancy(self) -> keras.Variable:
-        """Fading maximum of the density of each cell [cells ** 3], see `marching.update_densities`."""
+        """Fading maximum of the density of each cell [cells ** 3], see `march.update_densities`."""
         return self.occupancy_grid.densities
 
     def density(self, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

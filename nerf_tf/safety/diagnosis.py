@@ -13,10 +13,10 @@ from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
 from nerf_tf.field.hash_grid import HashGridField
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.marching.packed_step import PackedTrainer
 from nerf_tf.render.passes import coarse_pass, fine_pass
 from nerf_tf.storage.atomic import complete_file
 from nerf_tf.train.gradients import mean_squared_error
-from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import Trainer
 
 AnyTrainer = Trainer | PackedTrainer

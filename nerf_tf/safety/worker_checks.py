@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from nerf_tf.data.scene import Scene
+from nerf_tf.distribution.workers import Workers
 from nerf_tf.settings.options import OPTIONS
 from nerf_tf.settings.settings import Settings
-from nerf_tf.train.workers import Workers
 
 # Flags that may differ between machines: where files are, and what a machine can hold.
 PLACES = {"config", "basedir", "datadir", "ft_path", "render_path_file", "memory_budget_mb"}

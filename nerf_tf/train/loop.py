@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 from tqdm import tqdm
@@ -15,8 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.train.counts import Counts
-from nerf_tf.train.packed_step import PackedTrainer
-from nerf_tf.train.step import StepResult, Trainer
+from nerf_tf.train.step import StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,16 @@ class Event(NamedTuple):
     def due(self, step: int) -> bool:
         """Whether to act after this step."""
         return self.interval > 0 and step % self.interval == 0 and (step > 0 or self.at_zero)
+
+
+class TrainerLike(Protocol):
+    """What the loop needs of a trainer, as `train.step.Trainer` explains."""
+
+    step: tf.Variable
+    minutes: float | None
+    train_step: Callable[[RayBatch], StepResult]
+
+    def spend(self, seconds: float) -> bool: ...
 
 
 class Speedometer:
@@ -70,7 +79,7 @@ class Speedometer:
 
 
 def train(
-    trainer: Trainer | PackedTrainer,
+    trainer: TrainerLike,
     batches: Iterable[RayBatch],
     N_iters: int,
     name: str,
@@ -139,7 +148,7 @@ def train(
 
 
 def _take_step(
-    trainer: Trainer | PackedTrainer,
+    trainer: TrainerLike,
     batch: RayBatch,
     on_out_of_memory: Callable[[tf.errors.ResourceExhaustedError], None],
 ) -> StepResult:

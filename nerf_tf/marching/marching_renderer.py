@@ -9,7 +9,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.marching import PackedRendering
+from nerf_tf.marching.compositing import PackedRendering
 from nerf_tf.render.renderer import Renderer
 
 

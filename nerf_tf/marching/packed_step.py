@@ -4,7 +4,7 @@ The step is a pure function of (seed, step, weights, occupancy grid, learning ra
 for bit on a CPU. Random numbers are the same on all devices; they are drawn outside of the compiled program, as XLA
 would draw others.
 
-Shapes: R rays, K slots; see `render.marching`.
+Shapes: R rays, K slots; see `marching.packing`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import tensorflow as tf
 from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
 from nerf_tf.field.hash_grid import HashGridField
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import importance, marching
-from nerf_tf.render.marching import March, Packed, Samples
+from nerf_tf.marching import importance
+from nerf_tf.marching.compositing import distortion, packed_weights, sum_by_ray
+from nerf_tf.marching.march import TURNS, March, cells_in_turn, occupied_cells, update_densities
+from nerf_tf.marching.packing import Packed, Samples, keep_visible, pack, samples_in
 from nerf_tf.render.passes import PHILOX, UNIFORM
 from nerf_tf.train.counts import Counts, opacities, update_counts
 from nerf_tf.train.step import StepResult, mse_to_psnr
@@ -54,7 +56,7 @@ class PackedTrainSettings:
         random_background: whether each ray has a new random background colour in each step, so that the loss is lowest
             if rays are opaque where photos show something; otherwise it is white or black, as `white_bkgd` says.
         white_bkgd: whether the photos are composited on white.
-        distortion: weight in the loss of each ray's `marching.distortion` divided by its number of samples; 0: none.
+        distortion: weight in the loss of each ray's `compositing.distortion` divided by its number of samples; 0: none.
     """
 
     slots: int = 2**13
@@ -192,8 +194,8 @@ class PackedTrainer:
 
         def update() -> tf.Tensor:
             """Updates the cells of the next turn; returns a value to wait for."""
-            u = _uniform(self.step_seed(), CELLS, [cells**3 // marching.TURNS, 3])
-            self._update(tf.cast(self.step // every % marching.TURNS, tf.int32), u)
+            u = _uniform(self.step_seed(), CELLS, [cells**3 // TURNS, 3])
+            self._update(tf.cast(self.step // every % TURNS, tf.int32), u)
             return tf.constant(True)
 
         with tf.control_dependencies([taken.loss]):
@@ -262,16 +264,16 @@ class PackedTrainer:
         shares = tf.where(tf.range(count) < packed.rays, 1.0 / tf.cast(packed.rays, tf.float32), 0.0)  # [R]
         with tf.GradientTape() as tape:
             density, raw_rgb = grid(samples.points, viewdirs)
-            weights, _ = marching.packed_weights(march, density, samples, packed)
+            weights, _ = packed_weights(march, density, samples, packed)
             values = tf.concat([tf.sigmoid(raw_rgb), tf.ones_like(weights)[:, None]], axis=-1)
-            sums = marching.sum_by_ray(weights[:, None] * values, packed, count)
+            sums = sum_by_ray(weights[:, None] * values, packed, count)
             acc = sums[:, 3]
             rgb = sums[:, :3] + (1.0 - acc[:, None]) * draws.background
             error = tf.reduce_sum(shares * tf.reduce_mean(tf.square(rgb - target), axis=-1))
             loss = error
             if self._training.distortion > 0:
-                spread = marching.distortion(weights, samples, packed, count)
-                each = marching.sum_by_ray(tf.cast(packed.in_use, tf.float32)[:, None], packed, count)[:, 0]
+                spread = distortion(weights, samples, packed, count)
+                each = sum_by_ray(tf.cast(packed.in_use, tf.float32)[:, None], packed, count)[:, 0]
                 loss += self._training.distortion * tf.reduce_sum(shares * tf.math.divide_no_nan(spread, each))
         gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, weights_of)]
         return PackedGradients(loss, error, gradients, opacities(acc, shares), density, packed.rays)
@@ -285,11 +287,12 @@ class PackedTrainer:
         grid, march, training = self.coarse.mlp, self.march, self._training
         if training.ray_samples is not None:
             return importance.draw_samples(march, grid.occupancy.value, rays, jitter, training.ray_samples)
-        packed = marching.pack(march, marching.occupied_cells(grid.occupancy.value, march), rays, jitter)
-        samples = marching.samples_in(march, rays, jitter, packed)
+        packed = pack(march, occupied_cells(grid.occupancy.value, march), rays, jitter)
+        samples = samples_in(march, rays, jitter, packed)
         density, _ = grid.density(samples.points)
-        packed = marching.keep_visible(march, packed, density, samples, rays.origins.shape[0], training.slots)
-        return packed, marching.samples_in(march, rays, jitter, packed)
+        _, transmittance = packed_weights(march, density, samples, packed)
+        packed = keep_visible(march, packed, transmittance, rays.origins.shape[0], training.slots)
+        return packed, samples_in(march, rays, jitter, packed)
 
     def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, bad: tf.Tensor) -> None:
         """Moves weights and moments by Adam's rule (Kingma and Ba 2015), unless the step is bad.
@@ -311,8 +314,8 @@ class PackedTrainer:
     def update_occupancy(self, turn: tf.Tensor, u: tf.Tensor) -> None:
         """Updates the occupancy grid's cells of a turn; `u` [cells ** 3 // TURNS, 3] as in `cells_in_turn`."""
         grid = self.coarse.mlp
-        found, _ = grid.density(marching.cells_in_turn(grid.settings.cells, turn, u))
-        grid.occupancy.value.assign(marching.update_densities(grid.occupancy.value, turn, found))
+        found, _ = grid.density(cells_in_turn(grid.settings.cells, turn, u))
+        grid.occupancy.value.assign(update_densities(grid.occupancy.value, turn, found))
 
 
 def _uniform(seed: tf.Tensor, purpose: int, shape: list[int]) -> tf.Tensor:

@@ -18,10 +18,10 @@ from typing import Any
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
+from nerf_tf.distribution.workers import first_of_all, replica_number
+from nerf_tf.marching.packed_step import PackedTrainer
 from nerf_tf.train.gradients import StepGradients
-from nerf_tf.train.packed_step import PackedTrainer
 from nerf_tf.train.step import StepResult, Trainer
-from nerf_tf.train.workers import first_of_all, replica_number
 
 
 class ReplicaTrainer:

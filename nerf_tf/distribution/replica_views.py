@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from nerf_tf.distribution.workers import Workers
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.renderer import Image, Renderer
-from nerf_tf.train.workers import Workers
 
 # Fields of an `Image` that are written besides its colours.
 MAPS = ("disp", "acc", "depth", "depth_ray", "depth_z")

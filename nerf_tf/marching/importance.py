@@ -11,7 +11,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render.marching import OPAQUE, March, Packed, Samples, occupied_cells
+from nerf_tf.marching.compositing import OPAQUE
+from nerf_tf.marching.march import March, occupied_cells
+from nerf_tf.marching.packing import Packed, Samples
 from nerf_tf.render.sampling import sample_pdf
 
 # This part of a ray's samples is spread evenly over occupied cells, as stored densities may be out of date.

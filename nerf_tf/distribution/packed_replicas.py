@@ -10,10 +10,10 @@ from __future__ import annotations
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.train.packed_step import PackedGradients
-from nerf_tf.train.replicas import ReplicaTrainer
+from nerf_tf.distribution.replicas import ReplicaTrainer
+from nerf_tf.distribution.workers import first_of_all, replica_number
+from nerf_tf.marching.packed_step import PackedGradients
 from nerf_tf.train.step import StepResult
-from nerf_tf.train.workers import first_of_all, replica_number
 
 
 class PackedReplicaTrainer(ReplicaTrainer):

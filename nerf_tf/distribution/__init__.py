@@ -1,0 +1,1 @@
+"""Training steps and views on several devices, of one process or of several."""
