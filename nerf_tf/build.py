@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from nerf_tf import __version__, build_hash_grid
 from nerf_tf.camera_paths import scene_paths
-from nerf_tf.data import blender, dataset_types, deepvoxels, llff, transforms
+from nerf_tf.data import blender, deepvoxels, llff, transforms
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.data.visible_space import ray_box
@@ -32,7 +32,7 @@ from nerf_tf.memory import planning, prediction
 from nerf_tf.render.occupancy import Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
 from nerf_tf.render.renderer import Renderer
-from nerf_tf.safety import scene_checks, worker_checks
+from nerf_tf.safety import dataset_types, scene_checks, worker_checks
 from nerf_tf.settings.settings import Settings
 from nerf_tf.storage import run_folder, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nerf_tf.data import dataset_types
+from nerf_tf.safety import dataset_types
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 
