@@ -250,6 +250,7 @@ def workload(trainer: Trainer, training: bool, rays: int) -> prediction.Workload
         fine=trainer.fine and shape(trainer.fine),
         value_bytes=tf.as_dtype(precision(trainer.coarse.mlp)).size,
         compiled=trainer.coarse.compiled,
+        parts=trainer.parts if training else 1,
     )
 
 

@@ -103,7 +103,7 @@ def test_a_step_reports_what_it_saw(fresh):
     result = fresh.train_step(make_batch(0))
     fine_mse, coarse_mse = 10 ** (-result.psnr / 10), 10 ** (-result.psnr0 / 10)
     np.testing.assert_allclose(result.loss, fine_mse + coarse_mse, rtol=1e-5)
-    assert result.sigma.shape == [RAYS, RANDOM.N_samples + RANDOM.N_importance]
+    assert result.sigma.shape == [RAYS // 2, RANDOM.N_samples + RANDOM.N_importance]  # of the last half
     assert float(tf.math.reduce_std(result.sigma)) > 0
 
 
@@ -164,7 +164,7 @@ def test_without_a_fine_network():
     result = trainer.train_step(make_batch(0))
     assert result.psnr0 is None
     np.testing.assert_allclose(result.loss, 10 ** (-result.psnr / 10), rtol=1e-5)
-    assert result.sigma.shape == [RAYS, 6]
+    assert result.sigma.shape == [RAYS // 2, 6]
     assert len(trainer.optimizer.variables) == 2 + 2 * len(trainer.coarse.mlp.weights)
 
 
@@ -207,9 +207,9 @@ def taken(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     ("chunk", "netchunk", "compiled", "rays"),
     [
-        (7, 1000, False, 6),  # 3 chunks, and as even as can be: two rays of the last are repeated
-        (1000, 50, False, 4),  # a tile of 50 points holds 5 rays of 10 samples: 4 chunks
-        (1000, 7, False, 16),  # such a tile holds none
+        (3, 1000, False, 3),  # each half in 3 chunks, as even as can be: one ray of the last is repeated
+        (1000, 50, False, 4),  # a tile of 50 points holds 5 rays of 10 samples: 2 chunks of each half
+        (1000, 7, False, 8),  # such a tile holds none
         (5, 7, False, 4),
         (7, 25, True, 6),  # tiles of which the last is not full
     ],
@@ -260,7 +260,7 @@ def test_a_trainer_can_be_resized_on_the_way(at_once):
     losses = [float(trainer.train_step(make_batch(0)).loss)]
     trainer.resize(chunk=7, netchunk=64)
     results = [trainer.train_step(make_batch(step)) for step in (1, 2)]
-    assert results[0].sigma.shape == [6, 10]
+    assert results[0].sigma.shape == [4, 10]
     np.testing.assert_allclose([*losses, *(float(r.loss) for r in results)], [row[0] for row in at_once[0]], rtol=1e-5)
     for a, b in zip(weights_of(trainer), at_once[1], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -396,9 +396,9 @@ def test_a_compiled_step_is_two_programs_of_static_shapes(compiled):
     assert len(launched) <= 10, [node.name for node in launched]
     assert [node.type for node in launched].count("StatefulPartitionedCall") == 2
     draws, step = compiled.draw(RAYS), tf.constant(0, tf.int64)
-    found = compiled._compiled_gradients(batch, draws, None, 0)
+    found = compiled._compiled_gradients(batch, draws, None, 0, 1)
     for program in (
-        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws, None, 0),
+        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws, None, 0, 1),
         compiled._compiled_apply.experimental_get_compiler_ir(found, batch.rgb, step),
     ):
         text = program(stage="optimized_hlo")

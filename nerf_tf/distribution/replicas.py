@@ -63,6 +63,11 @@ class ReplicaTrainer:
         """The number of replicas in all processes."""
         return self._strategy.num_replicas_in_sync
 
+    @property
+    def parts(self) -> int:
+        """How many parts of a replica's rays are added up in a step."""
+        return self.first.parts if self.replicas == 1 else 1
+
     def rays_of_replica(self, rays: int) -> int:
         """Returns how many of a batch's rays a replica takes; the last replicas may have fewer of their own."""
         return -(-rays // self.replicas)
@@ -127,7 +132,7 @@ class ReplicaTrainer:
         shares = tf.where(rows < count, 1.0 / count, 0.0)
         compiled = self.first.coarse.compiled
         draws = self._trainers[local].draw(size, first_ray) if compiled else None
-        found = self._gradients[local](part, draws, shares, 0 if compiled else first_ray)
+        found = self._gradients[local](part, draws, shares, 0 if compiled else first_ray, self.parts)
         sums = tf.nest.flatten(found[:3])  # all but sigma
         sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
         return StepGradients(*tf.nest.pack_sequence_as(found[:3], sums), found.sigma)

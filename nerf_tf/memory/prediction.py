@@ -32,7 +32,8 @@ BACKWARD_LAYERS = {4: 5.5, 2: 4.0}
 # Float32 accumulators per unit of a 16-bit layer: oneDNN allocates them for a whole tile, and the allocator rounds up.
 # A GPU accumulates in registers, so there the prediction is too high by these. In training `BACKWARD_LAYERS` has them.
 ACCUMULATORS = 1.5
-# Copies of all weights in training: the accumulated gradients, and the gradients being added.
+# Copies of all weights in training: the accumulated gradients, and the gradients being added. Where a batch's parts are
+# added up, there is one more.
 GRADIENT_COPIES = 2.0
 # The same for a compiled program, which XLA gives one block of memory for all its intermediate results; fitted to what
 # it takes on a CPU. Values per sample outside the networks, copies of each trunk layer's output and of the bottleneck's
@@ -81,6 +82,7 @@ class Workload:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         value_bytes: bytes of a value in the networks: 4, or 2 for bfloat16 and float16.
         compiled: whether XLA compiles a step, or the rendering of a chunk, into one program.
+        parts: how many parts of a step's rays are computed one after the other.
     """
 
     training: bool
@@ -91,6 +93,7 @@ class Workload:
     fine: NetworkShape | None
     value_bytes: int = FLOAT
     compiled: bool = False
+    parts: int = 1
 
     @property
     def name(self) -> str:
@@ -126,7 +129,8 @@ class Plan:
 
 def predict_memory(work: Workload, chunk: int, netchunk: int) -> int:
     """Predicts the peak in bytes of a training step or a rendered chunk, not counting `work.resident`."""
-    rays = rays_at_once(work.rays, work.samples, chunk, netchunk, work.training, work.compiled)
+    part = -(-work.rays // work.parts)
+    rays = rays_at_once(part, work.samples, chunk, netchunk, work.training, work.compiled)
     passes = [(work.coarse, work.N_samples)]
     if work.N_importance > 0:
         passes.append((work.fine or work.coarse, work.samples))
@@ -140,7 +144,7 @@ def predict_memory(work: Workload, chunk: int, netchunk: int) -> int:
     if work.value_bytes != FLOAT:
         peak += weights * work.value_bytes
     if work.training:
-        peak += weights * FLOAT * (COMPILED_GRADIENT_COPIES if work.compiled else GRADIENT_COPIES)
+        peak += weights * FLOAT * (COMPILED_GRADIENT_COPIES if work.compiled else GRADIENT_COPIES + (work.parts > 1))
     return int(peak)
 
 

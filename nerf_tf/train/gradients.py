@@ -42,8 +42,9 @@ def batch_gradients(
     draw_chunk: Callable[[tf.Tensor | int, int], Draws],
     batch: RayBatch,
     shares: tf.Tensor,
+    parts: int,
 ) -> StepGradients:
-    """Computes the gradients of a batch, in chunks of rays if it does not fit into memory at once.
+    """Computes the gradients of a batch: the sum over its parts, each in chunks of rays that fit into memory at once.
 
     Args:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
@@ -51,25 +52,40 @@ def batch_gradients(
         draw_chunk: (number of the first ray, number of rays) -> the random draws of these rays of the batch.
         batch: R rays and their colours.
         shares: [R] the weight of each ray in the loss.
+        parts: how many parts of equal size to add up.
     """
     count, samples = batch.rgb.shape[0], rendering.N_samples + rendering.N_importance
-    field = fine or coarse
-    at_once = rays_at_once(count, samples, rendering.chunk, field.netchunk, training=True, compiled=field.compiled)
-    chunks = -(-count // at_once)
-    size = -(-count // chunks)  # as even as possible
+    field, part = fine or coarse, -(-count // parts)
+    at_once = rays_at_once(part, samples, rendering.chunk, field.netchunk, training=True, compiled=field.compiled)
+    chunks = -(-part // at_once)
+    size = -(-part // chunks)  # as even as possible
 
     gradients_of = functools.partial(chunk_gradients, coarse, fine, rendering, scale_loss)
-    if chunks == 1:
+    if parts * chunks == 1:
         return gradients_of(batch, draw_chunk(0, count), shares)
 
-    def add_chunk(i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
-        """Adds the i-th chunk's losses, gradients and opacity to the sums."""
+    def add_chunk(first: tf.Tensor, i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
+        """Adds to the sums what the i-th chunk of the part from ray `first` on has."""
         rows = i * size + tf.range(size)
-        # The last chunk is filled up with the last ray, with weight 0.
-        chunk, weights = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), (batch, shares))
-        found = gradients_of(chunk, draw_chunk(i * size, size), tf.where(rows < count, weights, 0.0))
-        sums = tf.nest.map_structure(tf.add, sums[:3], found[:3])  # all but sigma
-        return i + 1, StepGradients(*sums, tf.ensure_shape(found.sigma, [size, samples]))
+        # A part's last chunk is filled up with its last ray, and the last part with the batch's, with weight 0.
+        is_ray = (rows < part) & (first + rows < count)
+        inside = tf.minimum(first + tf.minimum(rows, part - 1), count - 1)
+        chunk, weights = tf.nest.map_structure(lambda x: tf.gather(x, inside), (batch, shares))
+        found = gradients_of(chunk, draw_chunk(first + i * size, size), tf.where(is_ray, weights, 0.0))
+        return i + 1, add(sums, found)
+
+    def add_part(number: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
+        """Adds a part's sums to those of the parts before it, as replicas would add up theirs."""
+        return number + 1, add(sums, total(chunks, functools.partial(add_chunk, number * part)))
+
+    def add(sums: StepGradients, found: StepGradients) -> StepGradients:
+        """Adds up losses, gradients and opacities."""
+        added = tf.nest.map_structure(tf.add, sums[:3], found[:3])
+        return StepGradients(*added, tf.ensure_shape(found.sigma, [size, samples]))
+
+    def total(count: int, add_next: Callable) -> StepGradients:
+        """Adds up `count` summands, one after the other."""
+        return tf.while_loop(lambda i, _: i < count, add_next, (0, zeros), parallel_iterations=1)[1]
 
     networks = [coarse] if fine is None else [coarse, fine]
     zeros = StepGradients(
@@ -78,7 +94,9 @@ def batch_gradients(
         opacity=tf.zeros([2]),
         sigma=tf.zeros([size, samples]),
     )
-    return tf.while_loop(lambda i, _: i < chunks, add_chunk, (0, zeros), parallel_iterations=1)[1]
+    if parts == 1:
+        return total(chunks, functools.partial(add_chunk, tf.constant(0)))
+    return total(parts, add_part)
 
 
 def chunk_gradients(

@@ -23,6 +23,11 @@ from nerf_tf.render.passes import Draws, RenderSettings, make_draws
 from nerf_tf.train.counts import Counts, update_counts
 from nerf_tf.train.gradients import StepGradients, batch_gradients
 
+# One device adds up the gradients of so many parts of a batch, as two devices do, so that both come to the same bits:
+# otherwise sums would be rounded differently, and training makes small differences larger. In a compiled program, whose
+# rounding depends on all that is in it, this would not help.
+HALVES = 2
+
 LearningRate = keras.optimizers.schedules.ExponentialDecay
 
 
@@ -102,6 +107,11 @@ class Trainer:
             variable.assign(source)
         self.counts.assign(Counts(0, 0, 0, 0, restarts))
 
+    @property
+    def parts(self) -> int:
+        """How many parts of a batch are added up in a step."""
+        return 1 if self.coarse.compiled else HALVES
+
     def spend(self, seconds: float) -> bool:
         """Returns whether the time is up: never, as it has no limit. See `PackedTrainer.spend`."""
         del seconds
@@ -129,7 +139,7 @@ class Trainer:
             found = self._compiled_gradients(batch, self.draw(batch.rgb.shape[0]))
             result = self._compiled_apply(found, batch.rgb, step)
         else:
-            result = self.apply(self.gradients(batch), batch.rgb, step)
+            result = self.apply(self.gradients(batch, parts=self.parts), batch.rgb, step)
         with tf.control_dependencies([result.counts]):  # last, as a step that runs out of memory is taken again
             self.step.assign_add(1)
         return result
@@ -144,6 +154,7 @@ class Trainer:
         draws: Draws | None = None,
         shares: tf.Tensor | None = None,
         first_ray: tf.Tensor | int = 0,
+        parts: int = 1,
     ) -> StepGradients:
         """Computes the next step's losses and gradients; changes nothing.
 
@@ -152,6 +163,7 @@ class Trainer:
             draws: what `draw` returned; None: the draws are made here, when they are needed.
             shares: [R] the weight of each ray in the losses; None: equal weights, which add up to 1.
             first_ray: number of the first ray, if these are a part of a larger batch.
+            parts: how many parts of equal size to add up, see `Trainer.parts`.
         """
         shares = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]) if shares is None else shares
 
@@ -163,7 +175,7 @@ class Trainer:
             return tf.nest.map_structure(lambda x: None if x is None else tf.gather(x, rows), draws)
 
         scale_loss = self.optimizer.scale_loss
-        return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, draw_chunk, batch, shares)
+        return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, draw_chunk, batch, shares, parts)
 
     def apply(self, found: StepGradients, rgb: tf.Tensor, step: tf.Tensor) -> StepResult:
         """Moves the weights, unless the step is bad, and updates the counts.
