@@ -159,11 +159,11 @@ def test_read_images_works_in_several_threads(tmp_path, monkeypatch):
     def wait_for_the_other(image):
         if image[0, 0, 0] > 0:
             barrier.wait()
-        return image
+        return [image]
 
     first, others = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
     paths = [save(tmp_path / f"{i}.png", first if i == 0 else others) for i in range(3)]
-    assert image_reader.read_images(paths, transform=wait_for_the_other)[1:].min() == 1.0
+    assert image_reader.read_arrays(paths, wait_for_the_other)[0][1:].min() == 1.0
 
 
 def test_read_images_shows_progress(tmp_path, monkeypatch, capsys):
@@ -186,9 +186,9 @@ def test_mixed_channels_are_refused_unless_alpha_is_dropped(tmp_path):
     np.testing.assert_array_equal(images, np.float32([RGB, RGBA[..., :3]]) / 255)
 
 
-def test_transform_sees_each_image(tmp_path):
+def test_split_sees_each_image(tmp_path):
     paths = [save(tmp_path / f"{i}.png", RGBA) for i in range(2)]
-    images = image_reader.read_images(paths, transform=lambda image: image[::2, ::7, :3])
+    images = image_reader.read_arrays(paths, lambda image: [image[::2, ::7, :3]])[0]
     np.testing.assert_array_equal(images, np.float32([RGBA[::2, ::7, :3]] * 2) / 255)
 
 

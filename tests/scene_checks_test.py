@@ -354,10 +354,11 @@ def test_fern_is_all_right(real_data, options):
 
 
 def test_lego_is_all_right(real_data, monkeypatch):
-    black = np.float32(0)
-    monkeypatch.setattr(
-        blender.image_reader, "read_images", lambda paths, **_: np.broadcast_to(black, (len(paths), 400, 400, 3))
-    )
+
+    def read_nothing(paths, *_: object, **__: object) -> tuple[np.ndarray, None]:
+        return np.broadcast_to(np.float32(0), (len(paths), 400, 400, 3)), None
+
+    monkeypatch.setattr(blender.image_files, "read_photos", read_nothing)
     folder = real_data / "data" / "nerf_synthetic" / "lego"
     scene = blender.load(folder, half_res=True)
     assert scene.names[0] == "train/r_0.png"

@@ -116,7 +116,7 @@ def load(
     focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
     size = (height // 2, width // 2) if half_res else (height, width)
     common = CommonSize((height, width), size)
-    images = image_files.read_photos(paths, common, white_bkgd, keep_alpha, one_size=True)
+    images, alphas = image_files.read_photos(paths, common, white_bkgd, keep_alpha, one_size=True)
     cameras = []
     for split, focal in zip(splits, focals, strict=True):
         with readers.path_in_errors(split.file):
@@ -124,8 +124,8 @@ def load(
     starts = np.cumsum([len(split.paths) for split in splits])[:-1]
     i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
     return Scene(
-        images=images[..., :3],
-        alphas=images[..., 3] if images.shape[-1] == 4 else None,
+        images=images,
+        alphas=alphas,
         poses=np.concatenate([split.poses for split in splits]).astype(np.float32),
         cameras=tuple(cameras),
         near=NEAR,

@@ -52,22 +52,27 @@ def shrink(image: np.ndarray, height: int, width: int, white_bkgd: bool, keep_al
 
 def read_photos(
     paths: Sequence[Path], common: CommonSize, white_bkgd: bool, keep_alpha: bool, one_size: bool = False
-) -> np.ndarray:
-    """Reads images, shrinks each by `shrink`, and puts it where `common` has it: float32 [N, height, width, C].
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads images, shrinks each by `shrink`, and puts it where `common` has it.
 
-    `one_size` and errors are those of `image_reader.read_images`.
+    `one_size` and errors are those of `image_reader.read_arrays`.
+
+    Returns:
+        Colours [N, height, width, 3]; and alphas [N, height, width] if `shrink` keeps them, otherwise None.
     """
 
-    def fit(image: np.ndarray) -> np.ndarray:
+    def fit(image: np.ndarray) -> list[np.ndarray]:
         place = common.place(image.shape[:2])
-        return place.fill(shrink(image, place.height, place.width, white_bkgd, keep_alpha), common.image)
+        image = place.fill(shrink(image, place.height, place.width, white_bkgd, keep_alpha), common.image)
+        return [image[..., :3], image[..., 3]] if image.shape[-1] == 4 else [image]
 
-    return image_reader.read_images(
+    colours, *alphas = image_reader.read_arrays(
         paths,
-        transform=fit,
+        fit,
         one_size=one_size,
         transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
     )
+    return colours, alphas[0] if alphas else None
 
 
 def resample(image: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:

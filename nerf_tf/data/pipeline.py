@@ -15,6 +15,7 @@ import tensorflow as tf
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import Rays, finish_rays, pixel_rays
+from nerf_tf.storage.tensor_memory import shared_tensor
 
 # With its default of 4 rounds the shuffle's successive indices are visibly correlated.
 SHUFFLE_ROUNDS = 8
@@ -86,30 +87,32 @@ def ray_batches(scene: Scene, settings: BatchSettings, seed: int, first_step: in
         raise ValueError("the scene has no training images: nothing is left after the test views are held out")
     height, width = scene.images.shape[1:3]
     choose = _choose_from_one_image if settings.no_batching else _choose_from_all_images
-    with tf.device("CPU:0"):  # tf.data runs on the host; on a GPU the photos would only take memory
+    with tf.device("CPU:0"):  # tf.data runs on the host
         masks = None if scene.masks is None else scene.masks[scene.i_train]
         choose_rays = choose(len(scene.i_train), height, width, settings, tf.constant([seed, 0], tf.int64), masks)
-        images = tf.constant(scene.images[scene.i_train])
-        alphas = None if scene.alphas is None else tf.constant(scene.alphas[scene.i_train])
-        poses = tf.constant(scene.poses[scene.i_train])
-        cameras = [scene.cameras[i] for i in scene.i_train]
-        intrinsics = tf.constant([[c.fx, c.fy, c.cx, c.cy] for c in cameras], tf.float32)
+        images = shared_tensor(scene.images)
+        alphas = None if scene.alphas is None else shared_tensor(scene.alphas)
+        views, poses = tf.constant(scene.i_train), tf.constant(scene.poses)
+        intrinsics = tf.constant([[c.fx, c.fy, c.cx, c.cy] for c in scene.cameras], tf.float32)
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and finding that out takes a second
     def make_batch(step: tf.Tensor) -> RayBatch | AlphaRayBatch:
         """Makes the batch of a step."""
         image, row, col = choose_rays(step)
-        camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, image), axis=-1))
+        view = tf.gather(views, image)
+        camera = Camera(height, width, *tf.unstack(tf.gather(intrinsics, view), axis=-1))
         rays = finish_rays(
-            camera, *pixel_rays(camera, tf.gather(poses, image), row, col), scene.near, scene.far, scene.ndc
+            camera, *pixel_rays(camera, tf.gather(poses, view), row, col), scene.near, scene.far, scene.ndc
         )
-        pixels = tf.stack([image, row, col], axis=-1)
+        pixels = tf.stack([view, row, col], axis=-1)
         batch = RayBatch(rays, tf.gather_nd(images, pixels))
         if alphas is not None:
             batch = AlphaRayBatch(*batch, tf.gather_nd(alphas, pixels)[:, None])
         return tf.nest.map_structure(lambda x: tf.ensure_shape(x, [settings.N_rand, x.shape[-1]]), batch)
 
-    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max)
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False  # they copy the photos
+    steps = tf.data.Dataset.range(first_step, np.iinfo(np.int64).max).with_options(options)
     # A batch takes milliseconds: two at a time keep ahead of training steps, and more would take their cores.
     batches = steps.map(make_batch, num_parallel_calls=2, deterministic=True)
     if tf.config.list_physical_devices("GPU"):

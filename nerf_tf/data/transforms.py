@@ -110,12 +110,12 @@ def load(
         path = _path(poses, depths, near, far)
     is_whole = np.array([place.is_whole(common.image) for place in places])
     i_train, i_val, i_test = _split(files, poses, llffhold, is_whole)
-    images = image_files.read_photos(paths, common, white_bkgd, keep_alpha)
+    images, alphas = image_files.read_photos(paths, common, white_bkgd, keep_alpha)
     masks = _read_masks(mask_paths, sizes, places, common.image)
-    _undistort(images, masks, lenses, pinholes, places)
+    _undistort(images, alphas, masks, lenses, pinholes, places)
     return Scene(
-        images=images[..., :3],
-        alphas=images[..., 3] if images.shape[-1] == 4 else None,
+        images=images,
+        alphas=alphas,
         poses=poses.astype(np.float32),
         cameras=cameras,
         near=near,
@@ -273,21 +273,25 @@ def _read_masks(
 
 def _undistort(
     images: np.ndarray,
+    alphas: np.ndarray | None,
     masks: np.ndarray | None,
     lenses: Sequence[Lens],
     pinholes: Mapping[Lens, Camera],
     places: Sequence[Place],
 ) -> None:
-    """Replaces distorted photos in [N, H, W, C] and masks [N, H, W], in place, by those of pinhole cameras."""
+    """Replaces distorted photos in [N, H, W, 3], alphas and masks [N, H, W], in place, by those of pinhole cameras."""
     source = functools.lru_cache(maxsize=2)(source_pixels)
     distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
 
     def undistort(index: int) -> None:
-        """Replaces a distorted photo and its mask."""
+        """Replaces a distorted photo, its alpha and its mask."""
         i = distorted[index]
         rows, cols = source(pinholes[lenses[i]], *lenses[i])
         photo = images[i][places[i].window]
         photo[:] = image_files.resample(photo, rows, cols)
+        if alphas is not None:
+            alpha = alphas[i][places[i].window]
+            alpha[:] = image_files.resample(alpha[..., None], rows, cols)[..., 0]
         if masks is not None:
             mask = masks[i][places[i].window]
             mask[:] = image_files.resample(np.float32(mask[..., None]), rows, cols)[..., 0] > INSIDE

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from nerf_tf.storage import readers
+from nerf_tf.storage import readers, tensor_memory
 from nerf_tf.storage.image_folders import require_images
 
 logger = logging.getLogger(__name__)
@@ -90,26 +90,31 @@ def run_parallel(function: Callable[[int], None], count: int, description: str) 
             pass
 
 
-def read_images(
+def read_images(paths: Sequence[str | os.PathLike[str]], channels: int | None = None) -> np.ndarray:
+    """Reads images of one size as float32 [N, H, W, C] in [0, 1]; arguments, memory and errors as of `read_arrays`."""
+    return read_arrays(paths, lambda image: [image], channels)[0]
+
+
+def read_arrays(
     paths: Sequence[str | os.PathLike[str]],
+    split: Callable[[np.ndarray], list[np.ndarray]],
     channels: int | None = None,
-    transform: Callable[[np.ndarray], np.ndarray] | None = None,
     transparency_remedy: str = "",
     one_size: bool = True,
-) -> np.ndarray:
-    """Reads images in parallel, into one array that is allocated once.
+) -> list[np.ndarray]:
+    """Reads images in parallel, into arrays that are allocated once.
 
     Sizes are compared by the files' headers before any is decoded.
 
     Args:
         paths: the files, N >= 1.
+        split: makes of each image [H, W, C] one element of each array, as it is read, so that images never pile up.
         channels: 3 drops transparency while reading, with a warning; None keeps what the files have.
-        transform: applied to each image [H, W, C] as it is read, so that full-size images never pile up.
-        transparency_remedy: what to do, for a warning that `transform` drops transparency; "" if it does not.
-        one_size: whether the files must have one size; else `transform` must make them of one.
+        transparency_remedy: what to do, for a warning that `split` drops transparency; "" if it does not.
+        one_size: whether the files must have one size; else `split` must make them of one.
 
     Returns:
-        float32 [N, H, W, C] in [0, 1], after `transform`.
+        float32 arrays [N, ...], in memory that a tensor can share.
 
     Raises:
         FileNotFoundError: files are missing.
@@ -124,8 +129,8 @@ def read_images(
         _require_one_size(paths)
     transparent, expected = np.zeros(len(paths), bool), None
 
-    def read(index: int) -> np.ndarray:
-        """Reads an image, checks that it is like the first, and transforms it."""
+    def read(index: int) -> list[np.ndarray]:
+        """Reads an image, checks that it is like the first, and splits it."""
         nonlocal expected
         image = read_image(paths[index])
         transparent[index] = image.shape[-1] == 4 and image[..., 3].min() < 1.0
@@ -136,21 +141,21 @@ def read_images(
                 f"{paths[index]}: {_describe(image.shape)}, but {paths[0].name} is {_describe(expected)}; "
                 "all images of a scene must have one size, and all or none of them transparency"
             )
-        return image if transform is None else transform(image)
+        return split(image)
 
     first = read(0)
     try:
-        images = np.empty((len(paths), *first.shape), np.float32)
+        arrays = [tensor_memory.empty((len(paths), *part.shape)) for part in first]
     except MemoryError:
+        size = len(paths) * sum(part.nbytes for part in first)
         raise ValueError(
-            f"{paths[0].parent}: {len(paths)} images of {_describe(first.shape)} take {len(paths) * first.nbytes:.1e} "
+            f"{paths[0].parent}: {len(paths)} images of {_describe(first[0].shape)} take {size:.1e} "
             "bytes of memory, more than there is; load fewer or smaller ones (half_res, factor, testskip)"
         ) from None
-    images[0] = first
 
     def fill(index: int) -> None:
-        if index:
-            images[index] = read(index)
+        for array, part in zip(arrays, read(index) if index else first, strict=True):
+            array[index] = part
 
     run_parallel(fill, len(paths), "Reading images")
     if channels == 3:
@@ -161,7 +166,7 @@ def read_images(
             "they are; %s",
             paths[np.argmax(transparent)], transparent.sum(), len(paths), transparency_remedy,
         )  # fmt: skip
-    return images
+    return arrays
 
 
 def _require_one_size(paths: Sequence[Path]) -> None:
