@@ -7,7 +7,8 @@ Every flag of the program may be given and means what it means there. The engine
   dense_xla     the same, compiled by XLA
   float32       the program's own with --jit_compile false
   xla           the program's own with --jit_compile true
-and those with bfloat16: dense_xla_bfloat16, bfloat16, xla_bfloat16. On a CPU those of XLA must be asked for.
+and those with bfloat16: dense_xla_bfloat16, bfloat16, xla_bfloat16, and with TensorFloat-32, which recent GPUs have:
+dense_xla_tf32, xla_tf32. On a CPU those of XLA must be asked for.
 Steps are measured at random weights, and at those of --ft_path if it is given; the weights do not change. The engines
 take turns, so that a slow phase of the machine slows all of them. Writes a JSON file and a picture, and prints their
 paths.
@@ -16,6 +17,7 @@ paths.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -32,6 +34,7 @@ from support import commandline
 from nerf_tf import build
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
+from nerf_tf.field import tensor_float
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field
@@ -50,7 +53,7 @@ class Engine(NamedTuple):
     """A way to compute.
 
     Attributes:
-        precision: what networks compute in.
+        precision: what networks compute in, as --mixed_precision has it.
         dense: plain TensorFlow instead of the program's own.
         compiled: whether XLA compiles all of it.
         colour: in pictures.
@@ -70,6 +73,8 @@ ENGINES = {
     "dense_xla_bfloat16": Engine("bfloat16", dense=True, compiled=True, colour="#555555"),
     "xla": Engine("float32", dense=False, compiled=True, colour="#4aa3a2"),
     "xla_bfloat16": Engine("bfloat16", dense=False, compiled=True, colour="#8f5aa8"),
+    "dense_xla_tf32": Engine("tf32", dense=True, compiled=True, colour="#b0a060"),
+    "xla_tf32": Engine("tf32", dense=False, compiled=True, colour="#6a8f3c"),
 }
 EVALUATED_AT_ONCE = 512  # rays
 BATCHES = 100  # made in a row to time one
@@ -89,7 +94,9 @@ class DenseField(Field):
 class DenseTrainer(Trainer):
     """Takes a step on all rays, with both passes under one tape."""
 
-    def gradients(self, batch: RayBatch, draws: Draws | None = None) -> StepGradients:
+    parts = 1
+
+    def gradients(self, batch: RayBatch, draws: Draws | None = None, parts: int = 1) -> StepGradients:
         count = batch.rgb.shape[0]
         draws = draws or self.draw(count)
         with tf.GradientTape() as tape:
@@ -200,11 +207,12 @@ def matmul_limit(precision: str, repeats: int) -> float:
     On a CPU: eight layers with bias and ReLU on 16384 points, which stay in its caches. On a GPU: products alone, on
     so many points that each keeps it busy, and so many of them that the wait for the last one does not count.
     """
+    dtype = "float32" if precision == "tf32" else precision
     on_gpu = meter.device() != "CPU:0"
     points, count = (2**18, 500) if on_gpu else (2**14, 8)
-    x = tf.cast(tf.random.stateless_normal([points, 256], [0, 0]), precision)
-    kernel = tf.cast(tf.random.stateless_normal([256, 256], [0, 1]) / 16.0, precision)
-    bias = tf.zeros([256], precision)
+    x = tf.cast(tf.random.stateless_normal([points, 256], [0, 0]), dtype)
+    kernel = tf.cast(tf.random.stateless_normal([256, 256], [0, 1]) / 16.0, dtype)
+    bias = tf.zeros([256], dtype)
 
     @tf.function
     def layers(h: tf.Tensor) -> tf.Tensor:
@@ -220,8 +228,19 @@ def matmul_limit(precision: str, repeats: int) -> float:
         tf.test.experimental.sync_devices()
         return time.perf_counter() - start
 
+    tensor_float.use(precision == "tf32")
     times = [time_products() if on_gpu else time_run(lambda: layers(x)) for _ in range(repeats + 1)][1:]
     return count * 2e-9 * points * 256 * 256 / statistics.median(times)
+
+
+def in_precision(engine: str, run: Callable[[], object]) -> Callable[[], object]:
+    """Returns `run` with TensorFloat-32 as the engine has it: the process has one switch for all engines."""
+
+    def switched() -> object:
+        tensor_float.use(ENGINES[engine].precision == "tf32")
+        return run()
+
+    return switched
 
 
 def time_run(run: Callable[[], object]) -> float:
@@ -242,8 +261,8 @@ def gradient_errors(trainers: dict[str, Trainer], batch: RayBatch) -> dict[str, 
         draws = make_draws(dense.rendering, tf.constant([0, i]), part.rgb.shape[0])
         first = coarse_pass(dense.coarse, part.rays, dense.rendering, draws.coarse)
         for engine, trainer in trainers.items():
-            found = np.array(_pass_gradients(trainer, part, first, draws), object)
-            sums[engine] = sums[engine] + found
+            found = in_precision(engine, functools.partial(_pass_gradients, trainer, part, first, draws))()
+            sums[engine] = sums[engine] + np.array(found, object)
 
     def error(gradients: np.ndarray) -> float:
         pairs = zip(gradients, sums["dense"], strict=True)
@@ -282,8 +301,8 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
             lambda rays, t=trainer, s=still: render_rays(t.coarse, t.fine, rays, s).fine.rgb,
             jit_compile=ENGINES[engine].compiled,
         )
-        runs[engine, "train"] = lambda t=trainer: t.train_step(batch).loss
-        runs[engine, "render"] = lambda render=render: render(batch.rays)
+        runs[engine, "train"] = in_precision(engine, lambda t=trainer: t.train_step(batch).loss)
+        runs[engine, "render"] = in_precision(engine, lambda render=render: render(batch.rays))
     errors = gradient_errors(trainers, batch) if "dense" in trainers else None
     peaks = {key: meter.measure(run)[0] for key, run in runs.items()}
     times = {key: [] for key in runs}
