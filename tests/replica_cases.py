@@ -42,17 +42,16 @@ def golden_batches(golden: np.lib.npyio.NpzFile) -> Iterator[RayBatch]:
         yield RayBatch(finish_rays(camera, origins, directions, near, far, ndc), rgb)
 
 
-def golden(path: str, initial: str) -> None:
+def golden(path: str, initial: str, compiled: bool) -> None:
     """A golden run's networks, weights and rays: two devices come to the losses and weights of one, bit for bit."""
     file = np.load(path)
-    make = functools.partial(golden_test.make_trainer, file, initial, compiled=False)
-    compare_steps(make, golden_batches(file))
+    compare_steps(functools.partial(golden_test.make_trainer, file, initial, compiled), golden_batches(file))
 
 
-def precision(kind: str, N_importance: int) -> None:
+def precision(kind: str, compiled: bool, N_importance: int) -> None:
     """In 16 bits, too; also the loss scale of float16."""
     rendering = dataclasses.replace(step_test.RANDOM, N_importance=N_importance)
-    make = functools.partial(step_test.make_trainer, rendering, precision=kind)
+    make = functools.partial(step_test.make_trainer, rendering, precision=kind, compiled=compiled)
     compare_steps(make, (step_test.make_batch(step, count=15) for step in range(STEPS)))
 
 
@@ -64,21 +63,6 @@ def compare_steps(make: Callable[[], Trainer], batches: Iterable[RayBatch]) -> N
         for name in ("loss", "psnr", "learning_rate", "counts"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
     step_test.assert_equal_states(step_test.state_of(one), step_test.state_of(two.first))
-    check_replicas(two)
-
-
-def compiled() -> None:
-    """XLA rounds each program in its own way: losses and weights are those of one device but for that."""
-    rendering = dataclasses.replace(step_test.RANDOM, N_importance=0)
-    make = functools.partial(step_test.make_trainer, rendering, compiled=True)
-    one, two = make(), ReplicaTrainer(tf.distribute.MirroredStrategy(DEVICES), make)
-    for step in range(STEPS):
-        batch = step_test.make_batch(step, count=15)
-        mine, its = one.train_step(batch), two.train_step(batch)
-        np.testing.assert_allclose(mine.loss, its.loss, rtol=1e-5)
-        for name in ("learning_rate", "counts"):
-            np.testing.assert_allclose(getattr(mine, name), getattr(its, name), rtol=1e-6)
-    compare(one.coarse.mlp.get_weights(), two.coarse.mlp.get_weights(), 1e-5)
     check_replicas(two)
 
 

@@ -16,7 +16,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.storage.checkpoint import CheckpointStore
-from nerf_tf.train import gradients
+from nerf_tf.train import gradients, step
 from nerf_tf.train.step import Trainer, falling_rate
 
 MLP = FieldSettings(depth=2, width=16, multires=2, multires_views=1, use_viewdirs=True)
@@ -211,7 +211,7 @@ def taken(monkeypatch) -> list[int]:
         (1000, 50, False, 4),  # a tile of 50 points holds 5 rays of 10 samples: 2 chunks of each half
         (1000, 7, False, 8),  # such a tile holds none
         (5, 7, False, 4),
-        (7, 25, True, 6),  # tiles of which the last is not full
+        (7, 25, True, 4),  # tiles of which the last is not full
     ],
 )
 def test_chunk_and_netchunk_do_not_change_training(at_once, taken, chunk, netchunk, compiled, rays):
@@ -224,10 +224,22 @@ def test_chunk_and_netchunk_do_not_change_training(at_once, taken, chunk, netchu
     assert taken == [rays]  # once: it is a loop that TensorFlow knows of
 
 
-def test_a_compiled_step_takes_all_rays_whatever_fits_a_tile(taken):
+def test_a_compiled_step_takes_all_rays_of_a_part_whatever_fits_a_tile(taken):
     trainer = make_trainer(netchunk=50, compiled=True)
     trainer.train_step.get_concrete_function(make_batch(0))  # traced, not compiled
+    assert taken == [RAYS // 2]
+
+
+def test_a_gpu_takes_all_rays_at_once(at_once, taken, monkeypatch):
+    monkeypatch.setattr(step.tf.config, "list_physical_devices", lambda kind: [kind])
+    trainer = make_trainer(compiled=True)
+    losses, _ = train_three_steps(trainer)
+    np.testing.assert_allclose(losses, at_once[0], rtol=1e-5)
     assert taken == [RAYS]
+    program = trainer._compiled_gradients.experimental_get_compiler_ir(
+        make_batch(0), trainer.draw(RAYS), *trainer.taken(1)
+    )
+    assert "while" not in program(stage="hlo")
 
 
 def test_compilation_does_not_change_training(at_once, compiled):
@@ -235,7 +247,7 @@ def test_compilation_does_not_change_training(at_once, compiled):
     np.testing.assert_allclose(losses, at_once[0], rtol=1e-5)
     for a, b in zip(weights, at_once[1], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    assert compiled.train_step(make_batch(3)).sigma.shape[0] == RAYS  # all of them at once
+    assert compiled.train_step(make_batch(3)).sigma.shape[0] == RAYS // 2  # all of a half at once
     assert compiled.train_step.experimental_get_tracing_count() == 1
 
 
@@ -396,9 +408,9 @@ def test_a_compiled_step_is_two_programs_of_static_shapes(compiled):
     assert len(launched) <= 10, [node.name for node in launched]
     assert [node.type for node in launched].count("StatefulPartitionedCall") == 2
     draws, step = compiled.draw(RAYS), tf.constant(0, tf.int64)
-    found = compiled._compiled_gradients(batch, draws, None, 0, 1)
+    found = compiled._compiled_gradients(batch, draws, *compiled.taken(2))
     for program in (
-        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws, None, 0, 1),
+        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws, *compiled.taken(2)),
         compiled._compiled_apply.experimental_get_compiler_ir(found, batch.rgb, step),
     ):
         text = program(stage="optimized_hlo")

@@ -96,7 +96,7 @@ class DenseTrainer(Trainer):
 
     parts = 1
 
-    def gradients(self, batch: RayBatch, draws: Draws | None = None, parts: int = 1) -> StepGradients:
+    def gradients(self, batch: RayBatch, draws: Draws | None = None, *_: object) -> StepGradients:
         count = batch.rgb.shape[0]
         draws = draws or self.draw(count)
         with tf.GradientTape() as tape:

@@ -121,18 +121,13 @@ class ReplicaTrainer:
 
     def _replica_gradients(self, batch: RayBatch, step: tf.Tensor) -> StepGradients:
         """Computes the batch's sums over all replicas; `sigma` is that of this one's rays."""
-        context = tf.distribute.get_replica_context()
         number = replica_number()
         local = number % len(self._trainers)
-        count, size = batch.rgb.shape[0], self.rays_of_replica(batch.rgb.shape[0])
-        first_ray = number * size
-        rows = first_ray + tf.range(size)
-        # Without enough rays, the part is filled up with the last ray, with weight 0.
-        part = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(rows, count - 1)), batch)
-        shares = tf.where(rows < count, 1.0 / count, 0.0)
-        compiled = self.first.coarse.compiled
-        draws = self._trainers[local].draw(size, first_ray) if compiled else None
-        found = self._gradients[local](part, draws, shares, 0 if compiled else first_ray, self.parts)
+        trainer, draws = self._trainers[local], None
+        if trainer.coarse.compiled:
+            draws = trainer.draw(batch.rgb.shape[0])
+        taken = trainer.taken(self.replicas, number, number + 1) if self.replicas > 1 else trainer.taken(trainer.parts)
+        found = self._gradients[local](batch, draws, *taken)
         sums = tf.nest.flatten(found[:3])  # all but sigma
-        sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
         return StepGradients(*tf.nest.pack_sequence_as(found[:3], sums), found.sigma)

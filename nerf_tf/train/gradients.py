@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -41,18 +41,19 @@ def batch_gradients(
     scale_loss: Callable[[tf.Tensor], tf.Tensor],
     draw_chunk: Callable[[tf.Tensor | int, int], Draws],
     batch: RayBatch,
-    shares: tf.Tensor,
     parts: int,
+    first: tf.Tensor | int,
+    end: tf.Tensor | int,
 ) -> StepGradients:
-    """Computes the gradients of a batch: the sum over its parts, each in chunks of rays that fit into memory at once.
+    """Computes what some parts of a batch add to its gradients, in chunks of rays that fit into memory at once.
 
     Args:
         coarse, fine: the networks; `fine` is None when there is no fine pass.
         scale_loss: multiplies a loss by the optimizer's loss scale.
         draw_chunk: (number of the first ray, number of rays) -> the random draws of these rays of the batch.
         batch: R rays and their colours.
-        shares: [R] the weight of each ray in the loss.
-        parts: how many parts of equal size to add up.
+        parts: into how many parts of equal size the batch is split.
+        first, end: number of the first part to add up, and of the one after the last.
     """
     count, samples = batch.rgb.shape[0], rendering.N_samples + rendering.N_importance
     field, part = fine or coarse, -(-count // parts)
@@ -62,30 +63,28 @@ def batch_gradients(
 
     gradients_of = functools.partial(chunk_gradients, coarse, fine, rendering, scale_loss)
     if parts * chunks == 1:
-        return gradients_of(batch, draw_chunk(0, count), shares)
+        return gradients_of(batch, draw_chunk(0, count), tf.fill([count], 1.0 / count))
 
-    def add_chunk(first: tf.Tensor, i: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
-        """Adds to the sums what the i-th chunk of the part from ray `first` on has."""
+    def part_gradients(number: tf.Tensor | int) -> StepGradients:
+        """Computes what a part adds: the sum over its chunks."""
+        if chunks == 1:
+            return add_chunk(number * part, 0, zeros)
+        return loop(0, chunks, lambda i, sums: add_chunk(number * part, i, sums), zeros)
+
+    def add_chunk(first_ray: tf.Tensor | int, i: tf.Tensor | int, sums: StepGradients) -> StepGradients:
+        """Adds what the i-th chunk of the part from `first_ray` on has."""
         rows = i * size + tf.range(size)
         # A part's last chunk is filled up with its last ray, and the last part with the batch's, with weight 0.
-        is_ray = (rows < part) & (first + rows < count)
-        inside = tf.minimum(first + tf.minimum(rows, part - 1), count - 1)
-        chunk, weights = tf.nest.map_structure(lambda x: tf.gather(x, inside), (batch, shares))
-        found = gradients_of(chunk, draw_chunk(first + i * size, size), tf.where(is_ray, weights, 0.0))
-        return i + 1, add(sums, found)
-
-    def add_part(number: tf.Tensor, sums: StepGradients) -> tuple[tf.Tensor, StepGradients]:
-        """Adds a part's sums to those of the parts before it, as replicas would add up theirs."""
-        return number + 1, add(sums, total(chunks, functools.partial(add_chunk, number * part)))
+        is_ray = (rows < part) & (first_ray + rows < count)
+        inside = tf.minimum(first_ray + tf.minimum(rows, part - 1), count - 1)
+        chunk = tf.nest.map_structure(lambda x: tf.gather(x, inside), batch)
+        shares = tf.where(is_ray, 1.0 / count, 0.0)
+        return add(sums, gradients_of(chunk, draw_chunk(first_ray + i * size, size), shares))
 
     def add(sums: StepGradients, found: StepGradients) -> StepGradients:
         """Adds up losses, gradients and opacities."""
         added = tf.nest.map_structure(tf.add, sums[:3], found[:3])
         return StepGradients(*added, tf.ensure_shape(found.sigma, [size, samples]))
-
-    def total(count: int, add_next: Callable) -> StepGradients:
-        """Adds up `count` summands, one after the other."""
-        return tf.while_loop(lambda i, _: i < count, add_next, (0, zeros), parallel_iterations=1)[1]
 
     networks = [coarse] if fine is None else [coarse, fine]
     zeros = StepGradients(
@@ -94,9 +93,19 @@ def batch_gradients(
         opacity=tf.zeros([2]),
         sigma=tf.zeros([size, samples]),
     )
-    if parts == 1:
-        return total(chunks, functools.partial(add_chunk, tf.constant(0)))
-    return total(parts, add_part)
+    if isinstance(end, int) and end - first == 1:
+        return part_gradients(first)
+    # A part's sums are added after the next part's are computed, so that XLA cannot make one operation of their last
+    # product and this addition, which would round differently than two devices do.
+    sums, last = loop(first, end, lambda number, state: (add(*state), part_gradients(number)), (zeros, zeros))
+    return add(sums, last)
+
+
+def loop(first: tf.Tensor | int, end: tf.Tensor | int, body: Callable, state: Any) -> Any:
+    """Returns what `state` becomes when the body, given i and the state, makes a new one for each i before `end`."""
+    return tf.while_loop(
+        lambda i, _: i < end, lambda i, state: (i + 1, body(i, state)), (first, state), parallel_iterations=1
+    )[1]
 
 
 def chunk_gradients(

@@ -24,8 +24,7 @@ from nerf_tf.train.counts import Counts, update_counts
 from nerf_tf.train.gradients import StepGradients, batch_gradients
 
 # One device adds up the gradients of so many parts of a batch, as two devices do, so that both come to the same bits:
-# otherwise sums would be rounded differently, and training makes small differences larger. In a compiled program, whose
-# rounding depends on all that is in it, this would not help.
+# otherwise sums would be rounded differently, and training makes small differences larger.
 HALVES = 2
 
 LearningRate = keras.optimizers.schedules.ExponentialDecay
@@ -109,8 +108,8 @@ class Trainer:
 
     @property
     def parts(self) -> int:
-        """How many parts of a batch are added up in a step."""
-        return 1 if self.coarse.compiled else HALVES
+        """How many parts of a batch are added up in a step: one on a GPU, which would be slower with small ones."""
+        return 1 if self.coarse.compiled and tf.config.list_physical_devices("GPU") else HALVES
 
     def spend(self, seconds: float) -> bool:
         """Returns whether the time is up: never, as it has no limit. See `PackedTrainer.spend`."""
@@ -136,10 +135,10 @@ class Trainer:
     def _train_step(self, batch: RayBatch) -> StepResult:
         step = self.step.read_value()
         if self.coarse.compiled:
-            found = self._compiled_gradients(batch, self.draw(batch.rgb.shape[0]))
+            found = self._compiled_gradients(batch, self.draw(batch.rgb.shape[0]), *self.taken(self.parts))
             result = self._compiled_apply(found, batch.rgb, step)
         else:
-            result = self.apply(self.gradients(batch, parts=self.parts), batch.rgb, step)
+            result = self.apply(self.gradients(batch, None, *self.taken(self.parts)), batch.rgb, step)
         with tf.control_dependencies([result.counts]):  # last, as a step that runs out of memory is taken again
             self.step.assign_add(1)
         return result
@@ -148,34 +147,40 @@ class Trainer:
         """Makes the random draws of the next step for this many rays, from number `first_ray` on."""
         return make_draws(self.rendering, self.step_seed(), rays, first_ray)
 
+    def taken(self, parts: int, first: int = 0, end: int | None = None) -> tuple[int, tf.Tensor | int, tf.Tensor | int]:
+        """Returns what tells `gradients` to add up the parts `first` to `end` - 1 of a batch; None: all of them.
+
+        Where parts are added up in a loop, XLA must not know how many: it would make other programs, which round
+        differently, for one device and for two.
+        """
+        end = parts if end is None else end
+        return (parts, first, end) if self.parts == 1 else (parts, tf.constant(first), tf.constant(end))
+
     def gradients(
         self,
         batch: RayBatch,
         draws: Draws | None = None,
-        shares: tf.Tensor | None = None,
-        first_ray: tf.Tensor | int = 0,
         parts: int = 1,
+        first: tf.Tensor | int = 0,
+        end: tf.Tensor | int = 1,
     ) -> StepGradients:
         """Computes the next step's losses and gradients; changes nothing.
 
         Args:
             batch: R rays.
             draws: what `draw` returned; None: the draws are made here, when they are needed.
-            shares: [R] the weight of each ray in the losses; None: equal weights, which add up to 1.
-            first_ray: number of the first ray, if these are a part of a larger batch.
-            parts: how many parts of equal size to add up, see `Trainer.parts`.
+            parts, first, end: which parts of the batch to add up, see `taken`.
         """
-        shares = tf.fill([batch.rgb.shape[0]], 1.0 / batch.rgb.shape[0]) if shares is None else shares
 
         def draw_chunk(first_row: tf.Tensor | int, rays: int) -> Draws:
             """Returns the random draws of some rays of the batch; past its end those of the last ray."""
             if draws is None:
-                return self.draw(rays, first_ray + first_row)
+                return self.draw(rays, first_row)
             rows = tf.minimum(first_row + tf.range(rays), batch.rgb.shape[0] - 1)
             return tf.nest.map_structure(lambda x: None if x is None else tf.gather(x, rows), draws)
 
         scale_loss = self.optimizer.scale_loss
-        return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, draw_chunk, batch, shares, parts)
+        return batch_gradients(self.coarse, self.fine, self.rendering, scale_loss, draw_chunk, batch, parts, first, end)
 
     def apply(self, found: StepGradients, rgb: tf.Tensor, step: tf.Tensor) -> StepResult:
         """Moves the weights, unless the step is bad, and updates the counts.
