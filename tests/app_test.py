@@ -705,10 +705,10 @@ def retry_on_a_larger_machine(self, error):
 planning.MemoryPlanner.on_out_of_memory = retry_on_a_larger_machine
 sys.exit(app.main(settings))
 """
-# 1.2 million points a step: all at once they need about 3 GB. Of half as many the tensors would be so small that
-# something other than a tensor can be the first to find no memory, and there is no message then.
+# 2.4 million points a step: the half of them that is computed at once needs about 3 GB. Of less the tensors would be so
+# small that something other than a tensor can be the first to find no memory, and there is no message then.
 MANY = [
-    *("--no_batching=False", "--N_rand=300", "--N_samples=2048", "--N_importance=2048", "--netchunk=2000000"),
+    *("--no_batching=False", "--N_rand=300", "--N_samples=4096", "--N_importance=4096", "--netchunk=2000000"),
     *("--N_iters=1", "--i_img=0", "--i_testset=0", "--i_video=0", "--i_weights=0"),
 ]
 
@@ -752,7 +752,7 @@ def test_auto_takes_half_when_memory_runs_out_and_goes_on(short_of_memory):
     folder, result = short_of_memory("auto")
     assert result.code == 0, result.stderr
     halved = re.findall(r"out of memory .* continuing with .* chunk (\d+), netchunk (\d+)", result.stderr)
-    assert halved == [("150", "2000000")]
+    assert halved == [("75", "2000000")]
     assert result.steps("auto") == [0]
     assert pair(0) <= files_in(folder)
     checkpoint = tf.train.load_checkpoint(str(folder / "checkpoints" / "ckpt-1" / "state"))
