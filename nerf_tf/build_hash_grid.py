@@ -38,7 +38,7 @@ RENDERED_RAY_SAMPLES = 32
 # Samples that are evaluated at once when views are rendered. Rays in their last rounds leave slots unused: four times
 # as many slots took twice the time on two cores.
 RENDER_SLOTS = 2**14
-# Rays that march at once when views are rendered.
+# Rays that march at once when views are rendered, and pixels of the viewer's first picture after a move.
 MARCHING_RAYS = 2**13
 # Radius of the ball that contraction leaves as it is, as a part of the cameras' distance from what they look at.
 CORE_RADIUS = 0.5
@@ -128,7 +128,7 @@ def make_renderer(settings: Settings, scene: Scene, trainer: PackedTrainer) -> M
     return MarchingRenderer(
         field,
         None,
-        RenderSettings(white_bkgd=settings.white_bkgd),
+        RenderSettings(white_bkgd=settings.white_bkgd, chunk=MARCHING_RAYS),
         scene.near,
         scene.far,
         scene.ndc,
