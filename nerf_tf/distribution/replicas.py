@@ -108,7 +108,7 @@ class ReplicaTrainer:
 
     def _train_step(self, batch: RayBatch) -> StepResult:
         step = self.first.step.read_value()
-        found = self._strategy.run(self._replica_gradients, args=(batch, step))
+        found = self._strategy.run(self._replica_gradients, args=(batch,))
         results = []
         for i, (device, _) in enumerate(self.by_device):
             its = tf.nest.map_structure(lambda x, i=i: self._strategy.experimental_local_results(x)[i], found)
@@ -119,13 +119,12 @@ class ReplicaTrainer:
                 trainer.step.assign_add(1)
         return tf.nest.map_structure(lambda x: None if x is None else tf.identity(x), results[0])
 
-    def _replica_gradients(self, batch: RayBatch, step: tf.Tensor) -> StepGradients:
+    def _replica_gradients(self, batch: RayBatch) -> StepGradients:
         """Computes the batch's sums over all replicas; `sigma` is that of this one's rays."""
         number = replica_number()
         local = number % len(self._trainers)
-        trainer, draws = self._trainers[local], None
-        if trainer.coarse.compiled:
-            draws = trainer.draw(batch.rgb.shape[0])
+        trainer = self._trainers[local]
+        draws = trainer.draw(batch.rgb.shape[0]) if trainer.coarse.compiled else None
         taken = trainer.taken(self.replicas, number, number + 1) if self.replicas > 1 else trainer.taken(trainer.parts)
         found = self._gradients[local](batch, draws, *taken)
         sums = tf.nest.flatten(found[:3])  # all but sigma
