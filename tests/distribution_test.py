@@ -224,7 +224,7 @@ PORTABLE = ROOT / "tests" / "data" / "portable"
         ("precision", ["float16", False, 0]),
         ("golden", [str(PORTABLE / "train_views_white.npz"), "initial_", False]),
         ("golden", [str(PORTABLE / "train_ndc_noviews.npz"), "initial_", False]),
-        ("golden", [str(PORTABLE / "train_views_white.npz"), "initial_", True]),
+        ("golden", [str(PORTABLE / "train_ndc_noviews.npz"), "initial_", True]),
     ],
 )
 def test_two_devices_compute_what_one_does(cluster: Cluster, function: str, arguments: list[object]):
