@@ -237,7 +237,7 @@ def test_a_gpu_takes_all_rays_at_once(at_once, taken, monkeypatch):
     np.testing.assert_allclose(losses, at_once[0], rtol=1e-5)
     assert taken == [RAYS]
     program = trainer._compiled_gradients.experimental_get_compiler_ir(
-        make_batch(0), trainer.draw(RAYS), *trainer.taken(1)
+        make_batch(0), trainer.draw(RAYS), *trainer.part_arguments(1, 0, 1)
     )
     assert "while" not in program(stage="hlo")
 
@@ -408,9 +408,9 @@ def test_a_compiled_step_is_two_programs_of_static_shapes(compiled):
     assert len(launched) <= 10, [node.name for node in launched]
     assert [node.type for node in launched].count("StatefulPartitionedCall") == 2
     draws, step = compiled.draw(RAYS), tf.constant(0, tf.int64)
-    found = compiled._compiled_gradients(batch, draws, *compiled.taken(2))
+    found = compiled._compiled_gradients(batch, draws, *compiled.part_arguments(2, 0, 2))
     for program in (
-        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws, *compiled.taken(2)),
+        compiled._compiled_gradients.experimental_get_compiler_ir(batch, draws, *compiled.part_arguments(2, 0, 2)),
         compiled._compiled_apply.experimental_get_compiler_ir(found, batch.rgb, step),
     ):
         text = program(stage="optimized_hlo")

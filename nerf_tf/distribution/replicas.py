@@ -125,7 +125,7 @@ class ReplicaTrainer:
         local = number % len(self._trainers)
         trainer = self._trainers[local]
         draws = trainer.draw(batch.rgb.shape[0]) if trainer.coarse.compiled else None
-        taken = trainer.taken(self.replicas, number, number + 1) if self.replicas > 1 else trainer.taken(trainer.parts)
+        taken = trainer.part_arguments(self.replicas * self.parts, number * self.parts, (number + 1) * self.parts)
         found = self._gradients[local](batch, draws, *taken)
         sums = tf.nest.flatten(found[:3])  # all but sigma
         sums = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)

@@ -12,7 +12,7 @@ ALIGNMENT = 64
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Makes a float32 array of any values, whose memory `shared_tensor` can share."""
+    """Makes a float32 array whose memory `shared_tensor` can share; its values are not set yet."""
     size = 4 * math.prod(shape)
     memory = np.empty(size + ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % ALIGNMENT

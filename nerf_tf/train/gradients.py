@@ -102,7 +102,7 @@ def batch_gradients(
 
 
 def loop(first: tf.Tensor | int, end: tf.Tensor | int, body: Callable, state: Any) -> Any:
-    """Returns what `state` becomes when the body, given i and the state, makes a new one for each i before `end`."""
+    """Replaces `state` by body(i, state) for each i from `first` to `end` - 1, one after the other; returns the last."""
     return tf.while_loop(
         lambda i, _: i < end, lambda i, state: (i + 1, body(i, state)), (first, state), parallel_iterations=1
     )[1]

@@ -134,11 +134,12 @@ class Trainer:
 
     def _train_step(self, batch: RayBatch) -> StepResult:
         step = self.step.read_value()
+        taken = self.part_arguments(self.parts, 0, self.parts)
         if self.coarse.compiled:
-            found = self._compiled_gradients(batch, self.draw(batch.rgb.shape[0]), *self.taken(self.parts))
+            found = self._compiled_gradients(batch, self.draw(batch.rgb.shape[0]), *taken)
             result = self._compiled_apply(found, batch.rgb, step)
         else:
-            result = self.apply(self.gradients(batch, None, *self.taken(self.parts)), batch.rgb, step)
+            result = self.apply(self.gradients(batch, None, *taken), batch.rgb, step)
         with tf.control_dependencies([result.counts]):  # last, as a step that runs out of memory is taken again
             self.step.assign_add(1)
         return result
@@ -147,13 +148,12 @@ class Trainer:
         """Makes the random draws of the next step for this many rays, from number `first_ray` on."""
         return make_draws(self.rendering, self.step_seed(), rays, first_ray)
 
-    def taken(self, parts: int, first: int = 0, end: int | None = None) -> tuple[int, tf.Tensor | int, tf.Tensor | int]:
-        """Returns what tells `gradients` to add up the parts `first` to `end` - 1 of a batch; None: all of them.
+    def part_arguments(self, parts: int, first: int, end: int) -> tuple[int, tf.Tensor | int, tf.Tensor | int]:
+        """Returns the arguments that make `gradients` add up parts `first` to `end` - 1 of a batch of so many parts.
 
         Where parts are added up in a loop, XLA must not know how many: it would make other programs, which round
         differently, for one device and for two.
         """
-        end = parts if end is None else end
         return (parts, first, end) if self.parts == 1 else (parts, tf.constant(first), tf.constant(end))
 
     def gradients(
@@ -169,7 +169,7 @@ class Trainer:
         Args:
             batch: R rays.
             draws: what `draw` returned; None: the draws are made here, when they are needed.
-            parts, first, end: which parts of the batch to add up, see `taken`.
+            parts, first, end: which parts of the batch to add up, see `part_arguments`.
         """
 
         def draw_chunk(first_row: tf.Tensor | int, rays: int) -> Draws:
