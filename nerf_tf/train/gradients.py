@@ -102,7 +102,7 @@ def batch_gradients(
 
 
 def loop(first: tf.Tensor | int, end: tf.Tensor | int, body: Callable, state: Any) -> Any:
-    """Replaces `state` by body(i, state) for each i from `first` to `end` - 1, one after the other; returns the last."""
+    """Replaces `state` by body(i, state) for each i from `first` to `end` - 1, in order; returns the last one."""
     return tf.while_loop(
         lambda i, _: i < end, lambda i, state: (i + 1, body(i, state)), (first, state), parallel_iterations=1
     )[1]
