@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,38 +148,39 @@ def load_fields(folder: Path, compiled: bool = False) -> tuple[Field, Field]:
     return fields[0], fields[1]
 
 
+# Compiled they are rendered by `test_compiled_renders`.
+RENDERED = pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "compiled"]
+)
 # Of the goldens' views every so many-th pixel, in rows that begin elsewhere each time; with `-m long` all of them.
 EVERY_PIXEL = [13, pytest.param(1, marks=pytest.mark.long)]
 
 
-def check_render(
-    renderer: Renderer,
-    camera: Camera,
-    c2w: np.ndarray,
-    golden: np.lib.npyio.NpzFile,
-    step: int,
-    rgb_psnr: float,
-    rgb_error: float,
-) -> None:
-    """Colour to the given bounds, the rest of what a view holds to less: disparity magnifies rounding."""
+# The last quantile, 1, takes its sample from either end of a bin, as the end of the cdf rounds, which differs between
+# processors. Where there is something to see at one end only, a pixel differs by more than rounding.
+MOVED_PIXELS = 1e-3
+
+
+def check_render(renderer: Renderer, camera: Camera, c2w: np.ndarray, golden: np.lib.npyio.NpzFile, step: int) -> None:
+    """Colour to 120 dB, that of the coarse pass to 135; the rest to less: disparity magnifies rounding."""
     count = camera.height * camera.width
     pixels = tf.range(0, count, step)
     image = renderer.rays(image_rays(camera, c2w, renderer.near, renderer.far, renderer.ndc, pixels))
     expected = {
         name: golden[name].reshape(count, -1)[::step].squeeze() for name in golden.files if name in image._fields
     }
-    assert psnr(image.rgb, expected["rgb"]) >= rgb_psnr
-    assert np.abs(image.rgb - expected["rgb"]).max() <= rgb_error
-    for name in ("disp", "acc", "rgb0", "disp0", "acc0"):
+    error = np.abs(image.rgb - expected["rgb"]).max(axis=-1)
+    kept = np.argsort(error)[: len(error) - max(1, round(MOVED_PIXELS * len(error)))]
+    assert psnr(image.rgb[kept], expected["rgb"][kept]) >= 120.0
+    assert error.max() <= 5e-3
+    assert psnr(image.rgb0, expected["rgb0"]) >= 135.0
+    for name in ("disp", "acc", "disp0", "acc0"):
         # Where a ray meets nothing the original's disparity is NaN, ours is 0.
-        assert psnr(getattr(image, name), np.nan_to_num(expected[name])) >= rgb_psnr - 5.0, name
-    # The last sample is at either end of its bin, as the end of the cdf rounds, which differs between processors.
+        assert psnr(getattr(image, name), np.nan_to_num(expected[name])) >= 105.0, name
     assert psnr(image.z_std, expected["z_std"]) >= 45.0
 
 
-# What XLA compiles rounds otherwise, which at the 1e-5 of `sampling.MIN_CDF_STEP` moves samples from one edge of an
-# empty bin to the other; the original's own rounding does no better.
-@COMPILED
+@RENDERED
 @pytest.mark.parametrize("step", EVERY_PIXEL)
 def test_render_of_lego_and_its_photo(real_data, lego_views, step, compiled):
     renders = real_data / "golden" / "renders"
@@ -194,10 +198,10 @@ def test_render_of_lego_and_its_photo(real_data, lego_views, step, compiled):
     settings = RenderSettings(64, 64, white_bkgd=True)
     coarse, fine = load_fields(real_data / "weights" / "lego_example", compiled)
     renderer = Renderer(coarse, fine, settings, scene.near, scene.far, scene.ndc, compiled=compiled)
-    check_render(renderer, camera.downscaled(4), scene.poses[view], golden, step, 95.0, 2e-3)
+    check_render(renderer, camera.downscaled(4), scene.poses[view], golden, step)
 
 
-@COMPILED
+@RENDERED
 @pytest.mark.parametrize("step", EVERY_PIXEL)
 def test_render_of_fern(real_data, step, compiled):
     golden = np.load(real_data / "golden" / "renders" / "fern_0_rf4_ni128.npz")
@@ -209,5 +213,12 @@ def test_render_of_fern(real_data, step, compiled):
 
     coarse, fine = load_fields(real_data / "weights" / "fern_example", compiled)
     renderer = Renderer(coarse, fine, RenderSettings(64, 128), scene.near, scene.far, scene.ndc, compiled=compiled)
-    bounds = (90.0, 5e-3) if compiled else (110.0, 1e-3)
-    check_render(renderer, camera, scene.poses[view], golden, step, *bounds)
+    check_render(renderer, camera, scene.poses[view], golden, step)
+
+
+def test_compiled_renders(real_data):
+    """A process of their own, where XLA optimizes as it does for users, and so rounds otherwise than in the suite."""
+    program = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "long", "-k", "render and 13-comp"]
+    done = subprocess.run([*program, __file__], env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout

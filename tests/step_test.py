@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -431,6 +433,27 @@ def test_a_compiled_step_that_is_bad_moves_nothing_and_counts(compiled):
     result = compiled.train_step(make_batch(3))
     assert result.counts.numpy()[:2].tolist() == [0, 1]
     assert (state_of(compiled)[0] != before[0]).any()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or bool(tf.config.list_physical_devices("GPU")), reason="limits the host")
+def test_a_compiled_step_that_runs_out_of_memory_leaves_everything_for_a_smaller_one():
+    trainer = make_trainer(RenderSettings(64, 0, perturb=0.0), mlp=dataclasses.replace(MLP, width=256), compiled=True)
+    born = state_of(trainer)
+    trainer.resize(10**6, 10**9)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**35, limits[1]))
+    try:
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            trainer.train_step(make_batch(0, count=2**20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert_equal_states(state_of(trainer), born)
+    assert trainer.counts.numpy().tolist() == [0] * 5
+
+    trainer.resize(4, 2**14)
+    assert np.isfinite(trainer.train_step(make_batch(0)).loss)
+    assert trainer.step.numpy() == 1
+    assert (state_of(trainer)[0] != born[0]).any()
 
 
 def test_a_compiled_run_goes_on_bit_for_bit(compiled, tmp_path):
