@@ -18,7 +18,6 @@ from nerf_tf.camera_paths import scene_paths
 from nerf_tf.data import blender, deepvoxels, llff, transforms
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.visible_space import ray_box
 from nerf_tf.distribution.packed_replicas import PackedReplicaTrainer
 from nerf_tf.distribution.replicas import ReplicaTrainer
 from nerf_tf.distribution.workers import Workers, find_cluster, mirrored, multi_worker
@@ -27,9 +26,10 @@ from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precision
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.marching.packed_step import PackedTrainer
+from nerf_tf.hash_grid.packed_step import PackedTrainer
+from nerf_tf.marching.occupancy import Occupancy
+from nerf_tf.marching.visible_space import ray_box
 from nerf_tf.memory import planning, prediction
-from nerf_tf.render.occupancy import Occupancy
 from nerf_tf.render.passes import FieldFunction, RenderSettings
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.safety import dataset_types, scene_checks, worker_checks

@@ -9,18 +9,17 @@ import numpy as np
 import tensorflow as tf
 
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.visible_space import ray_box, seen_box, seen_cells
 from nerf_tf.field import tensor_float
-from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.box import Box
-from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.hash_grid.field import HashGrid, HashGridField, HashGridSettings
+from nerf_tf.hash_grid.packed_step import PackedTrainer, PackedTrainSettings
 from nerf_tf.marching import importance
 from nerf_tf.marching.compositing import PackedRendering, render_packed, render_rays
+from nerf_tf.marching.contraction import GridSpace
 from nerf_tf.marching.march import March, occupied_cells
 from nerf_tf.marching.marching_renderer import MarchingRenderer
-from nerf_tf.marching.packed_step import PackedTrainer, PackedTrainSettings
+from nerf_tf.marching.visible_space import Box, ray_box, seen_box, seen_cells
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.settings.settings import Settings
 

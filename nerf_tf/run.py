@@ -17,7 +17,7 @@ from nerf_tf.distribution.replicas import ReplicaTrainer
 from nerf_tf.distribution.workers import Workers
 from nerf_tf.evaluation import report
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.marching.packed_step import PackedTrainer
+from nerf_tf.hash_grid.packed_step import PackedTrainer
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.safety.stop import Stopped, StopRequest

@@ -32,8 +32,8 @@ from nerf_tf.data import blender
 from nerf_tf.data.scene import Scene
 from nerf_tf.evaluation.metrics import psnr, ssim
 from nerf_tf.geometry import paths
+from nerf_tf.marching import occupancy
 from nerf_tf.output import curve, figures, pictures, view_files
-from nerf_tf.render import occupancy
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
 from nerf_tf.settings.settings import Settings

@@ -12,8 +12,8 @@ from PIL import Image as PILImage
 
 from nerf_tf import build
 from nerf_tf.evaluation.metrics import psnr
+from nerf_tf.marching import occupancy
 from nerf_tf.output import pictures
-from nerf_tf.render import occupancy
 from nerf_tf.settings import parsing
 from nerf_tf.storage import tf1_weights
 

@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 
 from nerf_tf import build
-from nerf_tf.data.visible_space import ray_box
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import image_rays
+from nerf_tf.marching.occupancy import Occupancy, OccupiedField
+from nerf_tf.marching.visible_space import ray_box
 from nerf_tf.memory import planning
-from nerf_tf.render.occupancy import Occupancy, OccupiedField
 from nerf_tf.safety import scene_checks
 from nerf_tf.settings import parsing
 from nerf_tf.settings.settings import Settings

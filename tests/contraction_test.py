@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.geometry.contraction import GridSpace, contract
+from nerf_tf.marching.contraction import GridSpace, contract
 
 
 @pytest.fixture

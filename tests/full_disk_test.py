@@ -26,12 +26,12 @@ from nerf_tf.data import images
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.evaluation import report
 from nerf_tf.evaluation.report import Evaluation
-from nerf_tf.geometry.box import Box
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.marching.occupancy import Occupancy
+from nerf_tf.marching.visible_space import Box
 from nerf_tf.output import view_files
 from nerf_tf.output.curve import CurveFile
 from nerf_tf.output.summaries import Summaries
-from nerf_tf.render.occupancy import Occupancy
 from nerf_tf.safety import diagnosis, guards
 from nerf_tf.storage import atomic, lock, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore

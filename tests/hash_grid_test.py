@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.field.hash_grid import (
+from nerf_tf.hash_grid.field import (
     GEOMETRY_FEATURES,
     HashEncoding,
     HashGrid,
@@ -16,7 +16,7 @@ from nerf_tf.field.hash_grid import (
     HashGridSettings,
     encode_directions,
 )
-from nerf_tf.geometry.contraction import GridSpace
+from nerf_tf.marching.contraction import GridSpace
 
 SMALL = HashGridSettings(levels=3, features=2, log2_table=9, base=4, finest=16, width=8, cells=8)
 PLAIN_PRIMES = (1, 2654435761, 805459861)

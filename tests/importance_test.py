@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.marching import compositing, importance, packing
+from nerf_tf.marching.contraction import GridSpace
 from nerf_tf.marching.march import March, occupied_cells
 
 CELLS, CANDIDATES, COUNT = 8, 64, 16

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.marching import compositing, packing
+from nerf_tf.marching.contraction import GridSpace
 from nerf_tf.marching.march import DECAY, TURNS, March, cells_in_turn, occupied_cells, update_densities
 
 CELLS, SAMPLES = 8, 24

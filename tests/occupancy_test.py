@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nerf_tf.geometry.box import Box
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.render import occupancy
-from nerf_tf.render.occupancy import Occupancy, OccupiedField, dilate, find_occupied
+from nerf_tf.marching import occupancy
+from nerf_tf.marching.occupancy import Occupancy, OccupiedField, dilate, find_occupied
+from nerf_tf.marching.visible_space import Box
 from nerf_tf.render.passes import RenderSettings, render_rays
 
 BOX = Box(np.float32([-1, -1, -1]), np.float32([1, 1, 1]))

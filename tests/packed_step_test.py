@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
-from nerf_tf.field.hash_grid import HashGrid, HashGridField, HashGridSettings
-from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.marching import compositing, packed_step
+from nerf_tf.hash_grid import packed_step
+from nerf_tf.hash_grid.field import HashGrid, HashGridField, HashGridSettings
+from nerf_tf.hash_grid.packed_step import PackedGradients, PackedTrainer, PackedTrainSettings
+from nerf_tf.marching import compositing
+from nerf_tf.marching.contraction import GridSpace
 from nerf_tf.marching.march import March
-from nerf_tf.marching.packed_step import PackedGradients, PackedTrainer, PackedTrainSettings
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.train.step import StepResult
 

@@ -21,7 +21,7 @@ from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import finish_rays
-from nerf_tf.marching import packed_step
+from nerf_tf.hash_grid import packed_step
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.train.step import Trainer
 

@@ -27,8 +27,8 @@ from nerf_tf.field.mlp import build_mlp
 from nerf_tf.geometry import paths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.marching import occupancy
 from nerf_tf.output import pictures, view_files
-from nerf_tf.render import occupancy
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.render.renderer import Image, Renderer
 from nerf_tf.settings import parsing

@@ -10,10 +10,9 @@ import pytest
 from nerf_tf.data import blender
 from nerf_tf.data.pipeline import AlphaRayBatch, BatchSettings, RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.visible_space import seen_box, seen_cells
-from nerf_tf.geometry.box import Box
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import spherical_pose
+from nerf_tf.marching.visible_space import Box, seen_box, seen_cells
 
 SIZE, RADIUS = 60, 0.5
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.distribution.replicas import ReplicaTrainer
 from nerf_tf.distribution.workers import first_of_all, replica_number
-from nerf_tf.marching.packed_step import PackedGradients
+from nerf_tf.hash_grid.packed_step import PackedGradients
 from nerf_tf.train.step import StepResult
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from nerf_tf.data.pipeline import RayBatch
 from nerf_tf.distribution.workers import first_of_all, replica_number
-from nerf_tf.marching.packed_step import PackedTrainer
+from nerf_tf.hash_grid.packed_step import PackedTrainer
 from nerf_tf.train.gradients import StepGradients
 from nerf_tf.train.step import StepResult, Trainer
 

@@ -1,1 +1,4 @@
-"""Rays march through an occupancy grid: samples in occupied cells, their colours, views and training steps."""
+"""Rays march through grids of what is occupied: samples, colours and views without empty space.
+
+Fields arrive as callables; nothing here imports `nerf_tf.field`.
+"""

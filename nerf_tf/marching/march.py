@@ -11,8 +11,8 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from nerf_tf.geometry.contraction import GridSpace
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.marching.contraction import GridSpace
 
 # A cell is occupied if a step through it absorbs at least this part of the light ...
 LEAST_OPACITY = 0.01

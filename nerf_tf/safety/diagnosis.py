@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
-from nerf_tf.field.hash_grid import HashGridField
 from nerf_tf.field.query import Field
 from nerf_tf.geometry.rays import Rays
-from nerf_tf.marching.packed_step import PackedTrainer
+from nerf_tf.hash_grid.field import HashGridField
+from nerf_tf.hash_grid.packed_step import PackedTrainer
 from nerf_tf.render.passes import coarse_pass, fine_pass
 from nerf_tf.storage.atomic import complete_file
 from nerf_tf.train.gradients import mean_squared_error

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry.box import Box
 from nerf_tf.geometry.rays import finish_rays, pixel_rays
 
 # Cells along each side of the box in which `seen_box` looks.
 SEEN_CELLS = 40
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Box:
+    """A box in the space of the rays, its sides parallel to the axes.
+
+    Attributes:
+        lower, upper: [3] float32 corners.
+    """
+
+    lower: np.ndarray
+    upper: np.ndarray
 
 
 def ray_box(scene: Scene) -> Box:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nerf_tf.geometry.contraction import GridSpace
+from nerf_tf.marching.contraction import GridSpace
 
 # Factors of the spatial hash, one for each axis (Mueller et al. 2022, equation 4).
 PRIMES = (1, 2654435761, 805459861)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from nerf_tf.compaction import compact
-from nerf_tf.geometry.box import Box
+from nerf_tf.marching.visible_space import Box
 from nerf_tf.render.passes import FieldFunction
 from nerf_tf.storage import readers
 from nerf_tf.storage.atomic import complete_file

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from nerf_tf.data.pipeline import AlphaRayBatch, RayBatch
-from nerf_tf.field.hash_grid import HashGridField
 from nerf_tf.geometry.rays import Rays
+from nerf_tf.hash_grid.field import HashGridField
 from nerf_tf.marching import importance
 from nerf_tf.marching.compositing import distortion, packed_weights, sum_by_ray
 from nerf_tf.marching.march import TURNS, March, cells_in_turn, occupied_cells, update_densities
