@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from nerf_tf import __version__, build_hash_grid
 from nerf_tf.camera_paths import scene_paths
-from nerf_tf.data import blender, deepvoxels, llff, transforms
+from nerf_tf.captures import transforms
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.pipeline import BatchSettings
 from nerf_tf.data.scene import Scene
 from nerf_tf.distribution.packed_replicas import PackedReplicaTrainer

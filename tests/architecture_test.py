@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 PROGRAMS = [*MODULES, *sorted((ROOT / "tools").rglob("*.py"))]
 
 CORE_ROOMS = {"geometry", "data", "field", "render", "train"}
-# What goes beyond the paper: a faster way to train and render, and more than one device.
-FURTHER_ROOMS = {"marching", "hash_grid", "distribution"}
+# What goes beyond the paper: a faster way to train and render, people's own captures, and more than one device.
+FURTHER_ROOMS = {"marching", "hash_grid", "captures", "distribution"}
 SERVICE_ROOMS = {"settings", "memory", "storage", "safety", "output", "evaluation", "camera_paths"}
 PARTS = CORE_ROOMS | FURTHER_ROOMS | SERVICE_ROOMS
 # Each room or module, and what it may import: only what stands above it here. Fields reach `render` as callables, and
@@ -34,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hash_grid": {"geometry", "field", "data", "render", "train", "marching"},
     "distribution": {"geometry", "data", "render", "train", "hash_grid"},
     "camera_paths": {"storage", "geometry", "data"},
+    "captures": {"storage", "geometry", "data"},
     "output": {"storage", "render"},
     "evaluation": {"storage", "field", "data", "render", "output"},
-    "safety": {"storage", "settings", "geometry", "field", "data", "render", "train", "hash_grid", "distribution"},
+    "safety": CORE_ROOMS | {"storage", "settings", "hash_grid", "captures", "distribution"},
     "build_hash_grid": PARTS,
     "build": PARTS | {"build_hash_grid"},
     "run": PARTS | {"build"},
@@ -83,6 +85,7 @@ def imported(node: ast.AST) -> list[str]:
     return []
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Everything a file imports, at its top, inside functions and for type checking."""
     return {name for node in ast.walk(parse(path)) for name in imported(node)}
@@ -96,6 +99,7 @@ def top_level(node: ast.AST) -> Iterator[ast.AST]:
             yield from top_level(child)
 
 
+@functools.cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scene_checks_test import a_scene, forward_facing, one, ring
 
-from nerf_tf.data import llff, scene_points
+from nerf_tf.captures import scene_points
+from nerf_tf.data import llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera

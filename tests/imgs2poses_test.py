@@ -14,7 +14,8 @@ import pytest
 from images_test import save_png
 from PIL import Image, ImageFilter
 
-from nerf_tf.data import llff, transforms
+from nerf_tf.captures import transforms
+from nerf_tf.data import llff
 from nerf_tf.geometry import poses as pose_maths
 
 # After Pillow: see tools/support/sparse_models.py.

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageFilter
 from scene_checks_test import a_scene, one, ring
 
-from nerf_tf.data import blender, deepvoxels, llff, scene_points
+from nerf_tf.captures import scene_points
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.safety import photo_checks
 
 NAMES = [f"{i:03d}.png" for i in range(30)]

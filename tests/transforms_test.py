@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nerf_tf import build, build_hash_grid
-from nerf_tf.data import blender, transforms
+from nerf_tf.captures import transforms
+from nerf_tf.captures.distortion import Distortion, find_pinhole, resample
+from nerf_tf.data import blender
 from nerf_tf.data import images as image_files
 from nerf_tf.data.pipeline import BatchSettings, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import paths, poses
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import find_surface, transform_points
-from nerf_tf.geometry.distortion import Distortion, find_pinhole
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.settings.settings import Settings
@@ -481,11 +482,9 @@ def test_without_distortion_photos_are_as_they_are(tmp_path):
 def test_resampling_at_pixels_gives_them_and_between_them_their_mean():
     image = np.random.default_rng(0).random((5, 7, 3), np.float32)
     rows, cols = np.mgrid[:5, :7]
-    np.testing.assert_array_equal(image_files.resample(image, rows, cols), image)
-    np.testing.assert_allclose(
-        image_files.resample(image, np.array(1.5), np.array(2.0)), image[1:3, 2].mean(0), rtol=1e-6
-    )
-    np.testing.assert_array_equal(image_files.resample(image, np.array(-3.0), np.array(99.0)), image[0, 6])
+    np.testing.assert_array_equal(resample(image, rows, cols), image)
+    np.testing.assert_allclose(resample(image, np.array(1.5), np.array(2.0)), image[1:3, 2].mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(resample(image, np.array(-3.0), np.array(99.0)), image[0, 6])
 
 
 # Size, masks

@@ -33,9 +33,9 @@ from support import commandline
 from support.camera_drawing import add_space, draw_cameras, draw_frusta, frustum
 
 from nerf_tf import build
-from nerf_tf.data import scene_points, transforms
+from nerf_tf.captures import scene_points, transforms
+from nerf_tf.captures.scene_points import ScenePoints, depths_in_images
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.scene_points import ScenePoints, depths_in_images
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.depth import transform_points
 from nerf_tf.output import figures, view_files

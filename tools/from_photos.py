@@ -149,7 +149,7 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
 
 def usual_size(scene: Path) -> tuple[int, int]:
     """Height and width of the scene's photos; of several sizes the one that the scene's views have."""
-    from nerf_tf.data import photo_sizes
+    from nerf_tf.captures import photo_sizes
     from nerf_tf.storage import image_folders, image_reader
 
     paths = image_folders.list_images(scene / "images")

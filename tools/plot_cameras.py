@@ -20,7 +20,8 @@ import tensorflow as tf
 from support import commandline
 from support.camera_drawing import add_space, draw_cameras, draw_frusta
 
-from nerf_tf.data import blender, deepvoxels, llff, transforms
+from nerf_tf.captures import transforms
+from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera

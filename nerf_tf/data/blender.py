@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data import images as image_files
-from nerf_tf.data.photo_sizes import CommonSize
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -115,8 +114,11 @@ def load(
         raise ValueError(f"{paths[0]}: half_res leaves no pixels of a {width}x{height} image")
     focals = [split.focal(height, width) / (2 if half_res else 1) for split in splits]
     size = (height // 2, width // 2) if half_res else (height, width)
-    common = CommonSize((height, width), size)
-    images, alphas = image_files.read_photos(paths, common, white_bkgd, keep_alpha, one_size=True)
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        return image_files.shrink(image, *size, white_bkgd, keep_alpha)
+
+    images, alphas = image_files.read_photos(paths, fit, white_bkgd)
     cameras = []
     for split, focal in zip(splits, focals, strict=True):
         with readers.path_in_errors(split.file):

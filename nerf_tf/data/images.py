@@ -1,16 +1,15 @@
-"""Operations of the loaders on photos: white background, resizing, resampling, smaller copies."""
+"""Operations of the loaders on photos: white background, resizing, smaller copies."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from nerf_tf.data.photo_sizes import CommonSize
 from nerf_tf.storage import image_reader
 from nerf_tf.storage.atomic import complete_folder
 from nerf_tf.storage.image_folders import list_images
@@ -51,43 +50,27 @@ def shrink(image: np.ndarray, height: int, width: int, white_bkgd: bool, keep_al
 
 
 def read_photos(
-    paths: Sequence[Path], common: CommonSize, white_bkgd: bool, keep_alpha: bool, one_size: bool = False
+    paths: Sequence[Path], fit: Callable[[np.ndarray], np.ndarray], white_bkgd: bool, one_size: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads images, shrinks each by `shrink`, and puts it where `common` has it.
+    """Reads images, and changes each by `fit` as it is read.
 
     `one_size` and errors are those of `image_reader.read_arrays`.
 
+    Args:
+        fit: makes images of one size, [height, width, 3 or 4], as `shrink` does.
+        white_bkgd: whether it puts them on white; otherwise it drops their alpha.
+
     Returns:
-        Colours [N, height, width, 3]; and alphas [N, height, width] if `shrink` keeps them, otherwise None.
+        Colours [N, height, width, 3]; and alphas [N, height, width] if `fit` keeps them, otherwise None.
     """
 
-    def fit(image: np.ndarray) -> list[np.ndarray]:
-        place = common.place(image.shape[:2])
-        image = place.fill(shrink(image, place.height, place.width, white_bkgd, keep_alpha), common.image)
+    def split(image: np.ndarray) -> list[np.ndarray]:
+        image = fit(image)
         return [image[..., :3], image[..., 3]] if image.shape[-1] == 4 else [image]
 
-    colours, *alphas = image_reader.read_arrays(
-        paths,
-        fit,
-        one_size=one_size,
-        transparency_remedy="" if white_bkgd else "add --white_bkgd to put them on white",
-    )
+    remedy = "" if white_bkgd else "add --white_bkgd to put them on white"
+    colours, *alphas = image_reader.read_arrays(paths, split, transparency_remedy=remedy, one_size=one_size)
     return colours, alphas[0] if alphas else None
-
-
-def resample(image: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Samples an image [H, W, C] bilinearly at fractional rows and columns [...]: [..., C].
-
-    They count from the centre of the first pixel. Outside of the image its edge is repeated.
-    """
-    height, width = image.shape[:2]
-    rows, cols = np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)
-    top, left = rows.astype(int), cols.astype(int)
-    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    down, across = (np.float32(x)[..., None] for x in (rows - top, cols - left))
-    upper = image[top, left] * (1 - across) + image[top, right] * across
-    lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
-    return upper * (1 - down) + lower * down
 
 
 def minify(datadir: str | os.PathLike[str], factor: int) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf.captures.scene_points import depths_in_images, range_of
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.scene_points import depths_in_images, range_of
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import transform_points

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nerf_tf.data import scene_points
+from nerf_tf.captures import scene_points
 
 SPLITS = ("train", "val", "test")
 # What each type reads, for messages.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nerf_tf.captures.scene_points import pixels_in_image, thinned
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.scene_points import pixels_in_image, thinned
 from nerf_tf.storage.image_folders import listed
 
 # Most stops (factors of 2 of light) between the first and the last third of the photos.

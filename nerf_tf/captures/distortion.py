@@ -91,3 +91,18 @@ def source_pixels(pinhole: Camera, camera: Camera, distortion: Distortion) -> tu
     rows, cols = np.mgrid[: pinhole.height, : pinhole.width] + 0.5
     x, y = distortion.distort((cols - pinhole.cx) / pinhole.fx, (rows - pinhole.cy) / pinhole.fy)
     return camera.fy * y + camera.cy - 0.5, camera.fx * x + camera.cx - 0.5
+
+
+def resample(image: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """Samples an image [H, W, C] bilinearly at fractional rows and columns [...]: [..., C].
+
+    They count from the centre of the first pixel. Outside of the image its edge is repeated.
+    """
+    height, width = image.shape[:2]
+    rows, cols = np.clip(rows, 0, height - 1), np.clip(cols, 0, width - 1)
+    top, left = rows.astype(int), cols.astype(int)
+    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    down, across = (np.float32(x)[..., None] for x in (rows - top, cols - left))
+    upper = image[top, left] * (1 - across) + image[top, right] * across
+    lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
+    return upper * (1 - down) + lower * down

@@ -14,24 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.data import blender, llff, photo_sizes, scene_points
+from nerf_tf.captures import photo_sizes, scene_points
+from nerf_tf.captures.distortion import Distortion, find_pinhole, resample, source_pixels
+from nerf_tf.captures.photo_sizes import CommonSize, Place, Size
+from nerf_tf.captures.scene_points import ScenePoints
+from nerf_tf.data import blender, llff
 from nerf_tf.data import images as image_files
 from nerf_tf.data.blender import Split
-from nerf_tf.data.photo_sizes import CommonSize, Place, Size
 from nerf_tf.data.scene import Scene
-from nerf_tf.data.scene_points import ScenePoints
 from nerf_tf.geometry import paths as camera_paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.depth import transform_points
-from nerf_tf.geometry.distortion import Distortion, find_pinhole, source_pixels
 from nerf_tf.storage import image_folders, image_reader, readers
 from nerf_tf.storage.image_folders import listed
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# Accepted values of `camera_model`: models whose distortion `geometry.distortion` covers.
+# Accepted values of `camera_model`: models whose distortion `captures.distortion` covers.
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
 MODELS = (*PINHOLES, "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 # Keys by which instant-ngp marks other kinds of lenses, and coefficients that `Distortion` does not have.
@@ -110,7 +111,12 @@ def load(
         path = _path(poses, depths, near, far)
     is_whole = np.array([place.is_whole(common.image) for place in places])
     i_train, i_val, i_test = _split(files, poses, llffhold, is_whole)
-    images, alphas = image_files.read_photos(paths, common, white_bkgd, keep_alpha)
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        place = common.place(image.shape[:2])
+        return place.fill(image_files.shrink(image, place.height, place.width, white_bkgd, keep_alpha), common.image)
+
+    images, alphas = image_files.read_photos(paths, fit, white_bkgd, one_size=False)
     masks = _read_masks(mask_paths, sizes, places, common.image)
     _undistort(images, alphas, masks, lenses, pinholes, places)
     return Scene(
@@ -288,13 +294,13 @@ def _undistort(
         i = distorted[index]
         rows, cols = source(pinholes[lenses[i]], *lenses[i])
         photo = images[i][places[i].window]
-        photo[:] = image_files.resample(photo, rows, cols)
+        photo[:] = resample(photo, rows, cols)
         if alphas is not None:
             alpha = alphas[i][places[i].window]
-            alpha[:] = image_files.resample(alpha[..., None], rows, cols)[..., 0]
+            alpha[:] = resample(alpha[..., None], rows, cols)[..., 0]
         if masks is not None:
             mask = masks[i][places[i].window]
-            mask[:] = image_files.resample(np.float32(mask[..., None]), rows, cols)[..., 0] > INSIDE
+            mask[:] = resample(np.float32(mask[..., None]), rows, cols)[..., 0] > INSIDE
 
     image_reader.run_parallel(undistort, len(distorted), "Undistorting images")
 
