@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry.depth import transform_points
 
 # Numbers of the kinds of cameras, and how many numbers each has.
 SIMPLE_PINHOLE, SIMPLE_RADIAL = (0, 3), (2, 4)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from nerf_tf.camera_paths import scene_paths
+from nerf_tf.captures.worlds import change_world
 from nerf_tf.data import blender, llff
 from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import readers
+from nerf_tf.storage import camera_matrices, readers
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 BOUNDS_FILE = SCENES / "llff" / "poses_bounds.npy"
@@ -235,11 +236,11 @@ def test_change_world_turns_and_moves_but_does_not_scale_axes():
     similarity = np.eye(4)
     similarity[:3] = np.concatenate([3.0 * rotation, [[1.0], [2.0], [3.0]]], axis=-1)
     poses = paths.orbit_path(5)
-    moved = pose_maths.change_world(similarity, poses)
-    pose_maths.require_rigid(moved, list("abcde"))
+    moved = change_world(similarity, poses)
+    camera_matrices.require_rigid(moved, list("abcde"))
     np.testing.assert_allclose(moved[:, :, 3], poses[:, :, 3] @ similarity[:3, :3].T + similarity[:3, 3])
     np.testing.assert_allclose(moved[:, :, :3], rotation @ poses[:, :, :3])
-    np.testing.assert_allclose(pose_maths.change_world(np.linalg.inv(similarity), moved), poses, atol=1e-12)
+    np.testing.assert_allclose(change_world(np.linalg.inv(similarity), moved), poses, atol=1e-12)
 
 
 def test_real_poses_there_and_back(convert, tmp_path, real_data):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data import llff
 from nerf_tf.field.mlp import FieldSettings, build_mlp
 from nerf_tf.field.query import Field
@@ -98,7 +99,7 @@ def test_rendered_wall_is_where_it_is_in_ndc_and_in_space(ndc):
 
 def test_transform_moves_points():
     similarity = np.array([[0, -2, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1.0]])
-    np.testing.assert_allclose(depth.transform_points(similarity, [[[1, 10, 100]]]), [[[-19, 4, 203]]])
+    np.testing.assert_allclose(transform_points(similarity, [[[1, 10, 100]]]), [[[-19, 4, 203]]])
 
 
 def sparse_points(path) -> np.ndarray:
@@ -123,9 +124,7 @@ def test_fern_is_as_deep_as_colmap_found_it(real_data):
         fields.append(Field(mlp, settings, 16384))
     camera, c2w = scene.cameras[0].downscaled(12), scene.poses[0]
     image = Renderer(*fields, RenderSettings(64, 64), 0.0, 1.0, True, unit=scene.unit).image(camera, c2w)
-    points = depth.transform_points(
-        np.linalg.inv(scene.to_dataset), sparse_points(folder / "sparse" / "0" / "points3D.bin")
-    )
+    points = transform_points(np.linalg.inv(scene.to_dataset), sparse_points(folder / "sparse" / "0" / "points3D.bin"))
     x, y, z = ((points - c2w[:, 3]) @ c2w[:, :3]).T
     cols, rows = (camera.cx - camera.fx * x / z).round(), (camera.cy + camera.fy * y / z).round()
     inside = (z < 0) & (cols >= 0) & (cols < camera.width) & (rows >= 0) & (rows < camera.height)

@@ -27,11 +27,11 @@ from nerf_tf.camera_paths import scene_paths
 from nerf_tf.camera_paths.keyframes import Keyframes, keyframes_json
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import paths, poses
+from nerf_tf.geometry import paths
 from nerf_tf.settings import parsing
 from nerf_tf.settings.options import OPTIONS
 from nerf_tf.settings.settings import Settings
-from nerf_tf.storage import image_reader, readers, tf1_weights
+from nerf_tf.storage import camera_matrices, image_reader, readers, tf1_weights
 from nerf_tf.train.step import falling_rate
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
@@ -521,6 +521,6 @@ def test_keyframes(cases, tmp_path):
             warnings.simplefilter("error")
             found = scene_paths.read_path(path, 30)
             assert np.isfinite(found).all()
-            poses.require_rigid(found, [""] * len(found))
+            camera_matrices.require_rigid(found, [""] * len(found))
 
     try_out(cases, check)

@@ -19,7 +19,7 @@ from nerf_tf.camera_paths.keyframes import (
     load_keyframes,
 )
 from nerf_tf.geometry import paths
-from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.storage import camera_matrices
 
 
 def about(axis: int, degrees: float) -> np.ndarray:
@@ -237,7 +237,7 @@ def test_a_bad_file_is_one_line(tmp_path, text, message):
 
 
 def test_the_fastest_that_a_file_may_ask_for_is_finite(tmp_path):
-    far = [[[1, 0, 0, sign * pose_maths.MAX_COORDINATE], *GOOD[1:]] for sign in (1, -1, 1)]
+    far = [[[1, 0, 0, sign * camera_matrices.MAX_COORDINATE], *GOOD[1:]] for sign in (1, -1, 1)]
     turned = [[[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0]], GOOD]
     frames = [frame(i * SHORTEST_STEP * 1.001, c2w) for i, c2w in enumerate([*far, *turned])]
     (tmp_path / "keys.json").write_text(document(*frames, frame(10.0)))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data import llff
 from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.depth import transform_points
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 REAL = os.environ.get("NERF_TF_REAL_DATA")

@@ -12,10 +12,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.field.mlp import FieldSettings, build_mlp
-from nerf_tf.geometry import depth, paths
+from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.render.passes import RenderSettings
@@ -76,7 +77,7 @@ def test_mesh_of_a_ball_is_a_sphere_in_the_data_sets_coordinates(tool, tmp_path,
     tool("extract_mesh").extract(run, arguments(out))
     mesh = trimesh.load(out, process=False, force="mesh")
     scale = np.cbrt(np.linalg.det(to_dataset[:3, :3]))
-    from_centre = mesh.vertices - depth.transform_points(to_dataset, CENTRE)
+    from_centre = mesh.vertices - transform_points(to_dataset, CENTRE)
     np.testing.assert_allclose(np.linalg.norm(from_centre, axis=-1), scale * RADIUS, rtol=2e-3)
     # Turned inside out its volume would be negative.
     assert mesh.is_watertight or ending == ".obj"
@@ -105,7 +106,7 @@ def test_mesh_leaves_ndc(tool, tmp_path):
         arguments(out, resolution=64, bounds=[-1] * 3 + [1, 1, 0.9]),
     )
     mesh = trimesh.load(out, process=False)
-    from_centre = (mesh.vertices - depth.transform_points(SIMILARITY, centre)) / 2.5
+    from_centre = (mesh.vertices - transform_points(SIMILARITY, centre)) / 2.5
     np.testing.assert_allclose(np.linalg.norm(from_centre, axis=-1), radius, rtol=0.02)
     np.testing.assert_allclose(mesh.volume, 4 / 3 * np.pi * 2.5**3, rtol=0.03)
 
@@ -147,7 +148,7 @@ def test_small_parts_can_be_left_out(tool):
 
 def test_views_that_see_a_point(tool):
     scene = around(SIMILARITY)
-    points = depth.transform_points(SIMILARITY, [[0, 0, 0], [0, 8, 0], [0, 0, 30], [0, 11.5, 0]])
+    points = transform_points(SIMILARITY, [[0, 0, 0], [0, 8, 0], [0, 0, 30], [0, 11.5, 0]])
     seen = {part: tool("extract_mesh").Space(scene, part).seen(points).tolist() for part in (0.0, 0.5, 8 / 9, 1.0)}
     assert seen[0.0] == [True, True, False, False]  # beyond far; nearer than near
     assert seen[0.5] == seen[8 / 9] == [True, False, False, False]
@@ -230,9 +231,7 @@ def test_extract_mesh_from_a_run_folder(tool, tmp_path):
     out = tmp_path / "o.ply"
     words = ["--threshold=10", str(tmp_path / "o"), "--resolution=60", "--min_seen=0.2"]
     assert tool("extract_mesh").main([*words, "--out", str(out)]) == 0
-    vertices = (
-        depth.transform_points(np.linalg.inv(scene.to_dataset), trimesh.load(out, process=False).vertices) - centre
-    )
+    vertices = transform_points(np.linalg.inv(scene.to_dataset), trimesh.load(out, process=False).vertices) - centre
     assert np.abs(np.median(np.abs(vertices).sum(axis=1)) - 0.8) < 1e-3
 
 
@@ -289,7 +288,7 @@ def test_exported_points_lie_on_what_is_there(tool, tmp_path, capsys, kind):
     cloud = trimesh.load(out)
     assert isinstance(cloud, trimesh.PointCloud)
     assert len(cloud.vertices) > 4
-    points = depth.transform_points(np.linalg.inv(scene.to_dataset), cloud.vertices) - centre
+    points = transform_points(np.linalg.inv(scene.to_dataset), cloud.vertices) - centre
     assert np.abs(np.abs(points).sum(axis=1) - 1).max() < 0.06
     np.testing.assert_allclose(cloud.colors[:, :3], 255 / (1 + np.exp(-4 * points)), atol=6)
 

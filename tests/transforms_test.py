@@ -21,15 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nerf_tf import build, build_hash_grid
+from nerf_tf.camera_paths import around_cameras
 from nerf_tf.captures import transforms
 from nerf_tf.captures.distortion import Distortion, find_pinhole, resample
+from nerf_tf.captures.worlds import change_world, transform_points
 from nerf_tf.data import blender
 from nerf_tf.data import images as image_files
 from nerf_tf.data.pipeline import BatchSettings, ray_batches
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import paths, poses
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import find_surface, transform_points
+from nerf_tf.geometry.depth import find_surface
 from nerf_tf.render.passes import RenderSettings
 from nerf_tf.render.renderer import Renderer
 from nerf_tf.settings.settings import Settings
@@ -94,7 +96,7 @@ def shown(scene: Scene) -> list[int]:
 
 def in_dataset(scene: Scene) -> np.ndarray:
     """The scene's poses in the file's world."""
-    return poses.change_world(scene.to_dataset, scene.poses)
+    return change_world(scene.to_dataset, scene.poses)
 
 
 # Each program's words
@@ -749,7 +751,7 @@ def test_the_path_suits_the_cameras(tmp_path, c2w, kind):
     if kind == "views":
         np.testing.assert_array_equal(path, scene.poses)
     elif kind == "orbit":
-        np.testing.assert_allclose(path, paths.orbit_around(scene.poses), atol=1e-5)
+        np.testing.assert_allclose(path, around_cameras.orbit_around(scene.poses), atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(path[:, :, 3], axis=-1), 1.0, atol=1e-4)
     else:
         assert len(path) == 120

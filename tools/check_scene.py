@@ -35,9 +35,8 @@ from support.camera_drawing import add_space, draw_cameras, draw_frusta, frustum
 from nerf_tf import build
 from nerf_tf.captures import scene_points, transforms
 from nerf_tf.captures.scene_points import ScenePoints, depths_in_images
+from nerf_tf.captures.worlds import change_world, transform_points
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.geometry.depth import transform_points
 from nerf_tf.output import figures, view_files
 from nerf_tf.safety import capture_checks, dataset_types, photo_checks, scene_checks
 from nerf_tf.settings import parsing
@@ -182,7 +181,7 @@ def load_points(scene: Scene, settings: Settings) -> tuple[ScenePoints | None, s
     Raises:
         ValueError: the file that transforms.json names is damaged.
     """
-    folder, in_dataset = Path(settings.datadir), pose_maths.change_world(scene.to_dataset, scene.poses)
+    folder, in_dataset = Path(settings.datadir), change_world(scene.to_dataset, scene.poses)
     meta = transforms.read_meta(folder) if settings.dataset_type == "transforms" else None
     found = scene_points.find_points(folder, scene.cameras, in_dataset, meta)
     if found is None:

@@ -32,9 +32,10 @@ import numpy as np
 from support import commandline
 from support.camera_files import FORMATS, PLAIN, Cameras, centred, write
 
+from nerf_tf.captures import worlds
 from nerf_tf.data import blender, llff
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import image_reader, readers
+from nerf_tf.storage import camera_matrices, image_reader, readers
 
 WORLDS = ("dataset", "loaded")
 
@@ -61,8 +62,8 @@ def read(path: Path, kind: str, only_poses: bool = False) -> Cameras:
     if rows.ndim != 3 or not len(rows):
         raise ValueError(f"{path}: holds {list(rows.shape)}; {kind} has [N, 4, 4] or [N, 3, 4]")
     names = [f"{path}: pose {i}" for i in range(len(rows))]
-    poses = np.stack([readers.parse_camera_matrix(row, name) for row, name in zip(rows, names, strict=True)])
-    pose_maths.require_rigid(poses, names)
+    poses = np.stack([camera_matrices.parse_camera_matrix(row, name) for row, name in zip(rows, names, strict=True)])
+    camera_matrices.require_rigid(poses, names)
     if kind == "colmap":
         poses = pose_maths.invert(poses)
     return Cameras(poses if kind == "opengl" else pose_maths.opencv_to_opengl(poses), intrinsics)
@@ -146,7 +147,7 @@ def change_world(cameras: Cameras, args: argparse.Namespace) -> Cameras:
     if args.to_world == "loaded":
         similarity = np.linalg.inv(similarity)
     bounds = None if cameras.bounds is None else cameras.bounds * _unit(similarity)
-    return dataclasses.replace(cameras, poses=pose_maths.change_world(similarity, cameras.poses), bounds=bounds)
+    return dataclasses.replace(cameras, poses=worlds.change_world(similarity, cameras.poses), bounds=bounds)
 
 
 def _format_of(path: Path) -> str | None:

@@ -25,9 +25,10 @@ import tensorflow as tf
 from support import commandline, run_loading
 
 from nerf_tf import build
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import find_surface, transform_points
+from nerf_tf.geometry.depth import find_surface
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files
 from nerf_tf.render.renderer import Renderer

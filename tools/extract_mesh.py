@@ -29,8 +29,9 @@ import tensorflow as tf
 from support import commandline, run_loading
 from tqdm import tqdm
 
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry.depth import ndc_to_world, transform_points
+from nerf_tf.geometry.depth import ndc_to_world
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.memory import planning
 from nerf_tf.output import view_files

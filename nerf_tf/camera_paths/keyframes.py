@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import readers
+from nerf_tf.storage import camera_matrices, readers
 
 # An hour at 30 frames a second. More is a mistake, such as times in milliseconds.
 MAX_FRAMES = 108_000
@@ -87,8 +86,8 @@ def _parse_keyframes(document: object) -> Keyframes:
                 f'keyframe {i}: "time" {times[i]:g} does not come after {times[i - 1]:g}, or by less than '
                 f"{SHORTEST_STEP:g} s"
             )
-        poses.append(readers.parse_camera_matrix(frame.get("c2w"), f'keyframe {i}: "c2w"'))
-    pose_maths.require_rigid(poses, [f"keyframe {i}" for i in range(len(poses))])
+        poses.append(camera_matrices.parse_camera_matrix(frame.get("c2w"), f'keyframe {i}: "c2w"'))
+    camera_matrices.require_rigid(poses, [f"keyframe {i}" for i in range(len(poses))])
     return Keyframes(np.array(times), np.array(poses))
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.camera_paths import keyframes
+from nerf_tf.camera_paths import around_cameras, keyframes
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import paths
-from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import readers
+from nerf_tf.storage import camera_matrices, readers
 
 # Frames of circles and spirals where nothing else is asked for: four seconds, as the original's spiral.
 PATH_FRAMES = 120
@@ -45,14 +43,14 @@ def _whole_path(scene: Scene, kind: str, frames: int) -> np.ndarray:
     if kind == "orbit":
         if scene.ndc:
             raise ValueError("--render_path orbit goes around the scene, and NDC holds its front only; take spiral")
-        return paths.orbit_around(scene.poses, frames).astype(np.float32)
-    if not paths.face_one_way(scene.poses):
+        return around_cameras.orbit_around(scene.poses, frames).astype(np.float32)
+    if not around_cameras.face_one_way(scene.poses):
         raise ValueError(
             "--render_path spiral is for cameras that face one way, and these look from around; take orbit"
         )
     if scene.ndc:
         return scene.render_poses  # the loader's own spiral; its focus follows from bounds that NDC does not keep
-    return paths.spiral_among(scene.poses, scene.near, scene.far, frames).astype(np.float32)
+    return around_cameras.spiral_among(scene.poses, scene.near, scene.far, frames).astype(np.float32)
 
 
 def _resample(poses: np.ndarray, frames: int) -> np.ndarray:
@@ -102,6 +100,8 @@ def read_path(path: Path, fps: int) -> np.ndarray:
 def _checked(path: Path, matrices: dict[str, object]) -> np.ndarray:
     """The poses [M, 3, 4] that named matrices are, checked to be rigid."""
     names = [f"{path}: {name}" for name in matrices]
-    poses = np.stack([readers.parse_camera_matrix(m, name) for m, name in zip(matrices.values(), names, strict=True)])
-    pose_maths.require_rigid(poses, names)
+    poses = np.stack(
+        [camera_matrices.parse_camera_matrix(m, name) for m, name in zip(matrices.values(), names, strict=True)]
+    )
+    camera_matrices.require_rigid(poses, names)
     return poses.astype(np.float32)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import transform_points
 from nerf_tf.storage import ply, readers, sparse_points
 
 logger = logging.getLogger(__name__)

@@ -14,19 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf.camera_paths import around_cameras
 from nerf_tf.captures import photo_sizes, scene_points
 from nerf_tf.captures.distortion import Distortion, find_pinhole, resample, source_pixels
 from nerf_tf.captures.photo_sizes import CommonSize, Place, Size
 from nerf_tf.captures.scene_points import ScenePoints
+from nerf_tf.captures.viewed_point import meeting_depths
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data import blender, llff
 from nerf_tf.data import images as image_files
 from nerf_tf.data.blender import Split
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import paths as camera_paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import transform_points
-from nerf_tf.storage import image_folders, image_reader, readers
+from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers
 from nerf_tf.storage.image_folders import listed
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def load(
         in_dataset = np.concatenate([file.poses for file in files.values()])
         points = scene_points.find_points(datadir, cameras, in_dataset, main.meta)
         poses, to_dataset = _normalise(in_dataset)
-        depths = pose_maths.meeting_depths(poses)
+        depths = meeting_depths(poses)
         near, far = _near_far(main, poses, depths, cameras, points, to_dataset, white_bkgd)
         path = _path(poses, depths, near, far)
     is_whole = np.array([place.is_whole(common.image) for place in places])
@@ -395,14 +396,14 @@ def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: a camera is too far away.
     """
-    meet = pose_maths.meeting_depths(poses) is not None
+    meet = meeting_depths(poses) is not None
     origin = pose_maths.nearest_point_to_axes(poses) if meet else np.median(poses[:, :, 3], axis=0)
     unit = float(np.median(np.linalg.norm(poses[:, :, 3] - origin, axis=-1)))
     unit = unit if unit > ROUNDING * np.abs(poses).max() else 1.0
     to_dataset = np.eye(4)
     to_dataset[:3] = np.concatenate([unit * np.eye(3), origin[:, None]], axis=-1)
     poses = np.concatenate([poses[:, :, :3], (poses[:, :, 3:] - origin[:, None]) / unit], axis=-1)
-    pose_maths.require_rigid(poses, [f"view {i}, centred and scaled" for i in range(len(poses))])
+    camera_matrices.require_rigid(poses, [f"view {i}, centred and scaled" for i in range(len(poses))])
     return poses, to_dataset
 
 
@@ -439,7 +440,7 @@ def _near_far(
         if file.meta.get(name) is not None:
             limits[i], sources[i] = readers.parse_number(file.meta[name], name) / unit, "the file"
     near, far = map(float, limits)
-    if not 0 <= near < far <= pose_maths.MAX_COORDINATE:
+    if not 0 <= near < far <= camera_matrices.MAX_COORDINATE:
         raise ValueError(f"near {near * unit:g} and far {far * unit:g}: expected 0 <= near < far")
     origin = unit * np.round(to_dataset[:3, 3] / unit, 4) + 0.0  # no minus before 0
     logger.info(
@@ -455,11 +456,11 @@ def _path(poses: np.ndarray, depths: np.ndarray | None, near: float, far: float)
 
     A spiral if cameras face one way, else a circle around the point that they look at, if `depths` say there is one.
     """
-    if camera_paths.face_one_way(poses, ONE_WAY):
+    if around_cameras.face_one_way(poses, ONE_WAY):
         # A spiral looks at what the cameras look at, where that is known.
         near, far = (near, far) if depths is None else np.median(depths) * np.array(OBJECT_RANGE)
-        return camera_paths.spiral_among(poses, max(near, 0.05 * far), far)
-    return poses if depths is None else camera_paths.orbit_around(poses)
+        return around_cameras.spiral_among(poses, max(near, 0.05 * far), far)
+    return poses if depths is None else around_cameras.orbit_around(poses)
 
 
 def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int, is_whole: np.ndarray) -> list[np.ndarray]:

@@ -13,10 +13,9 @@ import numpy as np
 
 from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import orbit_path
-from nerf_tf.storage import image_folders, image_reader, readers
+from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers
 
 # These scenes are rendered from a sphere of radius about 4 around an object within radius 2.
 NEAR, FAR = 2.0, 6.0
@@ -212,9 +211,9 @@ def read_split(
             raise ValueError(f"{where}: file_path is {reprlib.repr(name)}; it must be the path of an image")
         names.append(name)
         matrix = _field(frames[index], "transform_matrix", where)
-        poses.append(readers.parse_camera_matrix(matrix, f"{where}: transform_matrix"))
+        poses.append(camera_matrices.parse_camera_matrix(matrix, f"{where}: transform_matrix"))
     poses = np.stack(poses)
-    pose_maths.require_rigid(poses, [f"{path}: frame {i}" for i in kept])
+    camera_matrices.require_rigid(poses, [f"{path}: frame {i}" for i in kept])
     return Split(path, meta, names, image_folders.find_images(path.parent, names), poses, kept, intrinsics)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.storage import image_folders, image_reader, readers
+from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers
 
 # Most characters of a text file: some hundred are needed.
 LARGEST_TEXT = 2**16
@@ -122,5 +122,5 @@ def _read_split(folder: Path, stride: int) -> tuple[list[Path], np.ndarray]:
         )
     pose_files = pose_files[::stride]
     poses = np.stack([read_pose(path) for path in pose_files])
-    pose_maths.require_rigid(poses, [str(path) for path in pose_files])
+    camera_matrices.require_rigid(poses, [str(path) for path in pose_files])
     return paths[::stride], poses

@@ -14,7 +14,7 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import circle_path, spiral_path
-from nerf_tf.storage import image_folders, image_reader, readers
+from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers
 from nerf_tf.storage.image_folders import listed
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             f"{path}: row {wrong[0]} has focal {matrices[wrong[0], 2, 4]:g} and bounds {bounds[wrong[0]]}; "
             f"focal must be positive, and 0 < near < far (from {least:g} to {most:g})"
         )
-    pose_maths.require_rigid(matrices[..., :4], [f"{path}: row {i}" for i in range(len(rows))])
+    camera_matrices.require_rigid(matrices[..., :4], [f"{path}: row {i}" for i in range(len(rows))])
     return matrices[..., :4], matrices[..., 4], bounds
 
 

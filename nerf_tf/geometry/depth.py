@@ -73,8 +73,3 @@ def ndc_to_world(camera: Camera, points: np.ndarray) -> np.ndarray:
     x, y, z = np.moveaxis(np.asarray(points, np.float64), -1, 0)
     z = 2.0 * NDC_NEAR / (z - 1.0)
     return np.stack([-x * z * camera.width / (2 * camera.fx), -y * z * camera.height / (2 * camera.fy), z], axis=-1)
-
-
-def transform_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Transforms points [..., 3] by an affine matrix [4, 4], such as `Scene.to_dataset`."""
-    return np.asarray(points, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

@@ -1,4 +1,4 @@
-"""Camera poses: axis conventions, checks, averages, recentring. NumPy only.
+"""Camera poses: axis conventions, averages, recentring. NumPy only.
 
 A pose is a camera-to-world matrix [3, 4]: three columns for the camera's axes in the world, one for its centre. The
 package uses OpenGL's axes; loaders convert from other conventions with the functions below:
@@ -14,54 +14,7 @@ arguments. They compute in float64, except `average_pose` and `recenter`, which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-
-# How far the lengths and dot products of a camera's axes may be from 1 and 0: files with 3 decimals pass, and distances
-# along rays are wrong by at most 1 %.
-RIGID_TOLERANCE = 1e-2
-# Largest coordinate of a camera, in scene units: its square is far below float32's limit.
-MAX_COORDINATE = 1e9
-# Optical axes count as meeting if they miss their nearest point by at most this part of the cameras' distance from
-# their middle (medians). It is a correlation of 0.97 between cameras' positions and directions; fern's 0.2 just passes.
-MEETING_MISS = 0.25
-
-
-def require_rigid(poses: np.ndarray, names: Sequence[str]) -> None:
-    """Checks that poses are finite and not too far away, and that their axes are a rotation.
-
-    Args:
-        poses: [N, 3, 4].
-        names: [N] names of the poses in messages.
-
-    Raises:
-        ValueError: a pose fails the check; the message begins with its name.
-    """
-    for pose, name in zip(np.asarray(poses, np.float64), names, strict=True):
-        problem = _find_problem(pose)
-        if problem:
-            raise ValueError(f"{name}: {problem}")
-
-
-def _find_problem(pose: np.ndarray) -> str | None:
-    if not np.all(np.isfinite(pose)):
-        return "the pose holds NaN or infinity"
-    largest = np.abs(pose).max()
-    if largest > MAX_COORDINATE:
-        return f"the pose holds {largest:g}; coordinates beyond {MAX_COORDINATE:g} are too large to compute with"
-    axes = pose[:, :3]
-    lengths, products = np.linalg.norm(axes, axis=0), axes.T @ axes
-    if np.abs(lengths - 1).max() > RIGID_TOLERANCE:
-        return (
-            f"the camera's axes have lengths {', '.join(f'{length:.3g}' for length in lengths)} rather than 1; divide "
-            "the first three columns by them (in Blender: apply the camera's scale)"
-        )
-    if np.abs(products - np.diag(lengths**2)).max() > RIGID_TOLERANCE:
-        return "the camera's axes, the first three columns, are not at right angles, so they are no rotation"
-    if np.linalg.det(axes) < 0:
-        return "the camera's axes are left-handed, a mirror image: one of the first three columns has the wrong sign"
-    return None
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
@@ -104,16 +57,6 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return np.concatenate([rotation, centre], axis=-1)
 
 
-def change_world(similarity: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Moves poses [..., 3, 4] as `similarity` [4, 4] moves points; their axes keep length 1.
-
-    The inverse of `Scene.to_dataset` moves poses of a data set to the scene's world, that of the networks.
-    """
-    moved = compose(similarity[:3], poses)
-    moved[..., :3] /= np.cbrt(np.linalg.det(np.asarray(similarity, np.float64)[:3, :3]))
-    return moved
-
-
 def average_pose(poses: np.ndarray) -> np.ndarray:
     """Averages `poses` [N, 3, 4] to a pose [3, 4]: their mean centre, viewing direction and up.
 
@@ -152,30 +95,6 @@ def nearest_point_to_axes(poses: np.ndarray) -> np.ndarray:
     if np.linalg.cond(normal) > 1e7:
         raise ValueError("spherify needs cameras that look at a common point, but their optical axes are parallel")
     return np.linalg.solve(normal, (off_axis @ centres).mean(axis=0))[:, 0]
-
-
-def distances_from_middle(poses: np.ndarray) -> np.ndarray:
-    """Distances [N] of the centres of `poses` [N, 3, 4] from their median, which stray ones hardly move."""
-    centres = np.asarray(poses, np.float64)[:, :, 3]
-    return np.linalg.norm(centres - np.median(centres, axis=0), axis=-1)
-
-
-def meeting_depths(poses: np.ndarray) -> np.ndarray | None:
-    """Depths [N] of the point where the optical axes of `poses` [N, 3, 4] meet; None if they do not.
-
-    They meet if they pass closely enough (`MEETING_MISS`) by a point that is in front of nine in ten cameras.
-    """
-    poses = np.asarray(poses, np.float64)
-    try:
-        point = nearest_point_to_axes(poses)
-    except ValueError:  # they are parallel
-        return None
-    offsets, back = point - poses[:, :, 3], poses[:, :, 2]
-    depths = -np.sum(offsets * back, axis=-1)
-    misses = np.linalg.norm(offsets + depths[:, None] * back, axis=-1)
-    if np.median(misses) > MEETING_MISS * np.median(distances_from_middle(poses)) or np.mean(depths > 0) < 0.9:
-        return None
-    return depths
 
 
 def sphere_frame(poses: np.ndarray) -> np.ndarray:

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.captures.scene_points import depths_in_images, range_of
+from nerf_tf.captures.viewed_point import meeting_depths
+from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.geometry.depth import transform_points
 from nerf_tf.geometry.rays import NDC_NEAR
 from nerf_tf.safety import scene_checks
 from nerf_tf.safety.scene_checks import check_ndc, name_views, remedy_for_views
+from nerf_tf.storage import camera_matrices
 from nerf_tf.storage.sparse_points import Sightings
 
 # Degrees between a ray and the mean viewing direction up to which NDC is advised. Under NDC a ray at angle a reaches
@@ -89,7 +91,7 @@ def find_capture(cameras: Sequence[Camera], poses: np.ndarray) -> Capture:
         cameras: N cameras.
         poses: [N, 3, 4] camera-to-world, OpenGL axes, in any world.
     """
-    depths = pose_maths.meeting_depths(poses)
+    depths = meeting_depths(poses)
     widest = _widest_angle(cameras, np.asarray(poses, np.float64))
     depth = None if depths is None else float(np.median(depths))
     if widest <= WIDEST_NDC:
@@ -132,7 +134,7 @@ def check_rotations(scene: Scene) -> list[str]:
     warnings = []
     for i, pose in enumerate(scene.poses):
         try:
-            pose_maths.require_rigid(pose[None], [name_views(scene, [i])])
+            camera_matrices.require_rigid(pose[None], [name_views(scene, [i])])
         except ValueError as error:
             warnings.append(str(error))
     return warnings
@@ -317,7 +319,7 @@ def _typical_depth(scene: Scene, points: np.ndarray | None) -> float | None:
         return float(np.nanmedian(depths)) if np.isfinite(depths).any() else None
     if scene.bounds is not None:
         return float(np.median(np.sqrt(scene.bounds.prod(axis=1))))
-    depths = pose_maths.meeting_depths(scene.poses)
+    depths = meeting_depths(scene.poses)
     return None if depths is None else float(np.median(depths))
 
 

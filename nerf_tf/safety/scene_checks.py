@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf.camera_paths import around_cameras
+from nerf_tf.captures.viewed_point import distances_from_middle, meeting_depths
+from nerf_tf.captures.worlds import change_world
 from nerf_tf.data import images as image_files
-from nerf_tf.data.llff import listed
 from nerf_tf.data.scene import Scene
-from nerf_tf.geometry import paths as camera_paths
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.rays import NDC_NEAR
 from nerf_tf.storage import image_folders, image_reader
+from nerf_tf.storage.image_folders import listed
 
 NDC_REMEDY = "add --no_ndc --spherify --lindisp"
 # Fewest photos that can make a scene: of 3 even the focal length that COLMAP finds is wrong.
@@ -120,7 +122,7 @@ def check_range(scene: Scene) -> list[str]:
         least, most = scene.bounds.T
         what, remedy = f"the scene lies at {least.min():.3g} to {most.max():.3g}", "leave --near and --far out"
     else:
-        depths = pose_maths.meeting_depths(scene.poses)
+        depths = meeting_depths(scene.poses)
         if depths is None:
             return []
         least = most = depths
@@ -164,17 +166,17 @@ def check_axes(scene: Scene) -> list[str]:
 
     Poses of another convention, read as if they were of the right one, give such cameras.
     """
-    as_given = pose_maths.change_world(scene.to_dataset, scene.poses)
-    if len(as_given) < FEWEST_PHOTOS or pose_maths.meeting_depths(as_given) is not None:
+    as_given = change_world(scene.to_dataset, scene.poses)
+    if len(as_given) < FEWEST_PHOTOS or meeting_depths(as_given) is not None:
         return []
-    if pose_maths.distances_from_middle(scene.poses).max() <= ONE_PLACE * _nearest_depth(scene):
+    if distances_from_middle(scene.poses).max() <= ONE_PLACE * _nearest_depth(scene):
         return [
             "all cameras stand in one place, and photos from there do not tell how far away things are; take each a "
             "step aside; if they were taken so, make the poses anew: these have no positions, or are world-to-camera "
             "matrices"
         ]
     turned, inverted = pose_maths.opencv_to_opengl(as_given), pose_maths.invert(as_given)
-    if pose_maths.meeting_depths(turned) is not None:
+    if meeting_depths(turned) is not None:
         remedy = "multiply the second and third columns of each pose by -1"
         if scene.bounds is not None:
             remedy = "convert them to LLFF's (down, right, back), as tools/convert_poses.py does"
@@ -182,8 +184,8 @@ def check_axes(scene: Scene) -> list[str]:
             "all cameras look away from the place where their axes meet: unless the photos were taken from there "
             f"outwards, their axes are of another convention, as OpenCV's are instead of OpenGL's; {remedy}"
         ]
-    meet = any(pose_maths.meeting_depths(p) is not None for p in (inverted, pose_maths.opencv_to_opengl(inverted)))
-    if meet and not camera_paths.face_one_way(inverted, AROUND):  # the axes of those that do may meet by chance
+    meet = any(meeting_depths(p) is not None for p in (inverted, pose_maths.opencv_to_opengl(inverted)))
+    if meet and not around_cameras.face_one_way(inverted, AROUND):  # the axes of those that do may meet by chance
         return [
             "the cameras look at no common point, but would if their poses were inverted: they may be world-to-camera "
             "matrices; if so, invert each of them"
@@ -198,7 +200,7 @@ def _nearest_depth(scene: Scene) -> float:
 
 def check_cameras(scene: Scene) -> list[str]:
     """Warns of cameras far away from all others, by which the scene's origin and scale are spoilt."""
-    distances = pose_maths.distances_from_middle(scene.poses)
+    distances = distances_from_middle(scene.poses)
     # A hand that hardly moves has outliers too; they are harmless as long as the scene is farther away than they are.
     usual = np.median(distances)
     away = np.flatnonzero(distances > CAMERA_OUTLIER * max(usual, _nearest_depth(scene)))

@@ -146,19 +146,6 @@ def parse_matrix(value: object, name: str, shapes: Sequence[tuple[int, int]]) ->
     return matrix
 
 
-def parse_camera_matrix(value: object, name: str) -> np.ndarray:
-    """Converts a camera-to-world matrix [4, 4] or [3, 4] from JSON to float64 [3, 4] of finite numbers.
-
-    Raises:
-        ValueError: it is no such matrix; the message begins with its `name`.
-    """
-    matrix = parse_matrix(value, name, ((4, 4), (3, 4)))
-    if np.any(np.abs(matrix[3:, :3]) > 1e-6):
-        last = ", ".join(f"{x:g}" for x in matrix[3])
-        raise ValueError(f"{name} ends in the row {last} and not in 0, 0, 0, 1: is it transposed?")
-    return matrix[:3]
-
-
 def read_npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Reads shape, Fortran order and dtype of an npy file; leaves `file` where the data begins.
 
