@@ -26,7 +26,7 @@ from nerf_tf.camera_paths import keyframes
 from nerf_tf.data import blender, deepvoxels, llff
 from nerf_tf.data import images as image_files
 from nerf_tf.evaluation import lpips
-from nerf_tf.storage import image_reader, pickled_arrays, readers, tf1_weights
+from nerf_tf.storage import image_reader, pickled_arrays, readers, tf1_weights, transforms_files
 
 # More than any of these files needs: they are some kilobytes.
 MOST_MEMORY, MOST_SECONDS = 64 * 2**20, 20
@@ -355,7 +355,7 @@ def test_only_the_decoders_of_photos_see_a_file(tmp_path):
         ('{"camera_angle_x": Infinity}', "between 0 and pi"),
         ("null", "lacks 'camera_angle_x'"),
         ("\0", "not valid JSON"),
-        (" " * (blender.LARGEST_TEXT + 1), "longer than 16777216 characters"),
+        (" " * (transforms_files.LARGEST_TEXT + 1), "longer than 16777216 characters"),
     ],
 )
 def test_transforms_files(scene_dir, text, message):
@@ -428,7 +428,7 @@ READERS = {
     "poses_bounds.npy": llff.read_poses_bounds,
     "model_000001.npy": tf1_weights.load,
     "a.png": image_reader.read_image,
-    "transforms_val.json": blender.read_split,
+    "transforms_val.json": transforms_files.read_split,
     "intrinsics.txt": deepvoxels.read_intrinsics,
     "pose.txt": deepvoxels.read_pose,
 }

@@ -20,7 +20,7 @@ from nerf_tf.field.query import Field
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.rays import image_rays
 from nerf_tf.render.passes import RenderSettings, coarse_pass, fine_pass, make_draws
-from nerf_tf.storage import tf1_weights
+from nerf_tf.storage import tf1_weights, transforms_files
 from nerf_tf.storage.image_reader import read_images
 
 VIEWS, NO_VIEWS = FieldSettings(6, 24, 5, 3, True), FieldSettings(3, 24, 5, 3, False)
@@ -335,7 +335,7 @@ def test_compact_lists_what_is_true():
 
 def lego_batch(datadir: Path, white_bkgd: bool) -> RayBatch:
     """Rays of a training photo, most of them of the model."""
-    split = blender.read_split(datadir / "transforms_train.json")
+    split = transforms_files.read_split(datadir / "transforms_train.json")
     photo = read_images(split.paths[:1])[0]
     photo = composite_white(photo) if white_bkgd else photo[..., :3]
     side = len(photo)

@@ -33,9 +33,9 @@ from support import commandline
 from support.camera_files import FORMATS, PLAIN, Cameras, centred, write
 
 from nerf_tf.captures import worlds
-from nerf_tf.data import blender, llff
+from nerf_tf.data import llff
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import camera_matrices, image_reader, readers
+from nerf_tf.storage import camera_matrices, image_reader, readers, transforms_files
 
 WORLDS = ("dataset", "loaded")
 
@@ -70,7 +70,7 @@ def read(path: Path, kind: str, only_poses: bool = False) -> Cameras:
 
 
 def _read_transforms(path: Path, only_poses: bool) -> Cameras:
-    split = blender.read_split(path)
+    split = transforms_files.read_split(path)
     order = sorted(range(len(split.paths)), key=lambda i: split.paths[i].name)
     poses, names = split.poses[order], [split.paths[i] for i in order]
     if only_poses:
@@ -85,7 +85,7 @@ def _intrinsics(given: dict[str, tuple[float, str]], image: Path) -> tuple[float
     Raises:
         ValueError: its camera is distorted, or the image cannot be read.
     """
-    for name in blender.DISTORTIONS:
+    for name in transforms_files.DISTORTIONS:
         if given.get(name, (0.0, ""))[0]:
             raise ValueError(f"{given[name][1]}: has {name} {given[name][0]:g}; undistort the images first")
     numbers = {name: value for name, (value, _) in given.items()}

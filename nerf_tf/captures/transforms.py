@@ -21,14 +21,14 @@ from nerf_tf.captures.photo_sizes import CommonSize, Place, Size
 from nerf_tf.captures.scene_points import ScenePoints
 from nerf_tf.captures.viewed_point import meeting_depths
 from nerf_tf.captures.worlds import transform_points
-from nerf_tf.data import blender, llff
 from nerf_tf.data import images as image_files
-from nerf_tf.data.blender import Split
+from nerf_tf.data import llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers
+from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers, transforms_files
 from nerf_tf.storage.image_folders import listed
+from nerf_tf.storage.transforms_files import Split
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
 MODELS = (*PINHOLES, "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 # Keys by which instant-ngp marks other kinds of lenses, and coefficients that `Distortion` does not have.
 OTHER_LENSES, OTHER_DISTORTIONS = ("is_fisheye", "latlong", "ftheta_p0"), ("k4", "k5", "k6")
-INTRINSICS = (*blender.INTRINSICS, "camera_angle_y", "k5", "k6")
+INTRINSICS = (*transforms_files.INTRINSICS, "camera_angle_y", "k5", "k6")
 # Keys that do not change the poses: instant-ngp's unit cube, and what has been done to the poses already.
 WITHOUT_EFFECT = ("aabb_scale", "scale", "offset", "from_na", "applied_transform", "applied_scale")
 # Largest distortion coefficient: far beyond the thousands that long lenses have, where x and y are small.
@@ -154,7 +154,7 @@ def _read_files(datadir: Path) -> dict[str, Split]:
     if list(of_split) == ["train"]:
         of_split = {"": of_split["train"]}
     hint = "; --dataset_type transforms takes it, or transforms_train.json and transforms_test.json"
-    files = {name: blender.read_split(path, 1, INTRINSICS, hint) for name, path in of_split.items()}
+    files = {name: transforms_files.read_split(path, 1, INTRINSICS, hint) for name, path in of_split.items()}
     for file in files.values():
         if ignored := [name for name in WITHOUT_EFFECT if name in file.meta]:
             logger.info("%s: %s without effect: poses count as they stand", file.file, listed(ignored))
@@ -169,7 +169,7 @@ def _find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
     names = {i: file.meta["frames"][i].get("mask_path") for i in file.frames}
     names = {i: name for i, name in names.items() if name not in (None, "")}
     for i, name in names.items():
-        if not (isinstance(name, str) and 0 < len(name) <= blender.LONGEST_NAME):
+        if not (isinstance(name, str) and 0 < len(name) <= transforms_files.LONGEST_NAME):
             raise ValueError(f"{file.file}: frame {i}: mask_path must be the path of an image")
     written = list(names.values())
     found = _find(file, "mask_path", written, image_folders.find_images(file.file.parent, written), photos)
@@ -187,7 +187,7 @@ def _find(
     """
     folder = file.file.parent
     if any(map(os.path.lexists, paths)) or not paths:
-        image_folders.require_images(paths, blender.MISSING_REMEDY)
+        image_folders.require_images(paths, transforms_files.MISSING_REMEDY)
         return list(paths)
     owners = {}
     for name, found in zip(names, image_folders.match_images(folder, names, not_meant), strict=True):
@@ -316,7 +316,7 @@ def _lens(file: Split, frame: int, photo: Size, place: Place) -> Lens:
         ValueError: the camera contradicts itself, or is no pinhole with the distortion of `Distortion`.
     """
     given = file.intrinsics[frame]
-    w, h = blender.former_size(given, *photo)
+    w, h = transforms_files.former_size(given, *photo)
     with readers.path_in_errors(f"{file.file}: frame {frame}"):
         record = file.meta | file.meta["frames"][frame]
         numbers = {name: value for name, (value, _) in given.items()} | _read_k(record)
@@ -377,7 +377,7 @@ def _agreed(numbers: dict[str, float], names: Sequence[str], side: float) -> flo
         0.5 * side / math.tan(0.5 * value) if name.startswith("camera") else value for name, value in found.items()
     ]
     for length in lengths[1:]:
-        if not abs(length - lengths[0]) <= blender.TOLERANCE * abs(lengths[0]):
+        if not abs(length - lengths[0]) <= transforms_files.TOLERANCE * abs(lengths[0]):
             said = " and ".join(f"{name} {value:g}" for name, value in found.items())
             pixels = " and ".join(f"{length:g}" for length in lengths)
             raise ValueError(f"{said} contradict each other ({pixels} pixels of {side:g}); remove or correct one")
