@@ -1,18 +1,14 @@
-"""Operations of the loaders on photos: white background, resizing, smaller copies."""
+"""Operations of the loaders on photos: white background and resizing."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from nerf_tf.storage import image_reader
-from nerf_tf.storage.atomic import complete_folder
-from nerf_tf.storage.image_folders import list_images
 
 
 def composite_white(images: np.ndarray) -> np.ndarray:
@@ -71,46 +67,3 @@ def read_photos(
     remedy = "" if white_bkgd else "add --white_bkgd to put them on white"
     colours, *alphas = image_reader.read_arrays(paths, split, transparency_remedy=remedy, one_size=one_size)
     return colours, alphas[0] if alphas else None
-
-
-def minify(datadir: str | os.PathLike[str], factor: int) -> Path:
-    """Makes smaller PNG copies of `datadir`/images, unless they exist; the original runs mogrify.
-
-    Lanczos is the filter closest to `mogrify -resize`: copies match mogrify's with a PSNR of 51 dB; with area means it
-    is 35 to 38 dB. The new folder appears under its name only when it is complete.
-
-    Args:
-        factor: divides both sides, which are rounded to the nearest pixel; the folder is images_{factor}.
-
-    Returns:
-        The folder of the smaller images.
-
-    Raises:
-        FileNotFoundError: there is nothing to shrink.
-        OSError: the folder cannot be written.
-        ValueError: the factor is not positive, an image cannot be read, or two images differ in their ending only.
-    """
-    if factor <= 0:
-        raise ValueError(f"factor {factor}: images can be shrunk by a positive number only")
-    source = Path(datadir) / "images"
-    target = Path(datadir) / f"images_{factor}"
-    if target.is_dir():
-        return target
-    if not source.is_dir():
-        raise FileNotFoundError(f"{target}: no such folder, and no images/ beside it to make it from")
-    paths = list_images(source)
-    if len({path.stem for path in paths}) < len(paths):
-        raise ValueError(f"{source}: two images differ only in their ending, so their PNG copies would share a name")
-
-    def copy(path: Path, folder: Path) -> None:
-        image = image_reader.decode(path)
-        size = tuple(max(1, int(side / factor + 0.5)) for side in image.size)
-        image.resize(size, Image.Resampling.LANCZOS).save(folder / f"{path.stem}.png")
-
-    try:
-        with complete_folder(target) as unfinished:
-            image_reader.run_parallel(lambda index: copy(paths[index], unfinished), len(paths), f"Making {target.name}")
-    except OSError:
-        if not target.is_dir():  # else another process has made it meanwhile
-            raise
-    return target

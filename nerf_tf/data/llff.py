@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
-from nerf_tf.data import images as image_files
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import circle_path, spiral_path
-from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers
-from nerf_tf.storage.image_folders import listed
+from nerf_tf.storage import camera_matrices, image_reader, llff_photos, readers
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +21,6 @@ BD_FACTOR = 0.75  # the original's; see `load`
 DEPTH_RANGE = (1e-9, 1e9)
 # A mean viewing direction shorter than this may be nothing but rounding, which is 6e-8 in float32.
 NO_DIRECTION = 1e-6
-# Most characters of view_imgs.txt, which has a line for each photo: room for some 30,000.
-LARGEST_TEXT = 2**20
 
 
 def load(
@@ -64,7 +59,7 @@ def load(
         raise ValueError(f"factor {factor} and bd_factor {bd_factor} must be positive")
     with readers.path_in_errors(bounds_file):
         poses, bounds, render_poses, to_dataset = arrange(poses, bounds, spherify, bd_factor)
-    paths = _image_paths(datadir, factor, len(poses))
+    paths = llff_photos.find_photos(datadir, factor, len(poses))
     images = image_reader.read_images(paths, channels=3)
     with readers.path_in_errors(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
@@ -131,76 +126,6 @@ def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         )
     camera_matrices.require_rigid(matrices[..., :4], [f"{path}: row {i}" for i in range(len(rows))])
     return matrices[..., :4], matrices[..., 4], bounds
-
-
-def _image_paths(datadir: Path, factor: int, poses: int) -> list[Path]:
-    """Lists the images to load, sorted by name like the poses; makes images_{factor}/ if it is missing."""
-    full_size, folder = datadir / "images", datadir / ("images" if factor == 1 else f"images_{factor}")
-    if not (folder.is_dir() or full_size.is_dir()):
-        copies = [name for name in image_folders.list_entries(datadir) if re.fullmatch(r"images_\d+", name)]
-        factors = sorted(int(name.removeprefix("images_")) for name in copies)
-        hint = f"; give --factor {factors[0]}, as there is images_{factors[0]}/" if factors else ""
-        from_images = ", and no images/ beside it to make it from" if factor != 1 else ""
-        raise FileNotFoundError(f"{folder}: no such folder{from_images}{hint}")
-    if full_size.is_dir() and not folder.is_dir():
-        # Checked before the copies are made, so that a failed start leaves none.
-        height, width = image_reader.image_size(_list_photos(full_size, poses)[0])
-        if factor > min(height, width):
-            raise ValueError(f"{full_size}: factor {factor} leaves no pixels of photos of {width}x{height}")
-    return _list_photos(folder if factor == 1 else image_files.minify(datadir, factor), poses)
-
-
-def _list_photos(folder: Path, poses: int) -> list[Path]:
-    """Lists the images of a folder, which must be as many as there are poses.
-
-    Raises:
-        ValueError: they are not; the message names those without a pose, or the poses' photos that are missing.
-    """
-    paths, posed = image_folders.list_images(folder), _read_posed_names(folder.parent, poses)
-    stems = {path.stem for path in paths}  # without endings: copies are PNGs of JPEGs
-    without_pose = [path.name for path in paths if posed and path.stem not in posed]
-    without_photo = [name for stem, name in posed.items() if stem not in stems]
-    if len(paths) == poses:
-        if 0 < len(without_pose) < poses:  # if all names differ, the photos were renamed
-            logger.warning(
-                "%s: view_imgs.txt lists no pose for %s, but poses for %s, which %s missing; photos may get the poses "
-                "of others: put back the photos that it lists, or make poses_bounds.npy anew",
-                folder, listed(without_pose), listed(without_photo), "is" if len(without_photo) == 1 else "are",
-            )  # fmt: skip
-        return paths
-    problem = f"{folder}: holds {len(paths)} images, but poses_bounds.npy has {poses} poses"
-    originals = folder.parent / "images"
-    names = [] if folder == originals else image_folders.list_files(originals)
-    count = sum(name.lower().endswith(image_folders.IMAGE_ENDINGS) for name in names)
-    if count == poses:
-        raise ValueError(f"{problem}, as many as images/ has photos; delete {folder.name}/ so that it is made anew")
-    if len(paths) > poses:
-        where = f"{folder.name}/ and images/" if count else f"{folder.name}/"
-        if len(without_pose) == len(paths) - poses:
-            raise ValueError(
-                f"{problem}; view_imgs.txt lists no pose for {listed(without_pose)}: move these photos out of {where}"
-            )
-        raise ValueError(
-            f"{problem}; {len(paths) - poses} of the photos have none: move those that COLMAP could not place out of "
-            f"{where} (COLMAP's images.txt lists the others)"
-        )
-    not_read = image_folders.name_other_files(folder)
-    missing = f": {listed(without_photo)}, says view_imgs.txt" if len(without_photo) == poses - len(paths) else ""
-    raise ValueError(f"{problem}; photos are missing{missing}; put them back, or make poses_bounds.npy anew{not_read}")
-
-
-def _read_posed_names(datadir: Path, poses: int) -> dict[str, str]:
-    """Reads the names of photos with a pose from LLFF's view_imgs.txt: {stem: name}.
-
-    It is empty if the file is missing or does not list as many as there are poses.
-    """
-    try:
-        lines = readers.read_text(datadir / "view_imgs.txt", LARGEST_TEXT).splitlines()
-    except (FileNotFoundError, ValueError):  # the file only serves messages
-        return {}
-    names = [Path(line.strip()).name for line in lines if line.strip()]
-    by_stem = {Path(name).stem: name for name in names}
-    return by_stem if len(by_stem) == poses else {}
 
 
 def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> tuple[np.ndarray, np.ndarray, float]:
