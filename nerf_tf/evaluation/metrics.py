@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from nerf_tf.field import tensor_float
+from nerf_tf import tensor_float
 
 SSIM_WINDOW = 11  # pixels; images with a smaller side have no SSIM
 
