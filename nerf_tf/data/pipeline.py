@@ -156,38 +156,31 @@ def _choose_from_one_image(
     images: int, height: int, width: int, settings: BatchSettings, key: tf.Tensor, masks: np.ndarray | None
 ):
     half_rows, half_cols = int(height // 2 * settings.precrop_frac), int(width // 2 * settings.precrop_frac)
-    whole = np.array([0, height, 0, width])
-    centre = np.array([height // 2 - half_rows, 2 * half_rows, width // 2 - half_cols, 2 * half_cols])
-    kept = []  # pixels within masks of each image, then of each image's centre
-    for name, window in [("an image", whole), ("the centre crop", centre if settings.precrop_iters > 0 else whole)]:
-        fewest, within = window[1] * window[3], ""
-        if masks is not None:
-            inside = np.zeros_like(masks)
-            rows, cols = (slice(first, first + count) for first, count in window.reshape(2, 2))
-            inside[:, rows, cols] = masks[:, rows, cols]
-            kept += [np.flatnonzero(mask) for mask in inside]
-            fewest, within = min(map(len, kept[-images:])), " within its mask"
-        if settings.N_rand > fewest:
+    centre = np.zeros([height, width], bool)
+    centre[height // 2 - half_rows :, width // 2 - half_cols :][: 2 * half_rows, : 2 * half_cols] = True
+    whole = np.ones([1, height, width], bool) if masks is None else masks  # without masks one for all images
+    crops = [("an image", "", whole)]
+    if settings.precrop_iters > 0:
+        crops.append(("the centre crop", ", or raise precrop_frac", whole & centre))
+    within, kept = "" if masks is None else " within its mask", []
+    for name, remedy, crop in crops:
+        pixels = [np.flatnonzero(mask) for mask in crop]
+        if settings.N_rand > (fewest := min(map(len, pixels))):
             raise ValueError(
-                f"N_rand {settings.N_rand} is more than the {fewest} pixels of {name}{within}; lower N_rand"
-                + (", or raise precrop_frac" if name == "the centre crop" else "")
+                f"N_rand {settings.N_rand} is more than the {fewest} pixels of {name}{within}; lower N_rand{remedy}"
             )
+        kept += pixels
     counts = tf.constant([len(pixels) for pixels in kept], tf.int64)
-    kept = tf.constant(np.concatenate([np.empty(0, np.int64), *kept]))
+    firsts, kept = tf.cumsum(counts, exclusive=True), tf.constant(np.concatenate(kept))
 
     def choose(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Chooses the rays of a step: their image, and row and column of each, [N_rand]."""
         image_seed = tf.random.fold_in(tf.random.fold_in(key, IMAGE), step)
         image = tf.random.stateless_uniform([], image_seed, maxval=images, dtype=tf.int64)
-        index = tf.range(settings.N_rand, dtype=tf.int64)
-        if masks is not None:
-            entry = image + tf.where(step < settings.precrop_iters, np.int64(images), np.int64(0))
-            pixel = _shuffled(index, key, PIXELS, step, tf.gather(counts, entry))
-            pixel = tf.gather(kept, tf.gather(tf.cumsum(counts, exclusive=True), entry) + pixel)
-            return tf.fill([settings.N_rand], image), pixel // width, pixel % width
-        window = tf.cast(tf.where(step < settings.precrop_iters, centre, whole), tf.int64)
-        first_row, rows, first_col, cols = tf.unstack(window)
-        pixel = _shuffled(index, key, PIXELS, step, rows * cols)
-        return tf.fill([settings.N_rand], image), first_row + pixel // cols, first_col + pixel % cols
+        entry = tf.where(step < settings.precrop_iters, np.int64(len(whole)), np.int64(0))
+        entry += np.int64(0) if masks is None else image
+        index = _shuffled(tf.range(settings.N_rand, dtype=tf.int64), key, PIXELS, step, tf.gather(counts, entry))
+        pixel = tf.gather(kept, tf.gather(firsts, entry) + index)
+        return tf.fill([settings.N_rand], image), pixel // width, pixel % width
 
     return choose
