@@ -13,7 +13,7 @@ from nerf_tf.captures.worlds import change_world
 from nerf_tf.data import blender, llff
 from nerf_tf.geometry import paths
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import camera_matrices, readers, transforms_files
+from nerf_tf.storage import camera_matrices, llff_files, readers, transforms_files
 
 SCENES = Path(__file__).parent / "data" / "portable" / "scenes"
 BOUNDS_FILE = SCENES / "llff" / "poses_bounds.npy"
@@ -100,7 +100,7 @@ def test_what_is_written_is_what_others_read(convert, tmp_path):
     """The transforms file is one for the Blender loader, and a camera path of one's own."""
     path = convert(BOUNDS_FILE, tmp_path / "transforms_train.json", "--images", SCENES / "llff" / "images")
     split = transforms_files.read_split(path)
-    poses, hwf, _ = llff.read_poses_bounds(BOUNDS_FILE)
+    poses, hwf, _ = llff_files.read_poses_bounds(BOUNDS_FILE)
     np.testing.assert_allclose(split.poses, pose_maths.llff_to_opengl(poses), atol=1e-12)
     np.testing.assert_allclose(split.focal(*hwf[0, :2]), hwf[0, 2], rtol=1e-12)
     assert [p.resolve() for p in split.paths] == [p.resolve() for p in sorted((SCENES / "llff" / "images").iterdir())]

@@ -24,7 +24,7 @@ from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.output import view_files
 from nerf_tf.render import renderer
 from nerf_tf.settings import parsing
-from nerf_tf.storage import atomic
+from nerf_tf.storage import atomic, llff_files
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -240,7 +240,7 @@ def test_from_photos_to_a_video(tool, in_process, photos, tmp_path, capsys):
         assert (out / name).stat().st_size > 1000
     assert f"{sys.executable} {ROOT / 'tools' / 'viewer.py'} {out / 'run'}" in said
     assert [frame.shape for frame in imageio.mimread(out / "video.mp4")] == [(16, 20, 3)] * 2
-    assert len(llff.read_poses_bounds(out / "scene" / "poses_bounds.npy")[0]) == 8
+    assert len(llff_files.read_poses_bounds(out / "scene" / "poses_bounds.npy")[0]) == 8
     settings = parsing.parse_settings(in_process[2][1:])
     assert (settings.field, settings.train_minutes, settings.factor) == ("hash_grid", 3.0, 1)
     assert (settings.no_ndc, settings.spherify, settings.grid_levels) == (True, True, 2)

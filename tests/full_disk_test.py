@@ -32,7 +32,7 @@ from nerf_tf.output import view_files
 from nerf_tf.output.curve import CurveFile
 from nerf_tf.output.summaries import Summaries
 from nerf_tf.safety import diagnosis, guards
-from nerf_tf.storage import atomic, llff_photos, lock, tf1_weights
+from nerf_tf.storage import atomic, llff_files, lock, tf1_weights
 from nerf_tf.storage.checkpoint import CheckpointStore
 from nerf_tf.training import TrainingRun
 
@@ -159,9 +159,9 @@ def test_smaller_photos_are_all_there_or_none(small_disk):
     before = contents(small_disk)
     for pages in range(4):
         with only(pages, small_disk), pytest.raises(OSError, match=r"images_2: cannot be written \(No space left"):
-            llff_photos.minify(small_disk, 2)
+            llff_files.minify(small_disk, 2)
         assert contents(small_disk) == before
-    assert len(list(llff_photos.minify(small_disk, 2).iterdir())) == 4
+    assert len(list(llff_files.minify(small_disk, 2).iterdir())) == 4
 
 
 def test_a_checkpoint_is_whole_or_absent(small_disk):

@@ -23,10 +23,10 @@ from PIL import Image
 from tf1_weights_test import hostile_payloads, npy_bytes
 
 from nerf_tf.camera_paths import keyframes
-from nerf_tf.data import blender, deepvoxels, llff
+from nerf_tf.data import blender, deepvoxels
 from nerf_tf.data import images as image_files
 from nerf_tf.evaluation import lpips
-from nerf_tf.storage import image_reader, pickled_arrays, readers, tf1_weights, transforms_files
+from nerf_tf.storage import image_reader, llff_files, pickled_arrays, readers, tf1_weights, transforms_files
 
 # More than any of these files needs: they are some kilobytes.
 MOST_MEMORY, MOST_SECONDS = 64 * 2**20, 20
@@ -77,7 +77,7 @@ def test_a_pickle_in_place_of_an_array_does_not_run(tmp_path, name, disguise):
     payload = hostile_payloads(sentinel)[name]
     floats = npy(header_of("'<f8'", f"({len(payload) // 8 + 1}, 17)"), payload)
     path.write_bytes({"objects": npy_bytes(payload), "floats": floats, "bare": payload}[disguise])
-    for read in (readers.read_npy, llff.read_poses_bounds):
+    for read in (readers.read_npy, llff_files.read_poses_bounds):
         with pytest.raises(ValueError, match=r"poses_bounds\.npy: not an npy file of plain numbers"):
             read(path)
     assert not sentinel.exists()
@@ -425,7 +425,7 @@ READERS = {
     "occupancy.npz": readers.read_npz,
     "keys.json": keyframes.load_keyframes,
     "vgg16.ckpt": lpips.read_weights,
-    "poses_bounds.npy": llff.read_poses_bounds,
+    "poses_bounds.npy": llff_files.read_poses_bounds,
     "model_000001.npy": tf1_weights.load,
     "a.png": image_reader.read_image,
     "transforms_val.json": transforms_files.read_split,

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nerf_tf.data import images as image_files
-from nerf_tf.storage import image_folders, image_reader, llff_photos
+from nerf_tf.storage import image_folders, image_reader, llff_files
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (10, 14, 3), dtype=np.uint8)
@@ -220,7 +220,7 @@ def test_area_resize_of_odd_sides_weighs_parts_of_pixels():
 def test_minify_rounds_sizes_and_keeps_names_and_modes(tmp_path):
     save(tmp_path / "images" / "a.JPG", RGB)
     save(tmp_path / "images" / "b.png", RGBA)
-    folder = llff_photos.minify(tmp_path, 4)
+    folder = llff_files.minify(tmp_path, 4)
     assert folder == tmp_path / "images_4"
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png"]
     assert image_reader.read_image(folder / "a.png").shape == (3, 4, 3)  # 10 / 4 + .5 and 14 / 4 + .5, rounded down
@@ -231,16 +231,16 @@ def test_minify_rounds_sizes_and_keeps_names_and_modes(tmp_path):
 def test_minify_keeps_flat_colour_and_at_least_a_pixel(tmp_path):
     save(tmp_path / "images" / "a.png", np.full((16, 16, 3), (10, 100, 200), np.uint8))
     for factor in (2, 100):
-        image = image_reader.read_image(llff_photos.minify(tmp_path, factor) / "a.png")
+        image = image_reader.read_image(llff_files.minify(tmp_path, factor) / "a.png")
         np.testing.assert_array_equal(image * 255, np.broadcast_to(np.float32([10, 100, 200]), image.shape))
     assert image.shape == (1, 1, 3)
 
 
 def test_minify_reuses_what_is_there(tmp_path):
     save(tmp_path / "images" / "a.png", RGB)
-    made = llff_photos.minify(tmp_path, 2) / "a.png"
+    made = llff_files.minify(tmp_path, 2) / "a.png"
     made.write_bytes(b"mine")
-    assert llff_photos.minify(tmp_path, 2) / "a.png" == made
+    assert llff_files.minify(tmp_path, 2) / "a.png" == made
     assert made.read_bytes() == b"mine"
 
 
@@ -249,7 +249,7 @@ def test_interrupted_minify_leaves_nothing_behind(tmp_path):
     bad = save(tmp_path / "images" / "b.png", RGB)
     bad.write_bytes(bad.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"b\.png"):
-        llff_photos.minify(tmp_path, 2)
+        llff_files.minify(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
@@ -262,21 +262,21 @@ def test_minify_gives_way_to_a_faster_process(tmp_path, monkeypatch):
         return decode(path)
 
     monkeypatch.setattr(image_reader, "decode", decode_while_another_finishes)
-    folder = llff_photos.minify(tmp_path, 2)
+    folder = llff_files.minify(tmp_path, 2)
     assert [path.name for path in folder.iterdir()] == ["theirs.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "images_2"]
 
 
 def test_minify_refuses_bad_requests(tmp_path):
     with pytest.raises(FileNotFoundError, match="images_2: no such folder"):
-        llff_photos.minify(tmp_path, 2)
+        llff_files.minify(tmp_path, 2)
     (tmp_path / "images").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
-        llff_photos.minify(tmp_path, 2)
+        llff_files.minify(tmp_path, 2)
     for factor in (0, -1):
         with pytest.raises(ValueError, match=f"factor {factor}: "):
-            llff_photos.minify(tmp_path, factor)
+            llff_files.minify(tmp_path, factor)
     save(tmp_path / "images" / "a.png", RGB)
     save(tmp_path / "images" / "a.jpg", RGB)
     with pytest.raises(ValueError, match="only in their ending"):
-        llff_photos.minify(tmp_path, 2)
+        llff_files.minify(tmp_path, 2)

@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 from nerf_tf.captures import transforms
 from nerf_tf.data import llff
 from nerf_tf.geometry import poses as pose_maths
+from nerf_tf.storage import llff_files
 
 # After Pillow: see tools/support/sparse_models.py.
 pycolmap = pytest.importorskip("pycolmap", reason="pip install -e '.[colmap]'")
@@ -199,7 +200,7 @@ def test_poses_of_known_cameras(imgs2poses, photos, walls, tmp_path):
     assert (scene / "view_imgs.txt").read_text().split() == names
 
     # Poses, focal length and bounds are the true ones, but for a similarity.
-    poses, hwf, bounds = llff.read_poses_bounds(scene / "poses_bounds.npy")
+    poses, hwf, bounds = llff_files.read_poses_bounds(scene / "poses_bounds.npy")
     poses, true = pose_maths.llff_to_opengl(poses), room_poses()
     angles, offsets, scale = pose_errors(poses, true)
     assert angles.max() < 0.2
@@ -284,7 +285,7 @@ def test_quick_takes_the_largest_features_of_smaller_photos(tool, imgs2poses, ph
             counts.append(opened.num_keypoints_for_image(1))
     assert 100 < counts[1] < 0.3 * counts[0]  # whole scales are kept, so some more than 150
     assert "8 of 8" in imgs2poses(photos, tmp_path / "scene", "--quick")
-    poses, _, _ = llff.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
+    poses, _, _ = llff_files.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
     angles, offsets, _ = pose_errors(pose_maths.llff_to_opengl(poses), room_poses())
     assert angles.max() < 1
     assert offsets.max() < 0.02
@@ -326,7 +327,7 @@ def test_models_of_colmap(imgs2poses, tmp_path, kind, rigs):
     assert "no pose for photo_99.png" in report
     names = [f"left_{name}" for name in names_of(COUNT) if name != "photo_02.png"]
     assert (tmp_path / "scene" / "view_imgs.txt").read_text().split() == names
-    poses, hwf, _ = llff.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
+    poses, hwf, _ = llff_files.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
     np.testing.assert_allclose(pose_maths.llff_to_opengl(poses), np.delete(opengl_poses(truth), 2, axis=0), atol=1e-9)
     np.testing.assert_allclose(hwf[:, 2], FOCAL)
     model = pycolmap.Reconstruction(tmp_path / "scene" / "sparse" / "0")
@@ -399,7 +400,7 @@ def test_frames_of_a_video(imgs2poses, photos, tmp_path):
     assert f"8 of 8 in {video} have a pose" in report
     names = [f"frame_{number:05d}.jpg" for number in sharp]
     assert (tmp_path / "scene" / "view_imgs.txt").read_text().split() == names
-    poses, _, _ = llff.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
+    poses, _, _ = llff_files.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
     angles, offsets, _ = pose_errors(pose_maths.llff_to_opengl(poses), room_poses())
     assert angles.max() < 1
     assert offsets.max() < 0.02
@@ -506,8 +507,8 @@ def test_fern(imgs2poses, real_data, tmp_path):
     for path in np.array(sorted((fern / "images_8").glob("*.png")))[chosen]:
         (photos / path.name).symlink_to(path)
     assert "13 of 13" in imgs2poses(photos, tmp_path / "scene")
-    found, _, bounds = llff.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
-    true, _, true_bounds = (values[chosen] for values in llff.read_poses_bounds(fern / "poses_bounds.npy"))
+    found, _, bounds = llff_files.read_poses_bounds(tmp_path / "scene" / "poses_bounds.npy")
+    true, _, true_bounds = (values[chosen] for values in llff_files.read_poses_bounds(fern / "poses_bounds.npy"))
     angles, offsets, scale = pose_errors(pose_maths.llff_to_opengl(found), pose_maths.llff_to_opengl(true))
     assert angles.mean() < 0.5
     assert offsets.mean() < 0.005

@@ -35,7 +35,7 @@ from support.camera_files import FORMATS, PLAIN, Cameras, centred, write
 from nerf_tf.captures import worlds
 from nerf_tf.data import llff
 from nerf_tf.geometry import poses as pose_maths
-from nerf_tf.storage import camera_matrices, image_reader, readers, transforms_files
+from nerf_tf.storage import camera_matrices, image_reader, llff_files, readers, transforms_files
 
 WORLDS = ("dataset", "loaded")
 
@@ -47,7 +47,7 @@ def read(path: Path, kind: str, only_poses: bool = False) -> Cameras:
         FileNotFoundError, ValueError: it is missing or malformed.
     """
     if kind == "llff":
-        poses, hwf, bounds = llff.read_poses_bounds(path)
+        poses, hwf, bounds = llff_files.read_poses_bounds(path)
         return Cameras(pose_maths.llff_to_opengl(poses), centred(hwf), bounds)
     if kind == "transforms":
         return _read_transforms(path, only_poses)
@@ -130,7 +130,7 @@ def complete(cameras: Cameras, args: argparse.Namespace) -> Cameras:
 
 def _to_dataset(args: argparse.Namespace) -> np.ndarray:
     """The transform [4, 4] from the loaded world of --scene to the world of its file."""
-    poses, _, bounds = llff.read_poses_bounds(args.scene)
+    poses, _, bounds = llff_files.read_poses_bounds(args.scene)
     with readers.path_in_errors(args.scene):
         return llff.arrange(poses, bounds, args.spherify)[-1]
 

@@ -124,10 +124,10 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
     Raises:
         ValueError, OSError: poses_bounds.npy cannot be read, or is missing for ndc.
     """
-    from nerf_tf.data import llff
     from nerf_tf.geometry import poses as pose_maths
     from nerf_tf.geometry.camera import Camera
     from nerf_tf.safety import capture_checks
+    from nerf_tf.storage import llff_files
 
     file = scene / "poses_bounds.npy"
     if not file.is_file():
@@ -135,7 +135,7 @@ def choose_kind(scene: Path, kind: str) -> tuple[str, list[str]]:
             raise ValueError(f"{file}: no such file, as {scene / 'imgs2poses.txt'} explains; leave out --kind")
         print(f"no poses_bounds.npy: transforms.json, contracted space; {CONFIGS['transforms']}", flush=True)
         return "transforms", []
-    poses, hwf, _ = llff.read_poses_bounds(file)
+    poses, hwf, _ = llff_files.read_poses_bounds(file)
     cameras = [Camera.centred(round(height), round(width), focal) for height, width, focal in hwf]
     capture = capture_checks.find_capture(cameras, pose_maths.llff_to_opengl(poses))
     found = "ndc" if capture.kind == capture_checks.FORWARD else "360"

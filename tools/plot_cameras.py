@@ -29,6 +29,7 @@ from nerf_tf.geometry.depth import ndc_to_metric_t
 from nerf_tf.geometry.rays import NDC_NEAR, ndc_rays, pixel_rays
 from nerf_tf.output import figures
 from nerf_tf.settings.options import OPTIONS
+from nerf_tf.storage import llff_files
 
 NDC_STEPS = np.linspace(0.0, 1.0, 9)  # t of the samples drawn
 # Other levels are too close together in space for labels.
@@ -108,7 +109,7 @@ def _draw_ndc_rays(axes, camera: Camera, poses: np.ndarray, cols: np.ndarray) ->
 
 def draw_llff(datadir: Path, spherify: bool):
     """Draws cameras of an LLFF scene as in its file and as loaded, and rays in NDC unless `spherify`."""
-    poses, hwf, bounds = llff.read_poses_bounds(datadir / "poses_bounds.npy")
+    poses, hwf, bounds = llff_files.read_poses_bounds(datadir / "poses_bounds.npy")
     height, width, focal = hwf[0]
     camera = Camera.centred(round(height), round(width), focal)
     before, _, _ = llff.rescale(poses, bounds, llff.BD_FACTOR)

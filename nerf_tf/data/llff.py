@@ -12,13 +12,11 @@ from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import circle_path, spiral_path
-from nerf_tf.storage import camera_matrices, image_reader, llff_photos, readers
+from nerf_tf.storage import image_reader, llff_files, readers
 
 logger = logging.getLogger(__name__)
 
 BD_FACTOR = 0.75  # the original's; see `load`
-# Range of depths, in the file's units: their squares and inverses are far from float32's limits.
-DEPTH_RANGE = (1e-9, 1e9)
 # A mean viewing direction shorter than this may be nothing but rounding, which is 6e-8 in float32.
 NO_DIRECTION = 1e-6
 
@@ -53,13 +51,13 @@ def load(
     """
     datadir = Path(datadir)
     bounds_file = datadir / "poses_bounds.npy"
-    poses, hwf, bounds = read_poses_bounds(bounds_file)
+    poses, hwf, bounds = llff_files.read_poses_bounds(bounds_file)
     factor = factor or 1
     if factor < 0 or (bd_factor is not None and bd_factor <= 0):
         raise ValueError(f"factor {factor} and bd_factor {bd_factor} must be positive")
     with readers.path_in_errors(bounds_file):
         poses, bounds, render_poses, to_dataset = arrange(poses, bounds, spherify, bd_factor)
-    paths = llff_photos.find_photos(datadir, factor, len(poses))
+    paths = llff_files.find_photos(datadir, factor, len(poses))
     images = image_reader.read_images(paths, channels=3)
     with readers.path_in_errors(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
@@ -94,38 +92,6 @@ def _warn_of_other_size(hwf: np.ndarray, height: int, width: int, bounds_file: P
             "anew from these photos, or check --factor",
             bounds_file, expected_width, expected_height, width, height,
         )  # fmt: skip
-
-
-def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads poses_bounds.npy as it is.
-
-    Returns:
-        Poses [N, 3, 4] in LLFF axes (down, right, back); height, width and focal length [N, 3] of the full-size photos,
-        in pixels; least and greatest depth [N, 2]. All float64.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not a plain array [N, 17] of finite numbers with focal > 0 and near < far, both within
-            `DEPTH_RANGE`, or a pose in it is no rotation.
-    """
-    rows = readers.read_npy(path, "; make it of the photos with tools/imgs2poses.py")
-    if not (rows.ndim == 2 and rows.shape[1] == 17 and len(rows)):
-        raise ValueError(f"{path}: expected an array [N, 17], found {rows.shape}")
-    with np.errstate(over="ignore"):  # of wider types, which show as infinity then
-        rows = rows.astype(np.float64)
-    if not np.all(np.isfinite(rows)):
-        raise ValueError(f"{path}: row {np.argmin(np.isfinite(rows).all(axis=1))} holds NaN or infinity")
-    matrices, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
-    least, most = DEPTH_RANGE
-    in_order = (bounds[:, 0] >= least) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= most)
-    wrong = np.flatnonzero(~in_order | (matrices[:, 2, 4] <= 0))
-    if wrong.size:
-        raise ValueError(
-            f"{path}: row {wrong[0]} has focal {matrices[wrong[0], 2, 4]:g} and bounds {bounds[wrong[0]]}; "
-            f"focal must be positive, and 0 < near < far (from {least:g} to {most:g})"
-        )
-    camera_matrices.require_rigid(matrices[..., :4], [f"{path}: row {i}" for i in range(len(rows))])
-    return matrices[..., :4], matrices[..., 4], bounds
 
 
 def rescale(poses: np.ndarray, bounds: np.ndarray, bd_factor: float | None) -> tuple[np.ndarray, np.ndarray, float]:

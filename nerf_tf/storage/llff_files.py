@@ -1,4 +1,4 @@
-"""Finds the photos of an LLFF scene, which must go with its poses, and makes smaller copies of them."""
+"""Reads what an LLFF scene consists of: poses_bounds.npy and its photos, of which it makes smaller copies."""
 
 from __future__ import annotations
 
@@ -7,16 +7,51 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from nerf_tf.storage import image_folders, image_reader, readers
+from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers
 from nerf_tf.storage.atomic import complete_folder
 from nerf_tf.storage.image_folders import list_images, listed
 
 logger = logging.getLogger(__name__)
 
+# Range of depths, in the file's units: their squares and inverses are far from float32's limits.
+DEPTH_RANGE = (1e-9, 1e9)
 # Most characters of view_imgs.txt, which has a line for each photo: room for some 30,000.
 LARGEST_TEXT = 2**20
+
+
+def read_poses_bounds(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads poses_bounds.npy as it is.
+
+    Returns:
+        Poses [N, 3, 4] in LLFF axes (down, right, back); height, width and focal length [N, 3] of the full-size photos,
+        in pixels; least and greatest depth [N, 2]. All float64.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not a plain array [N, 17] of finite numbers with focal > 0 and near < far, both within
+            `DEPTH_RANGE`, or a pose in it is no rotation.
+    """
+    rows = readers.read_npy(path, "; make it of the photos with tools/imgs2poses.py")
+    if not (rows.ndim == 2 and rows.shape[1] == 17 and len(rows)):
+        raise ValueError(f"{path}: expected an array [N, 17], found {rows.shape}")
+    with np.errstate(over="ignore"):  # of wider types, which show as infinity then
+        rows = rows.astype(np.float64)
+    if not np.all(np.isfinite(rows)):
+        raise ValueError(f"{path}: row {np.argmin(np.isfinite(rows).all(axis=1))} holds NaN or infinity")
+    matrices, bounds = rows[:, :15].reshape(-1, 3, 5), rows[:, 15:]
+    least, most = DEPTH_RANGE
+    in_order = (bounds[:, 0] >= least) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= most)
+    wrong = np.flatnonzero(~in_order | (matrices[:, 2, 4] <= 0))
+    if wrong.size:
+        raise ValueError(
+            f"{path}: row {wrong[0]} has focal {matrices[wrong[0], 2, 4]:g} and bounds {bounds[wrong[0]]}; "
+            f"focal must be positive, and 0 < near < far (from {least:g} to {most:g})"
+        )
+    camera_matrices.require_rigid(matrices[..., :4], [f"{path}: row {i}" for i in range(len(rows))])
+    return matrices[..., :4], matrices[..., 4], bounds
 
 
 def find_photos(datadir: Path, factor: int, poses: int) -> list[Path]:
