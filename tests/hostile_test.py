@@ -23,10 +23,18 @@ from PIL import Image
 from tf1_weights_test import hostile_payloads, npy_bytes
 
 from nerf_tf.camera_paths import keyframes
-from nerf_tf.data import blender, deepvoxels
+from nerf_tf.data import blender
 from nerf_tf.data import images as image_files
 from nerf_tf.evaluation import lpips
-from nerf_tf.storage import image_reader, llff_files, pickled_arrays, readers, tf1_weights, transforms_files
+from nerf_tf.storage import (
+    deepvoxels_files,
+    image_reader,
+    llff_files,
+    pickled_arrays,
+    readers,
+    tf1_weights,
+    transforms_files,
+)
 
 # More than any of these files needs: they are some kilobytes.
 MOST_MEMORY, MOST_SECONDS = 64 * 2**20, 20
@@ -392,8 +400,8 @@ def test_frames(scene_dir, key, value, message):
 
 def test_text_files_of_deepvoxels(tmp_path):
     path = tmp_path / "000.txt"
-    for read in (deepvoxels.read_pose, deepvoxels.read_intrinsics):
-        for content in (b"\xff\xfe", b"1 " * deepvoxels.LARGEST_TEXT, b"1e999 " * 16, b"0x1 " * 16, b"\0" * 20):
+    for read in (deepvoxels_files.read_pose, deepvoxels_files.read_intrinsics):
+        for content in (b"\xff\xfe", b"1 " * deepvoxels_files.LARGEST_TEXT, b"1e999 " * 16, b"0x1 " * 16, b"\0" * 20):
             path.write_bytes(content)
             with pytest.raises(ValueError, match=r"000\.txt"):
                 read(path)
@@ -429,8 +437,8 @@ READERS = {
     "model_000001.npy": tf1_weights.load,
     "a.png": image_reader.read_image,
     "transforms_val.json": transforms_files.read_split,
-    "intrinsics.txt": deepvoxels.read_intrinsics,
-    "pose.txt": deepvoxels.read_pose,
+    "intrinsics.txt": deepvoxels_files.read_intrinsics,
+    "pose.txt": deepvoxels_files.read_pose,
 }
 
 
