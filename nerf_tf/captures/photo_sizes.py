@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from nerf_tf.geometry.camera import Camera
+
+logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]  # height and width
 
@@ -86,3 +90,34 @@ def smallest_usual(sizes: Sequence[Size]) -> Size:
 
     usual = max(counts, key=share)
     return min((size for size in counts if are_alike(size, usual)), key=lambda size: size[0] * size[1])
+
+
+def choose_common_size(sizes: Mapping[Path, Size], factor: int) -> CommonSize:
+    """Chooses the size of the scene's images, and reports what that does to photos; `sizes` are by path.
+
+    Raises:
+        ValueError: `factor` leaves no pixels.
+    """
+    photo = smallest_usual(list(sizes.values()))
+    common = CommonSize(photo, (photo[0] // factor, photo[1] // factor))
+    smallest = next(path for path, size in sizes.items() if size == photo)
+    if min(common.image) < 1:
+        raise ValueError(f"{smallest}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
+    if factor > 1:
+        shrunk = (*photo[::-1], *common.image[::-1])
+        logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
+    usual = {size for size in sizes.values() if are_alike(size, photo)}
+    others = [path for path, size in sizes.items() if size not in usual]
+    if others:
+        logger.warning(
+            "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d): they are shrunk to fit, and "
+            "used for training only; to keep more detail make them a scene of their own",
+            others[0], len(others), len(sizes), *sizes[others[0]][::-1], *photo[::-1],
+        )  # fmt: skip
+    if (largest := max(usual)) != photo:
+        logger.warning(
+            "%s: photos of several sizes, up to %dx%d, are shrunk to this one's, %dx%d; leave small ones out to keep "
+            "more detail",
+            smallest, *largest[::-1], *photo[::-1],
+        )  # fmt: skip
+    return common

@@ -5,19 +5,18 @@ instant-ngp, nerfstudio, Polycam, Record3D and BlenderNeRF write such files.
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nerf_tf.camera_paths import around_cameras
 from nerf_tf.captures import photo_sizes, scene_points
-from nerf_tf.captures.distortion import Distortion, find_pinhole, resample, source_pixels
-from nerf_tf.captures.photo_sizes import CommonSize, Place, Size
+from nerf_tf.captures.distortion import find_pinhole
+from nerf_tf.captures.lenses import read_lens
+from nerf_tf.captures.photos import find_masks, find_photos, read_masks, undistort_photos
 from nerf_tf.captures.scene_points import ScenePoints
 from nerf_tf.captures.viewed_point import meeting_depths
 from nerf_tf.captures.worlds import transform_points
@@ -26,23 +25,16 @@ from nerf_tf.data import llff
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
-from nerf_tf.storage import camera_matrices, image_folders, image_reader, readers, transforms_files
+from nerf_tf.storage import camera_matrices, image_reader, readers, transforms_files
 from nerf_tf.storage.image_folders import listed
 from nerf_tf.storage.transforms_files import Split
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# Accepted values of `camera_model`: models whose distortion `captures.distortion` covers.
-PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
-MODELS = (*PINHOLES, "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-# Keys by which instant-ngp marks other kinds of lenses, and coefficients that `Distortion` does not have.
-OTHER_LENSES, OTHER_DISTORTIONS = ("is_fisheye", "latlong", "ftheta_p0"), ("k4", "k5", "k6")
 INTRINSICS = (*transforms_files.INTRINSICS, "camera_angle_y", "k5", "k6")
 # Keys that do not change the poses: instant-ngp's unit cube, and what has been done to the poses already.
 WITHOUT_EFFECT = ("aabb_scale", "scale", "offset", "from_na", "applied_transform", "applied_scale")
-# Largest distortion coefficient: far beyond the thousands that long lenses have, where x and y are small.
-LARGEST_COEFFICIENT = 1e7
 # Near and far where the data does not tell them, as multiples of the distance to the point that cameras look at: for an
 # object on an empty background, as in the original's Blender scenes (2 and 6 at distance 4), and for photos, which show
 # the surroundings.
@@ -53,10 +45,6 @@ UNKNOWN_RANGE = (0.1, 20.0)
 ROUNDING = 1e-9
 # Cameras face one way if all look within 50 degrees of their mean direction; this is the cosine.
 ONE_WAY = 0.64
-# A resized or undistorted pixel counts as within its mask if more than this part of it is: all but rounding.
-INSIDE = 0.999
-
-Lens = tuple[Camera, Distortion]
 
 
 def load(
@@ -91,15 +79,15 @@ def load(
     main = next(iter(files.values()))
     paths, mask_paths = [], []
     for file in files.values():
-        photos = _find(file, "file_path", file.names, file.paths)
+        photos = find_photos(file, "file_path", file.names, file.paths)
         paths += photos
-        mask_paths += _find_masks(file, photos)
+        mask_paths += find_masks(file, photos)
     size_of = {path: image_reader.image_size(path) for path in paths}
-    common = _common_size(size_of, factor)
+    common = photo_sizes.choose_common_size(size_of, factor)
     sizes = [size_of[path] for path in paths]
     places = [common.place(size) for size in sizes]
     frames = [(file, i) for file in files.values() for i in file.frames]
-    lenses = [_lens(*frame, size, place) for frame, size, place in zip(frames, sizes, places, strict=True)]
+    lenses = [read_lens(*frame, size, place) for frame, size, place in zip(frames, sizes, places, strict=True)]
     with readers.path_in_errors(main.file):
         pinholes = {lens: find_pinhole(*lens) if any(lens[1]) else lens[0] for lens in dict.fromkeys(lenses)}
         placed = zip(places, lenses, strict=True)
@@ -118,8 +106,8 @@ def load(
         return place.fill(image_files.shrink(image, place.height, place.width, white_bkgd, keep_alpha), common.image)
 
     images, alphas = image_files.read_photos(paths, fit, white_bkgd, one_size=False)
-    masks = _read_masks(mask_paths, sizes, places, common.image)
-    _undistort(images, alphas, masks, lenses, pinholes, places)
+    masks = read_masks(mask_paths, sizes, places, common.image)
+    undistort_photos(images, alphas, masks, lenses, pinholes, places)
     return Scene(
         images=images,
         alphas=alphas,
@@ -159,232 +147,6 @@ def _read_files(datadir: Path) -> dict[str, Split]:
         if ignored := [name for name in WITHOUT_EFFECT if name in file.meta]:
             logger.info("%s: %s without effect: poses count as they stand", file.file, listed(ignored))
     return files
-
-
-# Photos and masks
-
-
-def _find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
-    """Finds the path of each frame's mask; None where it has none."""
-    names = {i: file.meta["frames"][i].get("mask_path") for i in file.frames}
-    names = {i: name for i, name in names.items() if name not in (None, "")}
-    for i, name in names.items():
-        if not (isinstance(name, str) and 0 < len(name) <= transforms_files.LONGEST_NAME):
-            raise ValueError(f"{file.file}: frame {i}: mask_path must be the path of an image")
-    written = list(names.values())
-    found = _find(file, "mask_path", written, image_folders.find_images(file.file.parent, written), photos)
-    return list(map(dict(zip(names, found, strict=True)).get, file.frames))
-
-
-def _find(
-    file: Split, key: str, names: Sequence[str], paths: Sequence[Path], not_meant: Sequence[Path] = ()
-) -> list[Path]:
-    """Returns the paths; if none of them exists, as on another machine, images whose paths end alike.
-
-    Raises:
-        FileNotFoundError: an image is missing, or several paths end alike.
-        ValueError: two names lead to one image.
-    """
-    folder = file.file.parent
-    if any(map(os.path.lexists, paths)) or not paths:
-        image_folders.require_images(paths, transforms_files.MISSING_REMEDY)
-        return list(paths)
-    owners = {}
-    for name, found in zip(names, image_folders.match_images(folder, names, not_meant), strict=True):
-        if len(found) != 1:
-            several = listed([str(path.relative_to(folder)) for path in found])
-            there = f"{folder} holds {listed(image_folders.list_entries(folder))}"
-            raise FileNotFoundError(
-                f"{file.file}: {key} {name[:200]!r}: no such image ({len(paths)} of {len(paths)} are missing); "
-                + (f"{several} end alike: correct the paths" if found else f"{there}, and no image of that name")
-            )
-        if owners.setdefault(found[0], name) != name:
-            meant = found[0].relative_to(folder)
-            raise ValueError(f"{file.file}: {key} of two frames may mean {meant}: correct the paths")
-    found = {name: path for path, name in owners.items()}
-    logger.info(
-        "%s: %d images were found by the ends of their paths: %s is %s",
-        file.file, len(names), names[0], found[names[0]].relative_to(folder),
-    )  # fmt: skip
-    return [found[name] for name in names]
-
-
-def _common_size(sizes: Mapping[Path, Size], factor: int) -> CommonSize:
-    """Chooses the size of the scene's images, and reports what that does to photos; `sizes` are by path.
-
-    Raises:
-        ValueError: `factor` leaves no pixels.
-    """
-    photo = photo_sizes.smallest_usual(list(sizes.values()))
-    common = CommonSize(photo, (photo[0] // factor, photo[1] // factor))
-    smallest = next(path for path, size in sizes.items() if size == photo)
-    if min(common.image) < 1:
-        raise ValueError(f"{smallest}: factor {factor} leaves no pixels of photos of {photo[1]}x{photo[0]}")
-    if factor > 1:
-        shrunk = (*photo[::-1], *common.image[::-1])
-        logger.info("factor %d: photos of %dx%d become %dx%d (--factor 1 keeps them)", factor, *shrunk)
-    usual = {size for size in sizes.values() if photo_sizes.are_alike(size, photo)}
-    others = [path for path, size in sizes.items() if size not in usual]
-    if others:
-        logger.warning(
-            "%s: %d of %d photos have other proportions (%dx%d) than most (%dx%d): they are shrunk to fit, and "
-            "used for training only; to keep more detail make them a scene of their own",
-            others[0], len(others), len(sizes), *sizes[others[0]][::-1], *photo[::-1],
-        )  # fmt: skip
-    if (largest := max(usual)) != photo:
-        logger.warning(
-            "%s: photos of several sizes, up to %dx%d, are shrunk to this one's, %dx%d; leave small ones out to keep "
-            "more detail",
-            smallest, *largest[::-1], *photo[::-1],
-        )  # fmt: skip
-    return common
-
-
-def _read_masks(
-    paths: Sequence[Path | None], photos: Sequence[Size], places: Sequence[Place], size: Size
-) -> np.ndarray | None:
-    """Reads masks [N, H, W] for images of `size`; None if no frame has one and photos fill all images.
-
-    White is within the mask, black is left out, and so is what lies beside a photo.
-
-    Args:
-        paths: of the masks; None where a frame has none.
-        photos: sizes of the photos, before they were shrunk.
-        places: where they are in the images.
-        size: that of the images.
-    """
-    if not any(paths) and all(place.is_whole(size) for place in places):
-        return None
-    masks = np.zeros([len(paths), *size], bool)
-
-    def read(i: int) -> None:
-        """Reads the mask of a photo, if it has one."""
-        if paths[i] is None:
-            masks[i][places[i].window] = True
-            return
-        mask = image_reader.read_image(paths[i])[..., :3].max(axis=-1, keepdims=True)
-        if mask.shape[:2] != photos[i]:
-            raise ValueError(
-                f"{paths[i]}: {mask.shape[1]}x{mask.shape[0]}, but photos are {photos[i][1]}x{photos[i][0]}; a mask "
-                "has the size of its photo"
-            )
-        white = np.float32(mask > 0.5 * mask.max())  # white is 1 of 255 in some files
-        shrunk = image_files.shrink(white, places[i].height, places[i].width, white_bkgd=False)
-        masks[i][places[i].window] = shrunk[..., 0] > INSIDE
-
-    image_reader.run_parallel(read, len(paths), "Reading masks")
-    if not masks.any():
-        raise ValueError(f"{next(filter(None, paths))}: this mask and all others are black; white is what is kept")
-    return masks
-
-
-def _undistort(
-    images: np.ndarray,
-    alphas: np.ndarray | None,
-    masks: np.ndarray | None,
-    lenses: Sequence[Lens],
-    pinholes: Mapping[Lens, Camera],
-    places: Sequence[Place],
-) -> None:
-    """Replaces distorted photos in [N, H, W, 3], alphas and masks [N, H, W], in place, by those of pinhole cameras."""
-    source = functools.lru_cache(maxsize=2)(source_pixels)
-    distorted = [i for i, (_, distortion) in enumerate(lenses) if any(distortion)]
-
-    def undistort(index: int) -> None:
-        """Replaces a distorted photo, its alpha and its mask."""
-        i = distorted[index]
-        rows, cols = source(pinholes[lenses[i]], *lenses[i])
-        photo = images[i][places[i].window]
-        photo[:] = resample(photo, rows, cols)
-        if alphas is not None:
-            alpha = alphas[i][places[i].window]
-            alpha[:] = resample(alpha[..., None], rows, cols)[..., 0]
-        if masks is not None:
-            mask = masks[i][places[i].window]
-            mask[:] = resample(np.float32(mask[..., None]), rows, cols)[..., 0] > INSIDE
-
-    image_reader.run_parallel(undistort, len(distorted), "Undistorting images")
-
-
-# Cameras
-
-
-def _lens(file: Split, frame: int, photo: Size, place: Place) -> Lens:
-    """Reads a frame's distortion, and its camera for the photo shrunk from its size to its place.
-
-    Raises:
-        ValueError: the camera contradicts itself, or is no pinhole with the distortion of `Distortion`.
-    """
-    given = file.intrinsics[frame]
-    w, h = transforms_files.former_size(given, *photo)
-    with readers.path_in_errors(f"{file.file}: frame {frame}"):
-        record = file.meta | file.meta["frames"][frame]
-        numbers = {name: value for name, (value, _) in given.items()} | _read_k(record)
-        distortion = _read_distortion(record, numbers)
-        sides = {"x": w, "y": h}
-        fx, fy = (_agreed(numbers, (f"fl_{x}", f"K's f{x}", f"camera_angle_{x}"), sides[x]) for x in "xy")
-        cx, cy = (_agreed(numbers, (f"c{x}", f"K's c{x}"), sides[x]) for x in "xy")
-        cx, cy = 0.5 * w if cx is None else cx, 0.5 * h if cy is None else cy
-        if fx is None and fy is None:
-            raise ValueError("it has no focal length: fl_x (pixels), camera_angle_x (radians) or a 3x3 K")
-        if not (0 < cx < w and 0 < cy < h):
-            raise ValueError(
-                f"its principal point {cx:g}, {cy:g} is outside of images of {w:g}x{h:g}; if the images were "
-                "resized, add the former w and h"
-            )
-        across, down = place.width / w, place.height / h
-        focals = (fx or fy) * across, (fy or fx) * down
-        return Camera(place.height, place.width, *focals, cx * across, cy * down).checked(), distortion
-
-
-def _read_k(record: dict[str, object]) -> dict[str, float]:
-    """Reads the numbers of a 3x3 matrix `K`, under the names that messages use."""
-    if record.get("K") is None:
-        return {}
-    matrix = readers.parse_matrix(record["K"], "K", ((3, 3),))
-    rest = matrix * [[0, 1, 0], [1, 0, 0], [1, 1, 1]] - np.diag([0, 0, 1])
-    if min(matrix[0, 0], matrix[1, 1]) <= 0 or np.abs(rest).max() > 1e-6:
-        raise ValueError("K must be [fx, 0, cx], [0, fy, cy], [0, 0, 1]")
-    (fx, _, cx), (_, fy, cy), _ = matrix.tolist()
-    return {"K's fx": fx, "K's fy": fy, "K's cx": cx, "K's cy": cy}
-
-
-def _read_distortion(record: dict[str, object], numbers: dict[str, float]) -> Distortion:
-    """Reads the distortion of a frame; raises ValueError if its lens is of another kind."""
-    model = record.get("camera_model") or "OPENCV"
-    lens = next((name for name in OTHER_LENSES if record.get(name)), f"camera_model {str(model)[:40]!r}")
-    if lens in OTHER_LENSES or not (isinstance(model, str) and model.upper() in MODELS):
-        raise ValueError(f"{lens} is not one of {', '.join(MODELS)}: undistort the images, and export them again")
-    given = {name: numbers[name] for name in (*Distortion._fields, *OTHER_DISTORTIONS) if numbers.get(name)}
-    for name, value in given.items():
-        if name in OTHER_DISTORTIONS or model.upper() in PINHOLES:
-            raise ValueError(f"{name} {value:g} is no distortion of {model}: undistort the images, or correct the file")
-        if not abs(value) <= LARGEST_COEFFICIENT:
-            raise ValueError(f"{name} {value:g} is no coefficient of a lens")
-    return Distortion(**given)
-
-
-def _agreed(numbers: dict[str, float], names: Sequence[str], side: float) -> float | None:
-    """Returns the length in pixels that any of `names` gives; None if none of them is in `numbers`.
-
-    `side` is the side of the images, for fields of view.
-
-    Raises:
-        ValueError: two of them contradict each other.
-    """
-    found = {name: numbers[name] for name in names if name in numbers}
-    lengths = [
-        0.5 * side / math.tan(0.5 * value) if name.startswith("camera") else value for name, value in found.items()
-    ]
-    for length in lengths[1:]:
-        if not abs(length - lengths[0]) <= transforms_files.TOLERANCE * abs(lengths[0]):
-            said = " and ".join(f"{name} {value:g}" for name, value in found.items())
-            pixels = " and ".join(f"{length:g}" for length in lengths)
-            raise ValueError(f"{said} contradict each other ({pixels} pixels of {side:g}); remove or correct one")
-    return lengths[0] if lengths else None
-
-
-# World, range, path and splits
 
 
 def _normalise(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
