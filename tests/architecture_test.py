@@ -133,6 +133,11 @@ def test_the_table_points_one_way():
         seen.add(room)
 
 
+def test_the_core_knows_nothing_beyond_it():
+    beside = {"storage", "compaction", "tensor_float"}  # files, and what XLA and GPUs need
+    assert [room for room in CORE_ROOMS if MAY_IMPORT[room] - CORE_ROOMS - beside] == []
+
+
 def test_no_files_import_each_other_in_a_circle():
     graphlib.TopologicalSorter({path: modules_of(path) for path in PROGRAMS if path.name != "__init__.py"}).prepare()
 
