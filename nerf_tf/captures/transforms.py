@@ -21,7 +21,7 @@ from nerf_tf.captures.scene_points import ScenePoints
 from nerf_tf.captures.viewed_point import meeting_depths
 from nerf_tf.captures.worlds import transform_points
 from nerf_tf.data import images as image_files
-from nerf_tf.data import llff
+from nerf_tf.data import view_splits
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -238,7 +238,7 @@ def _split(files: dict[str, Split], poses: np.ndarray, llffhold: int, is_whole: 
         train, val, test = _listed_views(files[""])
     else:
         order = np.array(sorted(views[is_whole], key=lambda i: files[""].names[i]))
-        train, test = (order[chosen] for chosen in llff.hold_out(poses[order], llffhold))
+        train, test = (order[chosen] for chosen in view_splits.hold_out(poses[order], llffhold))
         train, val = np.concatenate([train, views[~is_whole]]), test
     val, test = (some[is_whole[some]] for some in (val, test))
     return [train, val if val.size else test, test if test.size else val]

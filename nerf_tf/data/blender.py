@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf_tf.data import images as image_files
+from nerf_tf.data import view_splits
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry.camera import Camera
 from nerf_tf.geometry.paths import orbit_path
@@ -38,13 +39,9 @@ def load(
         ValueError: a transforms file is malformed, its cameras differ from those of `Camera.centred`, or images differ
             in size or channels, or testskip is negative.
     """
-    if testskip < 0:
-        raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
-    strides = {"train": 1, "val": testskip or 1, "test": testskip or 1}
-    splits = [
-        transforms_files.read_split(Path(datadir) / f"transforms_{name}.json", stride)
-        for name, stride in strides.items()
-    ]
+    files = [Path(datadir) / f"transforms_{name}.json" for name in ("train", "val", "test")]
+    strides = view_splits.strides(testskip)
+    splits = [transforms_files.read_split(path, stride) for path, stride in zip(files, strides, strict=True)]
     paths = [path for split in splits for path in split.paths]
     image_folders.require_images(paths, transforms_files.MISSING_REMEDY)
     height, width = image_reader.image_size(paths[0])
@@ -61,8 +58,7 @@ def load(
     for split, focal in zip(splits, focals, strict=True):
         with readers.path_in_errors(split.file):
             cameras += [Camera.centred(*images.shape[1:3], focal)] * len(split.paths)
-    starts = np.cumsum([len(split.paths) for split in splits])[:-1]
-    i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
+    i_train, i_val, i_test = view_splits.successive([len(split.paths) for split in splits])
     return Scene(
         images=images,
         alphas=alphas,

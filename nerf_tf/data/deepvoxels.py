@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf.data import view_splits
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -34,11 +35,10 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
         ValueError: a text file is malformed, images and poses differ in number, images are not squares of one size, or
             testskip is negative.
     """
-    if testskip < 0:
-        raise ValueError(f"testskip {testskip}: give 0 or 1 for every view, or a larger number to skip some")
-    strides = {"train": 1, "validation": testskip or 1, "test": testskip or 1}
-    splits = [deepvoxels_files.read_split(Path(datadir) / name / shape, stride) for name, stride in strides.items()]
-    intrinsics_file = Path(datadir) / "train" / shape / "intrinsics.txt"
+    folders = [Path(datadir) / name / shape for name in ("train", "validation", "test")]
+    strides = view_splits.strides(testskip)
+    splits = [deepvoxels_files.read_split(folder, stride) for folder, stride in zip(folders, strides, strict=True)]
+    intrinsics_file = folders[0] / "intrinsics.txt"
     photo_focal, photo_height = deepvoxels_files.read_intrinsics(intrinsics_file)
     paths = [path for split_paths, _ in splits for path in split_paths]
     poses = pose_maths.opencv_to_opengl(np.concatenate([split_poses for _, split_poses in splits])).astype(np.float32)
@@ -47,8 +47,7 @@ def load(datadir: str | os.PathLike[str], shape: str, testskip: int = 8) -> Scen
         raise ValueError(f"{paths[0]}: {width}x{side}; DeepVoxels images must be square (the original's are 512x512)")
     with readers.path_in_errors(intrinsics_file):
         camera = Camera.centred(side, side, side / photo_height * photo_focal)
-    starts = np.cumsum([len(split_paths) for split_paths, _ in splits])[:-1]
-    i_train, i_val, i_test = np.split(np.arange(len(paths), dtype=np.int64), starts)
+    i_train, i_val, i_test = view_splits.successive([len(split_paths) for split_paths, _ in splits])
     radius = float(np.mean(np.linalg.norm(poses[:, :, 3], axis=-1)))
     return Scene(
         images=image_reader.read_images(paths, channels=3),

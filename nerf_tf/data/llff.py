@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf_tf.data import view_splits
 from nerf_tf.data.scene import Scene
 from nerf_tf.geometry import poses as pose_maths
 from nerf_tf.geometry.camera import Camera
@@ -62,7 +63,7 @@ def load(
     with readers.path_in_errors(bounds_file):
         camera = Camera.centred(*images.shape[1:3], _common_focal(hwf[:, 2], bounds_file) / factor)
     _warn_of_other_size(hwf / factor, *images.shape[1:3], bounds_file)
-    i_train, i_test = hold_out(poses, llffhold)
+    i_train, i_test = view_splits.hold_out(poses, llffhold)
     return Scene(
         images=images,
         poses=poses.astype(np.float32),
@@ -162,17 +163,3 @@ def _common_focal(focals: np.ndarray, path: Path) -> float:
             path, focals.min(), focals.max(), focals[0],
         )  # fmt: skip
     return float(focals[0])
-
-
-def hold_out(poses: np.ndarray, llffhold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the views of `poses` [N, 3, 4] into int64 indices for training and for test, as `load` says."""
-    views = np.arange(len(poses), dtype=np.int64)
-    if llffhold > 0:
-        i_test = views[::llffhold]
-    else:
-        offsets = poses[:, :, 3] - poses[:, :, 3].mean(axis=0)
-        i_test = views[[np.argmin(np.sum(np.square(offsets), axis=-1))]]
-    i_train = np.setdiff1d(views, i_test)
-    if not i_train.size:
-        logger.warning("all %d views are held out (llffhold %d): none is left to train on", len(views), llffhold)
-    return i_train, i_test
