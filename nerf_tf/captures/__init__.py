@@ -1,1 +1,1 @@
-"""Captures of people: scenes of a transforms.json, photos of several sizes and lenses, sparse points beside them."""
+"""Own captures: scenes of a transforms.json, photos of several sizes and lenses, sparse points beside them."""
