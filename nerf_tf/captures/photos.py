@@ -26,7 +26,11 @@ INSIDE = 0.999
 
 
 def find_masks(file: Split, photos: Sequence[Path]) -> list[Path | None]:
-    """Finds the path of each frame's mask; None where it has none."""
+    """Finds the path of each frame's mask; None where it has none. `photos` are those of the file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `find_photos`; or a name is no path.
+    """
     names = {i: file.meta["frames"][i].get("mask_path") for i in file.frames}
     names = {i: name for i, name in names.items() if name not in (None, "")}
     for i, name in names.items():
@@ -41,6 +45,12 @@ def find_photos(
     file: Split, key: str, names: Sequence[str], paths: Sequence[Path], not_meant: Sequence[Path] = ()
 ) -> list[Path]:
     """Returns the paths; if none of them exists, as on another machine, images whose paths end alike.
+
+    Args:
+        file: the transforms file.
+        key: its key that names the images; for messages.
+        names, paths: N paths as the file gives them, and the files that they mean.
+        not_meant: images that are not looked for.
 
     Raises:
         FileNotFoundError: an image is missing, or several paths end alike.
