@@ -99,7 +99,9 @@ def test_a_gpus_limit_is_that_of_large_products_waited_for_once(benchmark, monke
     assert found == pytest.approx(len(products) / 3 * 2e-9 * 262144 * 256 * 256)
 
 
-def test_the_report(benchmark, tmp_path, capsys):
+def test_the_report(benchmark, tmp_path, capsys, monkeypatch):
+    trace = benchmark.kernel_trace.KernelTrace(4071.0, 0.4)  # as of a GPU
+    monkeypatch.setattr(benchmark.kernel_trace, "trace_kernels", lambda run: trace)
     assert benchmark.main([*FLAGS, "--repeats=2", f"--out={tmp_path}"]) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())
     case = report["cases"]["random weights"]
@@ -113,10 +115,12 @@ def test_the_report(benchmark, tmp_path, capsys):
             assert len(record["seconds"]) == 2
             assert record["rays_per_second"] == pytest.approx(48 / record["median_seconds"])
             assert record["share_of_matmul_limit"] > 0
+            assert (record["kernels"], record["busy"]) == (4071.0, 0.4)
     assert engines["dense"]["train"]["times_faster_than_dense"] == 1.0
     # So small that most of its tensors are below what TensorFlow counts.
     assert engines["dense"]["train"]["peak_mb"] > engines["float32"]["train"]["peak_mb"] >= 0
     printed = capsys.readouterr().out
+    assert printed.count("  4,071   40%\n") == 6
     assert printed.endswith(f"{tmp_path / 'benchmark.json'}\n{tmp_path / 'benchmark.png'}\n")
     assert (tmp_path / "benchmark.png").stat().st_size > 5000
 

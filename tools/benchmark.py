@@ -10,8 +10,8 @@ Every flag of the program may be given and means what it means there. The engine
 and those with bfloat16: dense_xla_bfloat16, bfloat16, xla_bfloat16, and with TensorFloat-32, which recent GPUs have:
 dense_xla_tf32, xla_tf32. On a CPU those of XLA must be asked for.
 Steps are measured at random weights, and at those of --ft_path if it is given; the weights do not change. The engines
-take turns, so that a slow phase of the machine slows all of them. Writes a JSON file and a picture, and prints their
-paths.
+take turns, so that a slow phase of the machine slows all of them. On a GPU the profiler also tells how many kernels
+each starts, and what share of the time the GPU is busy. Writes a JSON file and a picture, and prints their paths.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from support import commandline
+from support import commandline, kernel_trace
 
 from nerf_tf import build, tensor_float
 from nerf_tf.data.pipeline import RayBatch, ray_batches
@@ -304,6 +304,7 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
         runs[engine, "render"] = in_precision(engine, lambda render=render: render(batch.rays))
     errors = gradient_errors(trainers, batch) if "dense" in trainers else None
     peaks = {key: meter.measure(run)[0] for key, run in runs.items()}
+    traces = {key: kernel_trace.trace_kernels(run) for key, run in runs.items()}
     times = {key: [] for key in runs}
     same, fresh = [], []  # pairs of steps: with the same batch, and with the pipeline's next one
     for _ in range(args.repeats):
@@ -326,6 +327,7 @@ def measure(args: argparse.Namespace, settings: Settings, scene: Scene, weights:
             "rays_per_second": settings.N_rand / median,
             "gflops_per_second": flops / median,
             "peak_mb": peaks[engine, kind],
+            **(trace._asdict() if (trace := traces[engine, kind]) else {}),
         }
     if fresh:
         result["pipeline_overhead"] = statistics.median(fresh) / statistics.median(same) - 1.0
@@ -377,13 +379,18 @@ def table(report: dict) -> str:
             )
         for engine, error in case.get("gradient_error", {}).items():
             lines.append(f"gradients of {engine} against dense, worst tensor: {error:.1e} of its norm")
-        lines.append(f"{'':26}{'s':>8}{'rays/s':>10}{'GFLOP/s':>9}{'of limit':>9}{'peak MB':>9}{'vs dense':>9}")
+        traced = any("kernels" in record for kinds in case["engines"].values() for record in kinds.values())
+        lines.append(
+            f"{'':26}{'s':>8}{'rays/s':>10}{'GFLOP/s':>9}{'of limit':>9}{'peak MB':>9}{'vs dense':>9}"
+            + (f"{'kernels':>9}{'busy':>6}" if traced else "")
+        )
         for engine, kinds in case["engines"].items():
             for kind, r in kinds.items():
                 faster = f"{r['times_faster_than_dense']:.2f}x" if "times_faster_than_dense" in r else ""
+                kernels = f"{r['kernels']:9,.0f}{r['busy']:6.0%}" if "kernels" in r else ""
                 lines.append(
                     f"{engine:19}{kind:7}{r['median_seconds']:8.3f}{r['rays_per_second']:10,.0f}"
-                    f"{r['gflops_per_second']:9.0f}{r['share_of_matmul_limit']:9.0%}{r['peak_mb']:9.0f}{faster:>9}"
+                    f"{r['gflops_per_second']:9.0f}{r['share_of_matmul_limit']:9.0%}{r['peak_mb']:9.0f}{faster:>9}{kernels}"
                 )
     return "\n".join(lines)
 
