@@ -26,7 +26,7 @@ def a_scene(poses: np.ndarray, near: float, far: float, **others: object) -> Sce
     """Photos of 48x36, of which only the cameras matter."""
     count, none = len(poses), np.zeros(0, np.int64)
     return Scene(
-        images=np.zeros([count, 36, 48, 3], np.float32),
+        images=np.tile(np.linspace(0.0, 1.0, 48, dtype=np.float32)[:, None], [count, 36, 1, 3]),
         poses=poses.astype(np.float32),
         cameras=(Camera.centred(36, 48, 46.0),) * count,
         near=near,
@@ -269,6 +269,21 @@ def test_photos_with_two_poses_and_tests_of_known_photos(front):
     assert one(scene_checks.check_scene(scene)).startswith("a.png: listed twice, for training and for tests, ")
 
 
+@pytest.mark.parametrize("colour", [0.0, 1.0])
+def test_photos_of_one_colour(colour):
+    scene = a_scene(ring(30.0), 2.0, 6.0)
+    assert scene_checks.check_scene(scene) == []
+    scene.images[3] = colour
+    expected = "view 3 (images/003.png): of one colour all over; export it again, or remove it and its pose"
+    assert scene_checks.check_scene(scene) == [expected]
+    scene.images[[5, 7]] = 1.0 - colour
+    scene.images[5, 35, 47] = 0.5  # one pixel is enough
+    assert one(scene_checks.check_scene(scene)) == (
+        "view 3 (images/003.png) and view 7 (images/007.png): of one colour all over; export them again, or remove "
+        "them and their poses"
+    )
+
+
 # Stale copies
 
 
@@ -356,7 +371,7 @@ def test_fern_is_all_right(real_data, options):
 def test_lego_is_all_right(real_data, monkeypatch):
 
     def read_nothing(paths, *_: object, **__: object) -> tuple[np.ndarray, None]:
-        return np.broadcast_to(np.float32(0), (len(paths), 400, 400, 3)), None
+        return np.broadcast_to(np.linspace(0, 1, 400, dtype=np.float32)[:, None], (len(paths), 400, 400, 3)), None
 
     monkeypatch.setattr(blender.image_files, "read_photos", read_nothing)
     folder = real_data / "data" / "nerf_synthetic" / "lego"

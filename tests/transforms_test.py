@@ -555,7 +555,9 @@ def test_masks_that_are_all_black(tmp_path):
         return {"mask_path": "black.png"}
 
     Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "black.png")
-    with pytest.raises(ValueError, match=r"black\.png: this mask and all others are black; white is what is kept"):
+    with pytest.raises(
+        ValueError, match=r"black\.png: this mask and all others are black; white is what is kept: invert them"
+    ):
         transforms.load(write_scene(tmp_path, frame=mask), factor=1)
 
 

@@ -114,7 +114,9 @@ def read_masks(
 
     image_reader.run_parallel(read, len(paths), "Reading masks")
     if not masks.any():
-        raise ValueError(f"{next(filter(None, paths))}: this mask and all others are black; white is what is kept")
+        raise ValueError(
+            f"{next(filter(None, paths))}: this mask and all others are black; white is what is kept: invert them"
+        )
     return masks
 
 

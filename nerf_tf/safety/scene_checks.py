@@ -63,6 +63,7 @@ def check_scene(scene: Scene, datadir: str | os.PathLike[str] | None = None, lin
         *check_axes(scene),
         *check_cameras(scene),
         *check_repeats(scene),
+        *check_blank(scene),
     ]
     return warnings if datadir is None else warnings + check_copies(scene, Path(datadir))
 
@@ -229,6 +230,20 @@ def check_repeats(scene: Scene) -> list[str]:
             f"{'it' if len(known) == 1 else 'them'} out of one of the two"
         )
     return warnings
+
+
+def check_blank(scene: Scene) -> list[str]:
+    """Warns of photos of one colour all over, as those of failed exports are."""
+    blank = [i for i, image in enumerate(scene.images) if _is_blank(image[::16, ::16]) and _is_blank(image)]
+    if not blank:
+        return []
+    remedy = "it again, or remove it and its pose" if len(blank) == 1 else "them again, or remove them and their poses"
+    return [f"{name_views(scene, blank)}: of one colour all over; export {remedy}"]
+
+
+def _is_blank(image: np.ndarray) -> bool:
+    """Whether all pixels of an image [H, W, 3] are equal."""
+    return bool((image == image[:1, :1]).all())
 
 
 def check_copies(scene: Scene, datadir: Path) -> list[str]:
