@@ -198,6 +198,8 @@ def pretend_to_run(words: list[str]) -> None:
     count = len(scene.i_test) if settings.render_test else settings.render_frames
     frames = view_files.write_views(folder, [image] * count, settings.save_arrays)
     view_files.write_video(folder / "video.mp4", frames.rgb, settings.fps)
+    if settings.render_test:
+        atomic.write_text(run / "metrics.json", '{"psnr_8bit": {"mean": 18.25}}')
 
 
 @pytest.fixture
@@ -239,6 +241,10 @@ def test_from_photos_to_a_video(tool, in_process, photos, tmp_path, capsys):
         assert str(out / name) in said
         assert (out / name).stat().st_size > 1000
     assert f"{sys.executable} {ROOT / 'tools' / 'viewer.py'} {out / 'run'}" in said
+    score = json.loads((out / "run" / "metrics.json").read_text())["psnr_8bit"]["mean"]
+    assert f"contact_sheet.png; {score:.1f} dB; all scores" in said
+    assert f"from_photos: test views of {score:.1f} dB: the scene was not learnt; see whether {out}/check.png" in said
+    (out / "run" / "metrics.json").write_text('{"psnr_8bit": {"mean": 24.5}}')
     assert [frame.shape for frame in imageio.mimread(out / "video.mp4")] == [(16, 20, 3)] * 2
     assert len(llff_files.read_poses_bounds(out / "scene" / "poses_bounds.npy")[0]) == 8
     settings = parsing.parse_settings(in_process[2][1:])
@@ -251,7 +257,10 @@ def test_from_photos_to_a_video(tool, in_process, photos, tmp_path, capsys):
     in_process.clear()
     assert tool("from_photos").main([*words, *video]) == 0
     assert in_process == []
-    assert capsys.readouterr().out.count("finished before") == 5
+    said = capsys.readouterr().out
+    assert said.count("finished before") == 5
+    assert "24.5 dB" in said
+    assert "not learnt" not in said
 
     def only_note(program: str, *words: object, output: Path | None = None) -> int:
         in_process.append([program])

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,8 @@ MINUTES, FRAMES = 3.0, 60
 LONGER_SIDE = 500
 # Views of the video, their pixels and views a second, if not told otherwise: 5 million rays, some minutes on two cores.
 VIEWS, VIEW_PIXELS, FPS = 60, 80_000, 20
+# Test views below so many dB show another scene than the photos do: after three minutes they have 23 to 34.
+POOR = 20.0
 # The kinds of scenes: those that --kind names, and that of transforms.json. The config of each, and how it is loaded.
 KINDS = ("ndc", "360")
 CONFIGS = {"ndc": "configs/fast/fern.txt", **dict.fromkeys(("360", "transforms"), "configs/fast/360.txt")}
@@ -276,14 +279,20 @@ def run_stages(args: argparse.Namespace, train_flags: list[str], video_flags: li
         require_success(run_program("contact_sheet", "--run", run, "--out", out / "contact_sheet.png"))
 
     stages.run("sheet", {"weights": weights}, ["contact_sheet.png"], make_sheet)
+    score = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["psnr_8bit"]["mean"]
     viewer = [sys.executable, Path(__file__).with_name("viewer.py"), run]
     print(f"all stages: {stages.seconds() / 60:.1f} minutes")
     print(
         f"video:         {out / 'video.mp4'}; larger or longer: the same command with --render_width, --render_frames"
     )
-    print(f"test views:    {out / 'contact_sheet.png'}; scores: {run / 'metrics.json'}")
+    print(f"test views:    {out / 'contact_sheet.png'}; {score:.1f} dB; all scores: {run / 'metrics.json'}")
     print(f"the scene:     {picture}")
     print(f"look around:   {' '.join(map(str, viewer))}")
+    if score < POOR:
+        print(
+            f"from_photos: test views of {score:.1f} dB: the scene was not learnt; see whether {picture} shows the "
+            "cameras where they stood, then train longer (--minutes 10), as another kind (--kind), or with more photos"
+        )
 
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
