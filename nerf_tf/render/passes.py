@@ -226,8 +226,8 @@ def _render_pass(
     """Evaluates the network at samples `t_vals` [R, S] and composites them."""
     noise = None if noise is None else settings.raw_noise_std * noise
     offsets = rays.directions[:, None, :] * t_vals[..., None]
-    # The limit, which no offset reaches, keeps XLA from fusing product and sum. Fused they round once instead of twice,
-    # which the highest frequency of the positional encoding makes 500 times larger.
+    # The limit, which no offset reaches, keeps XLA from fusing product and sum. Fused they are rounded once instead of
+    # twice, a difference that the highest frequency of the positional encoding makes 500 times larger.
     points = rays.origins[:, None, :] + tf.minimum(offsets, tf.float32.max)  # [R, S, 3]
     visible_above = tf.constant(0.0) if noise is None else -noise
     raw = field(points, rays.viewdirs, None if all_colours else visible_above)
