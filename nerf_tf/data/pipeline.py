@@ -178,7 +178,7 @@ def _choose_from_one_image(
         image_seed = tf.random.fold_in(tf.random.fold_in(key, IMAGE), step)
         image = tf.random.stateless_uniform([], image_seed, maxval=images, dtype=tf.int64)
         entry = tf.where(step < settings.precrop_iters, np.int64(len(whole)), np.int64(0))
-        entry += np.int64(0) if masks is None else image
+        entry += tf.minimum(image, len(whole) - 1)
         index = _shuffled(tf.range(settings.N_rand, dtype=tf.int64), key, PIXELS, step, tf.gather(counts, entry))
         pixel = tf.gather(kept, tf.gather(firsts, entry) + index)
         return tf.fill([settings.N_rand], image), pixel // width, pixel % width
