@@ -172,19 +172,6 @@ def test_a_bad_step_is_skipped_and_counted(learned):
     assert trainer.train_step(make_batch(2)).counts.numpy().tolist() == [0, 1, 0, 0, 0]
 
 
-def test_weights_move_by_adams_rule_and_tables_decay():
-    trainer, rate = make_trainer(), tf.constant(0.01)
-    grid, random = trainer.coarse.mlp, np.random.default_rng(0)
-    before = [random.normal(size=variable.shape).astype(np.float32) for variable in grid.trainable_variables]
-    for variable, value in zip(grid.trainable_variables, before, strict=True):
-        variable.assign(value)
-    gradients = [tf.sign(value) for value in before]  # of size 1, so that the first step has the size of the rate
-    trainer.apply(gradients, rate, tf.constant(0, tf.int64), tf.constant(False))
-    for i, (variable, value, gradient) in enumerate(zip(grid.trainable_variables, before, gradients, strict=True)):
-        kept = 1.0 - 0.01 * packed_step.TABLE_DECAY if i < len(grid.encoding.tables) else 1.0
-        np.testing.assert_allclose(variable.numpy(), kept * value - 0.01 * gradient, atol=1e-6)
-
-
 def test_the_learning_rate_rises_and_falls_to_the_end():
     trainer = make_trainer(steps=1000)
     rates = []

@@ -35,10 +35,6 @@ FINAL_RATE = 0.02
 # Adam's constants (Mueller et al. 2022, section 4). EPSILON is so small because features that few samples touch have
 # tiny gradients.
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-15
-# In each step the tables lose this part of their features times the learning rate (decoupled weight decay, Loshchilov
-# and Hutter 2019), so that features which photos say little about stay small. Lego, fern and a walk around a table had
-# 28.65, 24.14 and 26.97 dB after 2,500, 2,500 and 2,000 steps; 28.61, 24.04 and 26.73 without; fern 23.46 with 0.5.
-TABLE_DECAY = 0.1
 # Steps between updates of the occupancy grid, which begin at step EARLY_FROM: fewer until step EARLY_UNTIL, while fog
 # fills the slots.
 UPDATE_EVERY, UPDATE_EVERY_EARLY = 16, 4
@@ -301,18 +297,16 @@ class PackedTrainer:
     def apply(self, gradients: list[tf.Tensor], rate: tf.Tensor, step: tf.Tensor, bad: tf.Tensor) -> None:
         """Moves weights and moments by Adam's rule (Kingma and Ba 2015), unless the step is bad.
 
-        Bias correction is part of the step size, as in their section 2. Tables also lose what `TABLE_DECAY` says.
+        Bias correction is part of the step size, as in their section 2.
         """
         count = tf.cast(step + 1, tf.float32)
         size = rate * tf.sqrt(1.0 - BETA_2**count) / (1.0 - BETA_1**count)
-        tables = {table.path for table in self.coarse.mlp.encoding.tables}
         for variable, first, second, gradient in zip(
             self.coarse.mlp.trainable_variables, self.optimizer.first, self.optimizer.second, gradients, strict=True
         ):
             mean = tf.where(bad, first, BETA_1 * first + (1.0 - BETA_1) * gradient)
             square = tf.where(bad, second, BETA_2 * second + (1.0 - BETA_2) * tf.square(gradient))
-            kept = 1.0 - rate * TABLE_DECAY if variable.path in tables else 1.0
-            moved = kept * variable.value - size * mean / (tf.sqrt(square) + EPSILON)
+            moved = variable.value - size * mean / (tf.sqrt(square) + EPSILON)
             variable.value.assign(tf.where(bad, variable.value, moved))
             first.assign(mean)
             second.assign(square)
