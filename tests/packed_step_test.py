@@ -172,6 +172,19 @@ def test_a_bad_step_is_skipped_and_counted(learned):
     assert trainer.train_step(make_batch(2)).counts.numpy().tolist() == [0, 1, 0, 0, 0]
 
 
+def test_weights_move_by_adams_rule():
+    trainer, rate = make_trainer(), tf.constant(0.01)
+    grid, random = trainer.coarse.mlp, np.random.default_rng(0)
+    before = [variable.numpy() for variable in grid.trainable_variables]
+    first, second = ([random.normal(size=value.shape).astype(np.float32) for value in before] for _ in range(2))
+    for step, gradients in enumerate((first, second)):
+        trainer.apply([tf.constant(g) for g in gradients], rate, tf.constant(step, tf.int64), tf.constant(False))
+    for variable, value, one, two in zip(grid.trainable_variables, before, first, second, strict=True):
+        mean = (0.9 * one + two) / 1.9  # Kingma and Ba 2015, algorithm 1, with bias correction
+        square = (0.99 * one**2 + two**2) / 1.99
+        np.testing.assert_allclose(variable, value - 0.01 * (np.sign(one) + mean / np.sqrt(square)), atol=1e-6)
+
+
 def test_the_learning_rate_rises_and_falls_to_the_end():
     trainer = make_trainer(steps=1000)
     rates = []
