@@ -195,7 +195,16 @@ def _find_damage(path: Path) -> str | None:
 
 def _checksums(folder: Path) -> list[str]:
     """Lines of SHA-256 and file name, one for each of `STATE_FILES`."""
-    return [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in STATE_FILES]
+    return [f"{_sha256(folder / name)}  {name}" for name in STATE_FILES]
+
+
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file, which may be too large to hold in memory beside training."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _write_failure(error: Exception) -> str:
