@@ -91,7 +91,7 @@ NEW_DEFAULTS = {
     "grid_samples": 128,
     "grid_levels": 8,
     "grid_features": 4,
-    "grid_log2_table": 17,
+    "grid_log2_table": 18,
     "grid_finest": 512,
 }
 CONFIG_VALUES = {

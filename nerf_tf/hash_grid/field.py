@@ -45,7 +45,7 @@ class HashGridSettings:
 
     levels: int = 8
     features: int = 4
-    log2_table: int = 17
+    log2_table: int = 18
     base: int = 16
     finest: int = 512
     width: int = 64

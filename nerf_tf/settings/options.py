@@ -268,7 +268,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("grid_samples", int, 128, "hash_grid: most samples on a ray", low=16, high=2**12),
         Option("grid_levels", int, 8, "hash_grid: levels of resolution", low=1, high=32),
         Option("grid_features", int, 4, "hash_grid: features in each level", low=1, high=8),
-        Option("grid_log2_table", int, 17, "hash_grid: entries in each level's table, as a power of 2", low=8, high=24),
+        Option("grid_log2_table", int, 18, "hash_grid: entries in each level's table, as a power of 2", low=8, high=24),
         Option("grid_finest", int, 512, "hash_grid: cells along a side of the finest level", low=16, high=2**14),
     ),
     "training that goes wrong (new here)": (
