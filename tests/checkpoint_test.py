@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +325,20 @@ def test_a_damaged_checkpoint_of_an_older_version(tmp_path, of_old, fresh, caplo
     assert CheckpointStore(fresh.state, folder).restore().name == "ckpt-1"
     assert (fresh.step, fresh.seed) == (7, 2)
     assert "ckpt-2: damaged (" in caplog.text
+
+
+def test_saving_and_restoring_take_no_copy_in_memory(tmp_path):
+    large = tf.Variable(tf.zeros([2**22]))  # 16 MiB
+    state = {"large": large, "step": tf.Variable(0, dtype=tf.int64), "counts": tf.Variable([0])}
+    store = CheckpointStore({**state, "optimizer": tf.Module()}, tmp_path)
+    tracemalloc.start()  # sees what Python and NumPy allocate
+    try:
+        store.save()
+        store.restore()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**22
 
 
 # Order of writing

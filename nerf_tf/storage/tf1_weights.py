@@ -70,14 +70,11 @@ def save(path: str | os.PathLike, weights: Sequence[np.ndarray]) -> None:
     array = np.empty(len(weights), object)
     for i, weight in enumerate(weights):
         array[i] = np.ascontiguousarray(weight)
-    # The pickle spells the name once, at its start, and refers back to it later. Only the start is copied: the rest may
-    # be large.
-    payload = memoryview(pickle.dumps(array, protocol=3))
-    start = bytes(payload[:64]).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
+    # The pickle spells the name once and refers back to it later, so one replacement is enough.
+    payload = pickle.dumps(array, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
     with complete_file(Path(path)) as temporary, temporary.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
-        file.write(start)
-        file.write(payload[64:])
+        file.write(payload)
 
 
 def fine_path(path: str | os.PathLike) -> Path:
